@@ -1,0 +1,89 @@
+"""The narrow waist: rows, one per sample. Left of it a network is needed, right of it nothing but rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is kept of n samples; every score, calibration and explanation is a function of this alone.
+
+    Attributes:
+        ids: names of the samples, in order.
+        predicted: the network's own prediction at w*, (n,); all zeros where the network has no classes.
+        observable: f(x_i; w*), (n,).
+        functional: per layer, the compressed gradient of the observable (or centred traces), (n, k_l), float32.
+        functional_norms: exact gradient norm of every layer, (n, L), in the order of `functional`.
+        latent: per layer, the pooled activation, (n, k_l), float32; not centred.
+        confidence: named one-number evidence such as `margin` and `energy`, each (n,).
+    """
+
+    ids: Sequence[str]
+    predicted: Int[np.ndarray, " n"]
+    observable: Float[np.ndarray, " n"]
+    functional: Mapping[str, Float[np.ndarray, "n _"]]
+    functional_norms: Float[np.ndarray, "n L"]
+    latent: Mapping[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
+    confidence: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: Any) -> Rows:
+        """The rows at `index` (integers or a boolean mask), in that order."""
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        return replace(
+            self,
+            ids=[self.ids[i] for i in index],
+            predicted=self.predicted[index],
+            observable=self.observable[index],
+            functional={name: rows[index] for name, rows in self.functional.items()},
+            functional_norms=self.functional_norms[index],
+            latent={name: rows[index] for name, rows in self.latent.items()},
+            confidence={name: values[index] for name, values in self.confidence.items()},
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Rows]) -> Rows:
+        """Rows of several batches, in order."""
+        first = parts[0]
+        return replace(
+            first,
+            ids=[name for part in parts for name in part.ids],
+            predicted=np.concatenate([part.predicted for part in parts]),
+            observable=np.concatenate([part.observable for part in parts]),
+            functional={name: np.concatenate([p.functional[name] for p in parts]) for name in first.functional},
+            functional_norms=np.concatenate([part.functional_norms for part in parts]),
+            latent={name: np.concatenate([p.latent[name] for p in parts]) for name in first.latent},
+            confidence={name: np.concatenate([p.confidence[name] for p in parts]) for name in first.confidence},
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few inputs on their way to the network.
+
+    Attributes:
+        ids: names of the inputs.
+        x: what the network takes, first dimension = samples (a torch tensor, or what a custom observable expects).
+        y: original classes where the data say, else None. Never used as the label of an observable.
+        truth: 1 = anomalous, 0 = clean where the data say, else None. Never reaches fit or calibration.
+    """
+
+    ids: list[str]
+    x: Any
+    y: np.ndarray | None = None
+    truth: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+Batches = Iterator[Batch]
