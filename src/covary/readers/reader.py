@@ -1,0 +1,125 @@
+"""What a reader is: ids, labels and raw samples of a data set, in the form they are stored in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from covary.errors import CovaryError
+
+
+class Reader(Protocol):
+    """Raw samples of one data set, read on demand.
+
+    A raw sample is uint8 (H, W, C) or (H, W): an image to be scaled to [0, 1]; float32 of any shape: taken as it is;
+    or int64: token ids.
+
+    Attributes:
+        ids: unique names, one per sample.
+        class_names: names of the classes in the order of `y`, where the data say.
+        cheap: whether reading a sample again costs next to nothing (arrays: yes, decoding and user code: no).
+    """
+
+    ids: list[str]
+    class_names: list[str] | None
+    cheap: bool
+
+    @property
+    def y(self) -> np.ndarray | None:
+        """Original classes, int64 (n,), where the data say."""
+        ...
+
+    @property
+    def truth(self) -> np.ndarray | None:
+        """1 = anomalous, 0 = clean, int64 (n,), where the data say."""
+        ...
+
+    def read(self, index: Int[np.ndarray, " n"]) -> Sequence[np.ndarray] | np.ndarray:
+        """Raw samples at `index`, in that order."""
+        ...
+
+    def content(self, i: int) -> bytes:
+        """Bytes that tell sample i from any other: equal bytes, equal sample."""
+        ...
+
+
+def canonical(values: np.ndarray, where: str) -> np.ndarray:
+    """Raw values as uint8, float32 or int64.
+
+    Raises:
+        CovaryError: the dtype is none that a network takes (text, objects, booleans, complex numbers).
+    """
+    if values.dtype == np.uint8:
+        return values
+    if np.issubdtype(values.dtype, np.floating):
+        return values.astype(np.float32, copy=False)
+    if np.issubdtype(values.dtype, np.integer):
+        return values.astype(np.int64, copy=False)
+    raise CovaryError(f"{where} holds {values.dtype} values", "uint8 images, floats or integer token ids")
+
+
+def from_tensor(values: torch.Tensor, *, batched: bool) -> np.ndarray:
+    """A tensor as a raw array; uint8 images, channels first by torch's custom, become channels last."""
+    values = values.detach().cpu()
+    if values.dtype == torch.bfloat16:
+        values = values.float()
+    shape = values.shape[1:] if batched else values.shape
+    if values.dtype == torch.uint8 and len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
+        values = values.movedim(-3, -1)
+    return values.numpy()
+
+
+def checked_labels(values: Any, n: int, where: str) -> np.ndarray:
+    """Labels as int64 (n,).
+
+    Raises:
+        CovaryError: another length, more than one number a sample, or fractions.
+    """
+    labels = from_tensor(values, batched=True) if isinstance(values, torch.Tensor) else np.asarray(values)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        remedy = "for one-hot rows pass y.argmax(1)" if labels.ndim == 2 else ""
+        raise CovaryError(f"y of {where} has shape {labels.shape}", f"one integer a sample, shape ({n},)", remedy)
+    if len(labels) != n:
+        raise CovaryError(f"{where} holds {n} inputs and {len(labels)} labels", "as many labels as inputs")
+    if labels.dtype.kind not in "biuf" or not np.all(np.isfinite(labels)) or not np.all(labels == np.floor(labels)):
+        raise CovaryError(f"y of {where} holds {labels.dtype} values that are no class numbers", "integers from 0")
+    return labels.astype(np.int64)
+
+
+def checked_truth(values: Any, n: int, where: str) -> np.ndarray:
+    """Truth as int64 (n,) of 0 (clean) and 1 (anomalous).
+
+    Raises:
+        CovaryError: another length, or anything but 0 and 1.
+    """
+    truth = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values)
+    if truth.shape != (n,):
+        raise CovaryError(f"truth of {where} has shape {truth.shape} for {n} inputs", f"shape ({n},)")
+    if truth.dtype.kind not in "biuf" or not np.all((truth == 0) | (truth == 1)):
+        odd = next((v for v in truth.tolist() if v not in (0, 1)), truth.dtype)
+        raise CovaryError(f"truth of {where} holds {odd!r}", "0 (clean) or 1 (anomalous) for every input")
+    return truth.astype(np.int64)
+
+
+def checked_ids(values: Any, n: int, where: str) -> list[str]:
+    """Ids as unique strings; "0", "1", ... where `values` is None.
+
+    Raises:
+        CovaryError: another length, or an id that occurs twice.
+    """
+    if values is None:
+        return [str(i) for i in range(n)]
+    ids = [str(v) for v in np.asarray(values).tolist()]
+    if len(ids) != n:
+        raise CovaryError(f"{where} holds {n} inputs and {len(ids)} ids", "as many ids as inputs")
+    if len(set(ids)) != n:
+        seen: set[str] = set()
+        twice = next(name for name in ids if name in seen or seen.add(name))
+        raise CovaryError(f"id {twice!r} occurs more than once in {where}", "a unique id for every input")
+    return ids
