@@ -1,0 +1,73 @@
+"""covary: was this output produced by the mechanism that produces the outputs you trust?
+
+The main road
+    Detector            fit(trusted) -> score(inputs) -> save(folder) / load(folder)
+    Verdicts            score, p-value and verdict of every input
+    Evidence            trusted samples behind a verdict
+By kind of evidence
+    Rows, SCORES, COUPLINGS, OBSERVABLES, SPACES
+Errors
+    CovaryError
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from covary.couplings import COUPLINGS
+    from covary.data import Source, open_data
+    from covary.detector import Detector
+    from covary.errors import CovaryError
+    from covary.evidence import Evidence
+    from covary.judge import Judge, Verdicts
+    from covary.models import load_network
+    from covary.observables import OBSERVABLES
+    from covary.scores import SCORES
+    from covary.spaces import SPACES
+    from covary.types import Batch, Rows
+
+__version__ = "0.1.0"
+
+# Resolved on first use, so that `import covary` and `covary --help` load no torch.
+_HOMES = {
+    "Detector": "detector",
+    "Verdicts": "judge",
+    "Judge": "judge",
+    "Evidence": "evidence",
+    "Rows": "types",
+    "Batch": "types",
+    "Source": "data",
+    "open_data": "data",
+    "load_network": "models",
+    "SCORES": "scores",
+    "COUPLINGS": "couplings",
+    "OBSERVABLES": "observables",
+    "SPACES": "spaces",
+    "CovaryError": "errors",
+}
+
+__all__ = [
+    "COUPLINGS",
+    "OBSERVABLES",
+    "SCORES",
+    "SPACES",
+    "Batch",
+    "CovaryError",
+    "Detector",
+    "Evidence",
+    "Judge",
+    "Rows",
+    "Source",
+    "Verdicts",
+    "__version__",
+    "load_network",
+    "open_data",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'covary' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"covary.{_HOMES[name]}"), name)

@@ -1,0 +1,81 @@
+"""Pooled activations: one vector per sample and layer, taken from the pass that already runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_CHANNELS_SECOND = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+
+
+def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Every convolution, normalisation, linear and attention layer, by name; norms of other libraries by class name."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _CHANNELS_SECOND + _CHANNELS_LAST) or type(child).__name__.endswith("Norm")
+    }
+
+
+def pool(layer: nn.Module, output: Any) -> Float[Tensor, "n C"]:
+    """Mean of a layer's output over positions: all dimensions but the sample and the channel."""
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    if output.ndim <= 2:
+        return output.reshape(output.shape[0], -1)
+    if isinstance(layer, _CHANNELS_SECOND):
+        return output.flatten(2).mean(-1)
+    return output.flatten(1, -2).mean(1)
+
+
+@contextmanager
+def pooled_activations(module: nn.Module) -> Iterator[dict[str, Float[Tensor, "n C"]]]:
+    """Collects pooled activations of the forward passes that run inside; a layer called twice gives their mean."""
+    sums: dict[str, Tensor] = {}
+    calls: dict[str, int] = {}
+    result: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def save(layer: nn.Module, _: Any, output: Any) -> None:
+            pooled = pool(layer, output).detach()
+            sums[name] = sums[name] + pooled if name in sums else pooled
+            calls[name] = calls.get(name, 0) + 1
+            result[name] = sums[name] / calls[name]
+
+        return save
+
+    handles = [child.register_forward_hook(hook(name)) for name, child in watched_layers(module).items()]
+    try:
+        yield result
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def compress(activations: Float[Tensor, "n C"], projection: Float[Tensor, "k C"] | None) -> Float[Tensor, "n k"]:
+    """At most k numbers a layer, by a seeded projection where the layer is wider."""
+    activations = activations.float()
+    return activations if projection is None else activations @ projection.T.to(activations)
+
+
+

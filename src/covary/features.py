@@ -1,0 +1,180 @@
+"""From a batch of inputs to rows: the gradient, the activations and the confidence of every sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from covary.activations import compress, watched_layers
+from covary.errors import CovaryError
+from covary.gradients import ChooseLogits, Gradients, exact_gradients
+from covary.observables import UserObservable, energy, margin, observable_named
+from covary.projections import LayerProjection, numbers_per_layer, orthogonal_rows
+from covary.spaces import select_parameters
+from covary.types import Batch, Rows
+
+# Per-sample gradients of one slice of a batch may take this many bytes.
+GRADIENT_BYTES = 512 * 2**20
+
+
+class FeatureExtractor:
+    """Turns batches into `Rows` with one forward and one backward pass a sample.
+
+    Args:
+        module: the network, in evaluation mode.
+        choose_logits: picks logits (n, C) out of what the network returns.
+        observable: a name from `OBSERVABLES`, or a user's function of (parameters, buffers, batch).
+        space: which parameters may move (see `select_parameters`).
+        seed: of the random projections; rows of different seeds are not comparable.
+        device: where the network lives.
+        amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
+        channels_last: memory format of four-dimensional inputs.
+
+    A network that cannot run under `vmap` is run sample by sample; `notes` then says so.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        choose_logits: ChooseLogits,
+        *,
+        observable: str | UserObservable = "margin",
+        space: str = "all",
+        seed: int = 0,
+        device: str = "cpu",
+        amp: str | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.module = module
+        self.choose_logits = choose_logits
+        self.observable = observable_named(observable) if isinstance(observable, str) else None
+        self.user_observable = None if isinstance(observable, str) else observable
+        self.layers = select_parameters(module, space)
+        self.device, self.amp, self.channels_last = device, amp, channels_last
+        self.k = numbers_per_layer(len(self.layers))
+        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        self.projections = {
+            layer: LayerProjection(layer, {name: shapes[name] for name in names}, self.k, seed)
+            for layer, names in self.layers.items()
+        }
+        self.seed = seed
+        self.notes: list[str] = []
+        self._vectorised = True
+        self._activation_projections: dict[str, Tensor | None] = {}
+        moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
+        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
+
+    def rows(self, batch: Batch) -> Rows:
+        """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
+        x = torch.utils._pytree.tree_map(self._place, batch.x)
+        leaf = torch.utils._pytree.tree_leaves(x)[0]
+        parts = [
+            self._slice_rows(
+                batch.ids[start : start + self._slice],
+                torch.utils._pytree.tree_map(lambda t, s=start: t[s : s + self._slice], x),
+            )
+            for start in range(0, len(leaf), self._slice)
+        ]
+        return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
+
+    def all_rows(self, batches: Iterable[Batch]) -> Rows:
+        """The rows of several batches put together, for sets that fit in memory (the trusted ones)."""
+        return Rows.concatenate([self.rows(batch) for batch in batches])
+
+    def _place(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.to(self.device, non_blocking=True)
+        return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last and leaf.ndim == 4 else leaf
+
+    def _gradients(self, x: Any) -> Gradients:
+        def run(vectorised: bool) -> Gradients:
+            kind = self.device.partition(":")[0]
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
+            with torch.autocast(kind, dtype=dtype) if dtype else nullcontext():
+                return exact_gradients(
+                    self.module,
+                    [name for names in self.layers.values() for name in names],
+                    x,
+                    observable=self.observable,
+                    choose_logits=self.choose_logits,
+                    user_observable=self.user_observable,
+                    vectorised=vectorised,
+                )
+
+        if not self._vectorised:
+            return run(False)
+        try:
+            return run(True)
+        except (RuntimeError, NotImplementedError) as problem:
+            if "out of memory" in str(problem).lower():
+                raise
+            result = run(False)
+            self._vectorised = False
+            self.notes.append(f"The network does not run under vmap ({_first_line(problem)}); samples go one by one.")
+            return result
+
+    def _slice_rows(self, ids: list[str], x: Any) -> Rows:
+        got = self._gradients(x)
+        functional: dict[str, np.ndarray] = {}
+        norms = []
+        for layer, names in self.layers.items():
+            own = {name: got.parameters[name].float() for name in names}
+            functional[layer] = _numpy(self.projections[layer](own))
+            squares = torch.stack([g.double().flatten(1).square().sum(-1) for g in own.values()])
+            norms.append(_numpy(squares.sum(0).sqrt()))
+        latent = {}
+        for layer, rows in got.activations.items():
+            if layer not in self._activation_projections:
+                wide = rows.shape[-1]
+                self._activation_projections[layer] = (
+                    orthogonal_rows(self.k, wide, self.seed, layer, "activations") if wide > self.k else None
+                )
+            latent[layer] = _numpy(compress(rows, self._activation_projections[layer]))
+        confidence: dict[str, np.ndarray] = {}
+        if got.logits is not None:
+            confidence["margin"] = _numpy(margin(got.logits, got.predicted)).astype(np.float64)
+            confidence["energy"] = _numpy(energy(got.logits)).astype(np.float64)
+        else:
+            confidence["observable"] = _numpy(got.observable).astype(np.float64)
+        rows = Rows(
+            ids=list(ids),
+            predicted=_numpy(got.predicted).astype(np.int64),
+            observable=_numpy(got.observable).astype(np.float64),
+            functional=functional,
+            functional_norms=np.stack(norms, -1),
+            latent=latent,
+            confidence=confidence,
+        )
+        _refuse_non_finite(rows)
+        return rows
+
+    @property
+    def latent_layers(self) -> list[str]:
+        """Names of the layers whose activations are pooled."""
+        return list(watched_layers(self.module))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+
+
+def _refuse_non_finite(rows: Rows) -> None:
+    # A silent NaN would rank as "not anomalous"; better no answer than that one.
+    bad = ~np.isfinite(rows.observable) | ~np.isfinite(rows.functional_norms).all(-1)
+    if bad.any():
+        name = rows.ids[int(np.flatnonzero(bad)[0])]
+        raise CovaryError(
+            f"the network's output or gradient on input {name!r} is not finite",
+            "finite logits and gradients",
+            "check the input's scaling, or run without AMP",
+        )
