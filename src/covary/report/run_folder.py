@@ -1,0 +1,142 @@
+"""Reading a RUN folder: `results.csv` and three JSON files, in which any key may be missing or null."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from covary.errors import CovaryError
+
+PARTS = ("functional", "latent", "confidence")
+NUMBERS = ("score", "p_value", *PARTS, "unexplained", "predicted", "y", "truth")
+WORDS = ("raised_by", "least_explained_layer", "explained_by")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The columns of `results.csv`, in input order; a number that is missing or not finite is NaN.
+
+    Attributes:
+        ids: names of the inputs.
+        flagged: verdicts, (n,).
+        numbers: columns of numbers by name, each (n,); a column that the file lacks is all NaN.
+        words: columns of text by name; a column that the file lacks is all empty.
+    """
+
+    ids: list[str]
+    flagged: Bool[np.ndarray, " n"]
+    numbers: dict[str, Float[np.ndarray, " n"]]
+    words: dict[str, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the file says of any input that it is clean or anomalous."""
+        return bool(np.isfinite(self.numbers["truth"]).any())
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What a finished run left behind: verdicts, summary, settings, and what the report needs beyond them."""
+
+    path: Path
+    results: Results
+    summary: dict[str, Any]
+    run: dict[str, Any]
+    evidence: dict[str, Any]
+
+    def layers(self, family: str) -> list[str]:
+        """Names of the layers in the order in which a family's per-layer lists are written."""
+        own = items(self.evidence, f"{family}_layers")
+        return [str(name) for name in own or items(self.evidence, "layers")]
+
+    def class_name(self, label: Any) -> str:
+        """The name of a class where the run knows one, else its number; empty for None."""
+        value = number(label)
+        if value is None:
+            return "" if label is None else str(label)
+        names = items(self.run, "class_names")
+        index = int(value)
+        return str(names[index]) if 0 <= index < len(names) and index == value else f"{value:g}"
+
+
+def read_run(path: Path) -> RunFolder:
+    """Reads a RUN folder; raises CovaryError where `results.csv` is missing or a file cannot be read."""
+    if not (path / "results.csv").is_file():
+        raise CovaryError(f"no results.csv in {path}", "a folder written by `covary scan --out`", "check the path")
+    return RunFolder(
+        path,
+        _read_results(path / "results.csv"),
+        _read_json(path / "summary.json"),
+        _read_json(path / "run.json"),
+        _read_json(path / "report.json"),
+    )
+
+
+def number(value: Any) -> float | None:
+    """A finite float, or None for anything else (None, text, NaN, infinity); true and false count as 1 and 0."""
+    if value is None or isinstance(value, (list, dict)):
+        return None
+    try:
+        result = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return result if math.isfinite(result) else None
+
+
+def items(mapping: Any, key: str) -> list[Any]:
+    """The list under a key, or an empty one where the mapping has none."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    return value if isinstance(value, list) else []
+
+
+def section(mapping: Any, key: str) -> dict[str, Any]:
+    """The dictionary under a key, or an empty one where the mapping has none."""
+    value = mapping.get(key) if isinstance(mapping, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CovaryError(f"{path} is not readable JSON ({error})", "an intact run folder", "scan again") from error
+    if not isinstance(value, dict):
+        raise CovaryError(f"{path} holds a {type(value).__name__}", "a JSON object", "scan again")
+    return value
+
+
+def _read_results(path: Path) -> Results:
+    ids: list[str] = []
+    flagged: list[bool] = []
+    numbers: dict[str, list[float]] = {name: [] for name in NUMBERS}
+    words: dict[str, list[str]] = {name: [] for name in WORDS}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            missing = [name for name in ("id", "score") if name not in (rows.fieldnames or [])]
+            if missing:
+                raise CovaryError(f"{path} has no column {missing[0]!r}", "columns id, score, …", "scan again")
+            for row in rows:
+                ids.append(row["id"] or "")
+                flagged.append((row.get("flagged") or "").strip().lower() in ("true", "1"))
+                for name, column in numbers.items():
+                    value = number(row.get(name))
+                    column.append(math.nan if value is None else value)
+                for name, words_column in words.items():
+                    words_column.append(row.get(name) or "")
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CovaryError(f"{path} is not readable CSV ({error})", "an intact run folder", "scan again") from error
+    columns = {name: np.array(column, dtype=np.float64) for name, column in numbers.items()}
+    return Results(ids, np.array(flagged, dtype=bool), columns, words)
