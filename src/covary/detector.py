@@ -96,9 +96,9 @@ class Detector:
         self.class_names = source.class_names
         self.trusted_fingerprint = source.fingerprint()
         labels = source.y
+        self.classes = 0 if self.extractor.observable is None else self._count_classes(source, labels)
         rows = self.rows(source, progress)
         calibration_rows = None if held is None else self.rows(held, progress)
-        self._refuse_strange_labels(labels, rows)
         self.fit_rows(rows, labels, calibration_rows)
         wanted = set(self.judge.reference.ids)
         pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
@@ -186,6 +186,7 @@ class Detector:
                 "projection": projection_fingerprint(self.settings.seed),
                 "preprocessing": self.preprocessing,
                 "class_names": self.class_names,
+                "classes": self.classes,
                 "trusted_fingerprint": self.trusted_fingerprint,
                 "trusted": trusted,
                 "calibration": calibration,
@@ -241,6 +242,7 @@ class Detector:
         detector.thumbnails = store.read_arrays(pictures) if pictures.is_file() else {}
         detector.preprocessing = record["preprocessing"]
         detector.class_names = record["class_names"]
+        detector.classes = record["classes"]
         detector.trusted_fingerprint = record["trusted_fingerprint"]
         calibration = record["calibration"]
         detector.fit_rows(
@@ -258,7 +260,12 @@ class Detector:
         if not hasattr(self, "judge"):
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
 
-    @staticmethod
-    def _refuse_strange_labels(labels: np.ndarray | None, rows: Rows) -> None:
-        if labels is not None and len(labels) and labels.min() < 0:
-            raise CovaryError(f"trusted labels go down to {labels.min()}", "0 or more", "number the classes from 0")
+    def _count_classes(self, source: Source, labels: np.ndarray | None) -> int:
+        classes = self.network.logits(next(source.take([0]).batches(1)).x).shape[1]
+        if labels is not None and not (0 <= labels.min() and labels.max() < classes):
+            raise CovaryError(
+                f"trusted labels run from {labels.min()} to {labels.max()}",
+                f"0 to {classes - 1}, as many as the network has outputs",
+                "number the classes as in training",
+            )
+        return classes

@@ -20,7 +20,7 @@ from covary.types import Rows
 
 
 @contextmanager
-def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A `.part` folder that takes the wanted name only when everything in it is written.
 
     Raises:
@@ -28,8 +28,7 @@ def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
     """
     folder = Path(folder)
     part = folder.with_name(folder.name + ".part")
-    if folder.exists() and (not folder.is_dir() or not replace or not _ours(folder)):
-        raise CovaryError(f"{folder} exists already", "a new folder or an earlier result of covary", "choose another")
+    refuse_taken(folder)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -48,8 +47,13 @@ def whole_folder(folder: Path, *, replace: bool = True) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _ours(folder: Path) -> bool:
-    return not any(folder.iterdir()) or (folder / "detector.json").exists() or (folder / "summary.json").exists()
+def refuse_taken(folder: Path) -> None:
+    """Refuses a place that holds anything but an earlier result of covary, before any work goes into it."""
+    ours = folder.is_dir() and (
+        not any(folder.iterdir()) or (folder / "detector.json").exists() or (folder / "summary.json").exists()
+    )
+    if folder.exists() and not ours:
+        raise CovaryError(f"{folder} exists already", "a new folder or an earlier result of covary", "choose another")
 
 
 def write_json(path: Path, value: Any) -> None:

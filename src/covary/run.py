@@ -1,0 +1,264 @@
+"""A RUN: a folder with the verdict on every input, the figures, the configuration and what the report needs."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from covary import calibration as calibrate
+from covary import store
+from covary.data import Source
+from covary.detector import Detector, Progress
+from covary.evidence import Evidence
+from covary.fingerprints import digest_file, versions
+from covary.metrics import auroc, evaluate, masked, thinned_roc
+from covary.scores.layers import per_layer_deviation
+
+SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
+COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
+MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by"]
+PARTS = ("functional", "latent", "confidence")
+
+
+class _Kept:
+    """What stays in memory of every input: a few numbers, no rows and no names."""
+
+    def __init__(self) -> None:
+        self.score: list[np.ndarray] = []
+        self.p_value: list[np.ndarray] = []
+        self.flagged: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+        self.parts: dict[str, list[np.ndarray]] = {kind: [] for kind in PARTS}
+
+    def joined(self, name: str) -> np.ndarray:
+        return np.concatenate(getattr(self, name))
+
+
+def write_run(
+    detector: Detector,
+    inputs: Source,
+    out: Path,
+    *,
+    fdr: float | None = None,
+    target: int | str | None = None,
+    config: dict[str, Any] | None = None,
+    findings: list[dict[str, Any]] | None = None,
+    started: float | None = None,
+    progress: Progress | None = None,
+    report: Callable[[Path], Any] | None = None,
+) -> dict[str, Any]:
+    """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all."""
+    started = time.perf_counter() if started is None else started
+    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with store.whole_folder(Path(out)) as folder:
+        kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
+        p, scores = kept.joined("p_value"), kept.joined("score")
+        flagged = kept.joined("flagged") if fdr is None else calibrate.benjamini_hochberg(p, fdr)
+        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
+        summary = _summary(detector, inputs, kept, flagged, fdr, target)
+        shown = _shown(detector, inputs, scores, flagged)
+        judge = detector.judge
+        store.write_json(
+            folder / "report.json",
+            {
+                "threshold": judge.threshold,
+                "calibration_scores": [float(s) for s in np.sort(judge.calibration_scores)],
+                "roc": _roc(inputs, kept, target, detector.classes),
+                "diagnostics": findings or [],
+                "layers": detector.explainer.layer_names["functional"],
+                "latent_layers": detector.explainer.layer_names["latent"],
+                "layer_range": _layer_range(detector),
+                **shown,
+            },
+        )
+        store.write_json(
+            folder / "run.json",
+            {
+                "config": {**(config or {}), "settings": detector.settings.model_dump(), "fdr": fdr, "target": target},
+                "versions": versions(),
+                "seed": detector.settings.seed,
+                "fingerprints": {
+                    "network": detector.network.fingerprint,
+                    "trusted": detector.trusted_fingerprint,
+                    "inputs": inputs.fingerprint(),
+                    "results": digest_file(folder / "results.csv"),
+                },
+                "roles": judge.roles,
+                "class_names": detector.class_names or inputs.class_names,
+                "started": begun,
+            },
+        )
+        summary["seconds"] = round(time.perf_counter() - started, 3)
+        store.write_json(folder / "summary.json", summary)
+        if report is not None:
+            report(folder)
+    return summary
+
+
+def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress | None) -> _Kept:
+    kept = _Kept()
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for batch, rows, verdicts in detector.stream(inputs, progress):
+            explanation, units = detector.explainer.reconstruct(rows)
+            least, raised = detector.explainer.least_explained(verdicts), verdicts.raised_by
+            for i, name in enumerate(verdicts.ids):
+                witnesses = detector.explainer.witnesses(explanation, units, i)[:3]
+                parts = [_number(verdicts.parts[kind][i]) if kind in verdicts.parts else "" for kind in PARTS]
+                writer.writerow(
+                    [name, _number(verdicts.score[i]), _number(verdicts.p_value[i]), "", int(verdicts.predicted[i])]
+                    + parts
+                    + [raised[i], _number(explanation.unexplained[i]), least[i], ";".join(w.id for w in witnesses)]
+                    + [int(column[i]) for column in (batch.y, batch.truth) if column is not None]
+                )
+            kept.score.append(verdicts.score)
+            kept.p_value.append(verdicts.p_value)
+            kept.flagged.append(verdicts.flagged)
+            kept.predicted.append(verdicts.predicted)
+            for kind in verdicts.parts:
+                kept.parts[kind].append(verdicts.parts[kind])
+    return kept
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.8g}"
+
+
+def _results(verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source) -> None:
+    """The second pass over the verdicts: who is flagged can depend on all of them."""
+    known = [name for name, values in (("y", inputs.y), ("truth", inputs.truth)) if values is not None]
+    with open(verdicts, newline="", encoding="utf-8") as old, open(results, "w", newline="", encoding="utf-8") as new:
+        writer = csv.writer(new)
+        writer.writerow(COLUMNS + MORE_COLUMNS + known)
+        for row, flag in zip(csv.reader(old), flagged, strict=True):
+            row[3] = "true" if flag else "false"
+            row[8] = row[8] if flag else ""
+            writer.writerow(row)
+    verdicts.unlink()
+
+
+def _summary(
+    detector: Detector,
+    inputs: Source,
+    kept: _Kept,
+    flagged: np.ndarray,
+    fdr: float | None,
+    target: int | str | None,
+) -> dict[str, Any]:
+    judge, classes = detector.judge, detector.classes
+    sizes = {role: len({name for key, names in judge.roles.items() if key.split()[0] == role for name in names})
+             for role in ("reference", "fit", "calibration")}  # fmt: skip
+    statements = [*judge.statements, *detector.extractor.notes]
+    if fdr is not None:
+        least = calibrate.least_flagged_for_fdr(fdr, judge.p_min, len(flagged))
+        statements.append(
+            f"Benjamini-Hochberg at rate {fdr:g} over {len(flagged)} inputs: with a smallest p-value of "
+            f"{judge.p_min:.3g} at least {least} inputs have to reach it before any is flagged."
+        )
+    summary: dict[str, Any] = {
+        "n": len(flagged),
+        "n_flagged": int(flagged.sum()),
+        "fpr_target": detector.settings.fpr,
+        "fpr_in_force": judge.fpr_in_force,
+        "fdr": fdr,
+        "p_min": judge.p_min,
+        "n_reference": sizes["reference"],
+        "n_fit": sizes["fit"],
+        "n_calibration": len(judge.calibration_scores),
+        "calibration": judge.mode,
+        "score": detector.settings.score,
+        "statements": statements,
+    }
+    if inputs.truth is not None:
+        summary |= evaluate(
+            kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), inputs.y, target, classes,
+            len(judge.calibration_scores), judge.fpr_in_force,
+        )  # fmt: skip
+        kinds = {kind: np.concatenate(values) for kind, values in kept.parts.items() if values}
+        keep = np.ones(len(flagged), bool)
+        if inputs.y is not None and target is not None:
+            keep = masked(inputs.truth, kept.joined("predicted"), inputs.y, target, classes)
+        summary["auroc_parts"] = {kind: auroc(values[keep], inputs.truth[keep]) for kind, values in kinds.items()}
+    return summary
+
+
+def _roc(inputs: Source, kept: _Kept, target: int | str | None, classes: int) -> dict[str, Any] | None:
+    if inputs.truth is None:
+        return None
+    scores = kept.joined("score")
+    curves: dict[str, Any] = {"all": thinned_roc(scores, inputs.truth), "masked": None}
+    if inputs.y is not None and target is not None:
+        keep = masked(inputs.truth, kept.joined("predicted"), inputs.y, target, classes)
+        curves["masked"] = thinned_roc(scores[keep], inputs.truth[keep])
+    return curves
+
+
+def _layer_range(detector: Detector) -> dict[str, list[list[float]]]:
+    """1st, 50th and 99th percentile of each layer's deviation over held-out fit samples."""
+    score = detector.judge.scores_[0]
+    parts = getattr(score, "parts_", {}) or {"functional": getattr(score, "part_", None)}
+    return {
+        kind: np.quantile(per_layer_deviation(part.fit_residuals_), [0.01, 0.5, 0.99], axis=0).T.tolist()
+        for kind, part in parts.items()
+        if part is not None and kind != "confidence"
+    }
+
+
+def _shown(detector: Detector, inputs: Source, scores: np.ndarray, flagged: np.ndarray) -> dict[str, Any]:
+    """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison."""
+    order = np.argsort(-scores, kind="stable")
+    odd = order[flagged[order]][:SHOWN_FLAGGED]
+    ordinary = order[~flagged[order]]
+    middle = len(ordinary) // 2
+    ordinary = ordinary[max(middle - SHOWN_CLEAN // 2, 0) : middle + SHOWN_CLEAN // 2]
+    return {
+        "flagged": _cards(detector, inputs, odd, flagged),
+        "clean_examples": _cards(detector, inputs, ordinary, flagged),
+    }
+
+
+def _cards(detector: Detector, inputs: Source, positions: np.ndarray, flagged: np.ndarray) -> list[dict[str, Any]]:
+    if not len(positions):
+        return []
+    some = inputs.take(positions)
+    return [
+        _card(detector, evidence, some.thumbnail(i), int(positions[i]), bool(flagged[positions[i]]))
+        for i, evidence in enumerate(detector.explain(some))
+    ]
+
+
+def _card(
+    detector: Detector, evidence: Evidence, picture: np.ndarray | None, row: int, flagged: bool
+) -> dict[str, Any]:
+    layers = evidence.layers
+    return {
+        **evidence.to_json(),
+        "row": row,
+        "flagged": flagged,
+        "thumbnail": data_uri(picture),
+        "explained_by": [
+            {**vars(witness), "thumbnail": data_uri(detector.thumbnails.get(witness.id))}
+            for witness in evidence.explained_by
+        ],
+        "classes": [[label, value] for label, value in evidence.classes.items()],
+        "layers": {kind: list(values.values()) for kind, values in layers.items()},
+        "text": None,
+    }
+
+
+def data_uri(picture: np.ndarray | None) -> str | None:
+    """A small picture as PNG inside a data URI."""
+    if picture is None:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
