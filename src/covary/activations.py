@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -57,7 +56,8 @@ def pooled_activations(module: nn.Module) -> Iterator[dict[str, Float[Tensor, "n
 
     def hook(name: str) -> Any:
         def save(layer: nn.Module, _: Any, output: Any) -> None:
-            pooled = pool(layer, output).detach()
+            # Cloned, because with nothing to average it is a view that an in-place activation would change.
+            pooled = pool(layer, output).detach().clone()
             sums[name] = sums[name] + pooled if name in sums else pooled
             calls[name] = calls.get(name, 0) + 1
             result[name] = sums[name] / calls[name]
@@ -76,6 +76,3 @@ def compress(activations: Float[Tensor, "n C"], projection: Float[Tensor, "k C"]
     """At most k numbers a layer, by a seeded projection where the layer is wider."""
     activations = activations.float()
     return activations if projection is None else activations @ projection.T.to(activations)
-
-
-

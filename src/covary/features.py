@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.activations import compress, watched_layers
-from covary.errors import CovaryError
+from covary.engine.fast import Compressed, FastEngine
+from covary.errors import CovaryError, unknown_name
 from covary.gradients import ChooseLogits, Gradients, exact_gradients
 from covary.observables import UserObservable, energy, margin, observable_named
 from covary.projections import LayerProjection, numbers_per_layer, orthogonal_rows
@@ -20,6 +22,10 @@ from covary.types import Batch, Rows
 
 # Per-sample gradients of one slice of a batch may take this many bytes.
 GRADIENT_BYTES = 512 * 2**20
+# Samples of one pass of the hooks engine.
+HOOKS_SLICE = 64
+
+ENGINES = ("hooks", "exact")
 
 
 class FeatureExtractor:
@@ -34,8 +40,11 @@ class FeatureExtractor:
         device: where the network lives.
         amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
         channels_last: memory format of four-dimensional inputs.
+        engine: `hooks` (layer inputs and output gradients, `covary.engine`) or `exact` (`vmap(grad)`, the oracle).
 
-    A network that cannot run under `vmap` is run sample by sample; `notes` then says so.
+    The same projections in both engines: rows agree up to rounding. `notes` says, in words, which parameters the fast
+    engine left to the exact one, and whether a network that cannot run under `vmap` was run sample by sample.
+    `norm_kinds` says per layer whether norms are `exact` or those of the compressed rows (`projected`).
     """
 
     def __init__(
@@ -49,7 +58,10 @@ class FeatureExtractor:
         device: str = "cpu",
         amp: str | None = None,
         channels_last: bool = False,
+        engine: str = "hooks",
     ) -> None:
+        if engine not in ENGINES:
+            raise unknown_name("engine", engine, ENGINES)
         self.module = module
         self.choose_logits = choose_logits
         self.observable = observable_named(observable) if isinstance(observable, str) else None
@@ -62,21 +74,36 @@ class FeatureExtractor:
             layer: LayerProjection(layer, {name: shapes[name] for name in names}, self.k, seed)
             for layer, names in self.layers.items()
         }
-        self.seed = seed
+        self.seed, self.engine = seed, engine
         self.notes: list[str] = []
         self._vectorised = True
         self._activation_projections: dict[str, Tensor | None] = {}
         moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
-        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
+        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1)))) if engine == "exact" else HOOKS_SLICE
+        self._fast = FastEngine(
+            module,
+            self.layers,
+            self.projections,
+            observable=self.observable,
+            choose_logits=choose_logits,
+            user_observable=self.user_observable,
+        )
+        if engine == "hooks":
+            self.notes = self._fast.notes
+
+    @property
+    def norm_kinds(self) -> dict[str, str]:
+        """Per layer, `exact` or `projected`; of the hooks engine known after the first batch."""
+        return dict.fromkeys(self.layers, "exact") if self.engine == "exact" else dict(self._fast.norm_kinds)
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
-        x = torch.utils._pytree.tree_map(self._place, batch.x)
-        leaf = torch.utils._pytree.tree_leaves(x)[0]
+        x = tree_map(self._place, batch.x)
+        leaf = tree_leaves(x)[0]
         parts = [
             self._slice_rows(
                 batch.ids[start : start + self._slice],
-                torch.utils._pytree.tree_map(lambda t, s=start: t[s : s + self._slice], x),
+                tree_map(lambda t, s=start: t[s : s + self._slice], x),
             )
             for start in range(0, len(leaf), self._slice)
         ]
@@ -92,11 +119,13 @@ class FeatureExtractor:
         leaf = leaf.to(self.device, non_blocking=True)
         return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last and leaf.ndim == 4 else leaf
 
+    def _autocast(self) -> Any:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
+        return torch.autocast(self.device.partition(":")[0], dtype=dtype) if dtype else nullcontext()
+
     def _gradients(self, x: Any) -> Gradients:
         def run(vectorised: bool) -> Gradients:
-            kind = self.device.partition(":")[0]
-            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
-            with torch.autocast(kind, dtype=dtype) if dtype else nullcontext():
+            with self._autocast():
                 return exact_gradients(
                     self.module,
                     [name for names in self.layers.values() for name in names],
@@ -119,15 +148,16 @@ class FeatureExtractor:
             self.notes.append(f"The network does not run under vmap ({_first_line(problem)}); samples go one by one.")
             return result
 
-    def _slice_rows(self, ids: list[str], x: Any) -> Rows:
-        got = self._gradients(x)
-        functional: dict[str, np.ndarray] = {}
-        norms = []
+    def _compressed(self, got: Gradients) -> Compressed:
+        rows, norms = {}, {}
         for layer, names in self.layers.items():
             own = {name: got.parameters[name].float() for name in names}
-            functional[layer] = _numpy(self.projections[layer](own))
-            squares = torch.stack([g.double().flatten(1).square().sum(-1) for g in own.values()])
-            norms.append(_numpy(squares.sum(0).sqrt()))
+            rows[layer] = self.projections[layer](own)
+            norms[layer] = torch.stack([g.double().flatten(1).square().sum(-1) for g in own.values()]).sum(0).sqrt()
+        return Compressed(rows, norms, got.observable, got.predicted, got.logits, got.activations)
+
+    def _slice_rows(self, ids: list[str], x: Any) -> Rows:
+        got = self._fast(x, self._autocast) if self.engine == "hooks" else self._compressed(self._gradients(x))
         latent = {}
         for layer, rows in got.activations.items():
             if layer not in self._activation_projections:
@@ -146,8 +176,8 @@ class FeatureExtractor:
             ids=list(ids),
             predicted=_numpy(got.predicted).astype(np.int64),
             observable=_numpy(got.observable).astype(np.float64),
-            functional=functional,
-            functional_norms=np.stack(norms, -1),
+            functional={layer: _numpy(got.rows[layer]) for layer in self.layers},
+            functional_norms=np.stack([_numpy(got.norms[layer]) for layer in self.layers], -1),
             latent=latent,
             confidence=confidence,
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,7 @@ def orthogonal_rows(rows: int, columns: int, seed: int, *names: str) -> Float[Te
 
 
 def sides(rows: int, columns: int, k: int) -> tuple[int, int]:
-    """The two sides (p, q) of a projection of a rows x columns matrix with p * q <= k, as square as the shape allows."""
+    """Sides (p, q) of a rows x columns matrix's projection with p * q <= k, as square as the shape allows."""
     if rows * columns <= k:
         return rows, columns
     p = q = math.isqrt(k)
@@ -57,17 +58,52 @@ class Block:
     columns: int
     left: Float[Tensor, "p rows"] | None
     right: Float[Tensor, "q columns"] | None
+    widths: tuple[int, ...] = ()
+    _cast: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(p, q) of the compressed matrix."""
+        return (
+            self.rows if self.left is None else self.left.shape[0],
+            self.columns if self.right is None else self.right.shape[0],
+        )
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the block keeps."""
+        return self.sides[0] * self.sides[1]
+
+    def cast(self, side: str, like: Tensor) -> Tensor | None:
+        """`left` or `right` with the device and the type of `like`; None where that side is kept whole."""
+        own = self.left if side == "left" else self.right
+        if own is None:
+            return None
+        key = side, like.device, like.dtype
+        if key not in self._cast:
+            self._cast[key] = own.to(like)
+        return self._cast[key]
 
     def matrix(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, "n rows columns"]:
-        """The block's gradient matrices, weight and bias as neighbouring columns."""
-        return torch.cat([g.reshape(g.shape[0], self.rows, -1) for g in (gradients[p] for p in self.parameters)], -1)
+        """The block's gradient matrices, weight and bias as neighbouring columns; a missing parameter is zero."""
+        some = next(iter(gradients.values()))
+        return torch.cat(
+            [
+                gradients[name].reshape(len(some), self.rows, -1)
+                if name in gradients
+                else some.new_zeros(len(some), self.rows, width)
+                for name, width in zip(self.parameters, self.widths, strict=True)
+            ],
+            -1,
+        )
 
     def project(self, matrix: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n k"]:
         """P_O G P_I^T, flattened."""
-        if self.right is not None:
-            matrix = matrix @ self.right.T.to(matrix)
-        if self.left is not None:
-            matrix = self.left.to(matrix) @ matrix
+        left, right = self.cast("left", matrix), self.cast("right", matrix)
+        if right is not None:
+            matrix = matrix @ right.T
+        if left is not None:
+            matrix = left @ matrix
         return matrix.flatten(1)
 
 
@@ -88,11 +124,12 @@ class LayerProjection:
         share = k if len(groups) == 1 or total <= k else max(k // len(groups), 1)
         self.blocks: list[Block] = []
         for rows, names in groups.items():
-            columns = sum(math.prod(shapes[name]) for name in names) // rows
+            widths = tuple(math.prod(shapes[name]) // rows for name in names)
+            columns = sum(widths)
             p, q = sides(rows, columns, share)
             left = None if p == rows else orthogonal_rows(p, rows, seed, layer, str(rows), "left")
             right = None if q == columns else orthogonal_rows(q, columns, seed, layer, str(rows), "right")
-            self.blocks.append(Block(tuple(names), rows, columns, left, right))
+            self.blocks.append(Block(tuple(names), rows, columns, left, right, widths))
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, "n k"]:
         """Compressed rows of the layer's per-sample gradients, each parameter (n, *shape)."""

@@ -1,0 +1,94 @@
+"""Convolutions: the projection of the unfolded input is itself a convolution, with q output channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from covary.engine.calls import Call, by_sample
+from covary.engine.ledger import Ledger
+from covary.engine.linear import columns_of, fits, whole_is_cheaper
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def padded(layer: Any, a: Tensor) -> Tensor:
+    """The input with the layer's own padding around it."""
+    around = layer._reversed_padding_repeated_twice
+    if not any(around):
+        return a
+    return F.pad(a, around, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def patches(layer: Any, a: Tensor) -> Tensor:
+    """Unfolded input (n, channels, kernel positions, output positions), channels in their own order."""
+    a = padded(layer, a)
+    dimensions = len(layer.kernel_size)
+    for axis, (size, step, gap) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+        a = a.unfold(axis + 2, gap * (size - 1) + 1, step)[..., ::gap]
+    # Now (n, channels, *output positions, *kernel positions).
+    a = a.flatten(2, 1 + dimensions) if dimensions > 1 else a
+    a = a.flatten(3) if dimensions > 1 else a
+    return a.transpose(2, 3)
+
+
+def convolution(call: Call, ledger: Ledger) -> None:
+    """Conv1d, Conv2d and Conv3d with groups, stride, dilation and every padding mode."""
+    layer: Any = call.layer
+    n, groups = ledger.n, layer.groups
+    d, a = call.d, call.inputs[0].to(call.d.dtype)
+    folded = d.shape[0] // n
+    rows, columns = d.shape[1], a.shape[1] // groups
+    for size in layer.kernel_size:
+        columns *= size
+    place = ledger.places.get(call.names.get("weight", ""))
+    bias = ledger.places.get(call.names.get("bias", ""))
+    if place is None or not fits(place, rows, columns) or whole_is_cheaper(place, rows, columns):
+        if place is not None:
+            ledger.add_whole(call.names["weight"], _whole(layer, d, a, n))
+        if bias is not None:
+            ledger.add_whole(call.names["bias"], by_sample(d.flatten(2).sum(-1), n).reshape(n, -1, rows).sum(1))
+        return
+    joint = bias is not None and bias.block is place.block
+    if bias is not None and not joint:
+        ledger.add_whole(call.names["bias"], by_sample(d.flatten(2).sum(-1), n).reshape(n, -1, rows).sum(1))
+    left = place.block.cast("left", d)
+    weight_part, bias_part = columns_of(call, place, ledger, d)
+    dimensions = len(layer.kernel_size)
+    if weight_part is None:
+        v = patches(layer, a).unflatten(1, (groups, -1)).flatten(2, 3)
+        v = torch.cat([v, v.new_ones(*v.shape[:2], 1, v.shape[-1])], 2) if joint else v
+    else:
+        kernel = weight_part.reshape(-1, a.shape[1] // groups, *layer.kernel_size)
+        plain = layer.padding_mode == "zeros"
+        v = _CONVOLVE[dimensions](
+            a if plain else padded(layer, a),
+            kernel.repeat(groups, *(1 for _ in kernel.shape[1:])),
+            None if bias_part is None else bias_part.repeat(groups),
+            layer.stride,
+            layer.padding if plain else 0,
+            layer.dilation,
+            groups,
+        )
+        v = v.flatten(2).unflatten(1, (groups, -1))
+    # v: (n * folded, groups, q, t)
+    if groups == 1:
+        u = d.flatten(2) if left is None else left @ d.flatten(2)
+        share = u @ v[:, 0].transpose(1, 2)
+    else:
+        # The output's projection mixes groups, so it comes after the sum over positions.
+        share = d.flatten(2).unflatten(1, (groups, -1)) @ v.transpose(2, 3)
+        share = share.flatten(1, 2) if left is None else left @ share.flatten(1, 2)
+    if folded > 1:
+        share = share.unflatten(0, (n, folded)).sum(1)
+    ledger.add_block(place, share)
+
+
+def _whole(layer: Any, d: Tensor, a: Tensor, n: int) -> Tensor:
+    unfolded = patches(layer, a).unflatten(1, (layer.groups, -1)).flatten(2, 3)
+    gradient = d.flatten(2).unflatten(1, (layer.groups, -1)) @ unfolded.transpose(2, 3)
+    gradient = gradient.flatten(1, 2).reshape(-1, *layer.weight.shape)
+    return gradient if len(gradient) == n else gradient.unflatten(0, (n, -1)).sum(1)

@@ -1,0 +1,167 @@
+"""The fast engine: known layers through hooks, the rest through `exact_gradients`, checked once against autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
+
+from covary.engine.check import wrong_layers
+from covary.engine.hooks import HookedPass, RuleFailed
+from covary.engine.ledger import Ledger
+from covary.gradients import ChooseLogits, exact_gradients
+from covary.observables import Labels, Logits, UserObservable
+from covary.projections import LayerProjection
+
+# Samples in the first batch's check.
+CHECKED = 8
+# Whole gradients of the parameters that no rule knows may take this many bytes at once.
+WHOLE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """Compressed gradients (n, k) and norms (n,) by layer, with what else the same pass gave."""
+
+    rows: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    observable: Tensor
+    predicted: Tensor
+    logits: Tensor | None
+    activations: Mapping[str, Tensor]
+
+
+class FastEngine:
+    """Compressed gradients of a whole batch for about the price of a forward and an activation-only backward pass.
+
+    Attributes:
+        notes: in words, what went another way than by hooks.
+        norm_kinds: per layer, `exact` or `projected` (the norm of the compressed row); settled by the first batch.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[str, Sequence[str]],
+        projections: Mapping[str, LayerProjection],
+        *,
+        observable: Callable[[Logits, Labels], Tensor] | None,
+        choose_logits: ChooseLogits,
+        user_observable: UserObservable | None,
+    ) -> None:
+        self.module, self.layers = module, layers
+        self.observable, self.choose_logits, self.user_observable = observable, choose_logits, user_observable
+        self.ledger = Ledger(layers, projections)
+        self.hooked = HookedPass(module, self.ledger)
+        self.notes: list[str] = []
+        self._checked = False
+        self._note(self.hooked.unknown, "of a kind without a rule")
+
+    @property
+    def norm_kinds(self) -> dict[str, str]:
+        """`exact` or `projected` by layer; empty before the first batch."""
+        return self.ledger.norm_kinds
+
+    def __call__(self, x: Any, autocast: Callable[[], Any] = nullcontext) -> Compressed:
+        """Compressed gradients of one batch."""
+        with torch.inference_mode(False):
+            x = tree_map(_own, x)
+            if not self._checked:
+                self._check(tree_map(lambda leaf: leaf[:CHECKED], x))
+                self._checked = True
+            return self._run(x, autocast)
+
+    def _note(self, parameters: Sequence[str], why: str) -> None:
+        if parameters:
+            shown = ", ".join(parameters[:8]) + (f" and {len(parameters) - 8} more" if len(parameters) > 8 else "")
+            self.notes.append(f"Exact gradients instead of the fast engine for parameters {why}: {shown}.")
+
+    def _run(self, x: Any, autocast: Callable[[], Any]) -> Compressed:
+        n = len(tree_leaves(x)[0])
+        while True:
+            try:
+                value, (predicted, logits), activations = self.hooked(n, lambda: self._forward(x), autocast)
+                break
+            except RuleFailed as failed:
+                self.hooked.forget(failed.parameters)
+                self._note(failed.parameters, "called in a way their rule does not know")
+        self._add_unknown(x, n, autocast)
+        both = {layer: self.ledger.rows(layer) for layer in self.layers}
+        rows = {layer: pair[0].detach() for layer, pair in both.items()}
+        norms = {layer: pair[1].detach() for layer, pair in both.items()}
+        self.ledger.begin(0)
+        return Compressed(rows, norms, value, predicted, logits, activations)
+
+    def _forward(self, x: Any, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+        if self.user_observable is not None:
+            held = parameters or {name: p.detach() for name, p in self.module.named_parameters()}
+            value = self.user_observable(held, dict(self.module.named_buffers()), x)
+            return value, (torch.zeros(len(value), dtype=torch.long, device=value.device), None)
+        assert self.observable is not None
+        out = self.module(x) if parameters is None else functional_call(self.module, dict(parameters), (x,))
+        logits = self.choose_logits(out).float()
+        predicted = logits.detach().argmax(-1)
+        return self.observable(logits, predicted), (predicted, logits.detach())
+
+    def _add_unknown(self, x: Any, n: int, autocast: Callable[[], Any]) -> None:
+        if not self.hooked.unknown:
+            return
+        every = dict(self.module.named_parameters())
+        size = sum(every[name].numel() for name in self.hooked.unknown)
+        step = max(1, WHOLE_BYTES // (4 * size))
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.hooked.unknown}
+        for start in range(0, n, step):
+            some = tree_map(lambda leaf, s=start: leaf[s : s + step], x)
+            for name, gradient in self._exact(some, autocast).items():
+                place = self.ledger.places[name]
+                # One slice: kept whole, so that the norm is exact; several: compressed as they come.
+                parts[name].append(gradient if step >= n else place.block.project(place.block.matrix({name: gradient})))
+        for name, got in parts.items():
+            place = self.ledger.places[name]
+            if step >= n:
+                self.ledger.add_whole(name, got[0])
+            else:
+                self.ledger.add_block(place, torch.cat(got).unflatten(1, place.block.sides))
+
+    def _exact(self, x: Any, autocast: Callable[[], Any]) -> dict[str, Tensor]:
+        def run(vectorised: bool) -> dict[str, Tensor]:
+            with autocast():
+                return exact_gradients(
+                    self.module,
+                    list(self.hooked.unknown),
+                    x,
+                    observable=self.observable,
+                    choose_logits=self.choose_logits,
+                    user_observable=self.user_observable,
+                    vectorised=vectorised,
+                ).parameters
+
+        try:
+            return run(True)
+        except (RuntimeError, NotImplementedError) as problem:
+            if "out of memory" in str(problem).lower():
+                raise
+            return run(False)
+
+    def _check(self, x: Any) -> None:
+        """Compares rows with autograd; a layer that disagrees is left to exact gradients, and noted."""
+        got = self._run(x, nullcontext)
+        self.ledger.norm_kinds.clear()
+        weights = torch.tensor([1.0, -0.6, 1.7, 0.3, -1.2, 0.8, -0.4, 1.4])[: len(got.observable)]
+        wrong = wrong_layers(
+            self.module, self.ledger, got.rows, lambda held: self._forward(x, held)[0], weights.to(got.observable)
+        )
+        names = [name for layer in wrong for name in self.layers[layer] if name not in self.hooked.unknown]
+        self.hooked.forget(names)
+        self._note(names, "whose fast gradients disagreed with automatic differentiation")
+
+
+def _own(leaf: Any) -> Any:
+    # Tensors made under inference_mode cannot be saved for a backward pass.
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf

@@ -1,0 +1,127 @@
+"""The pass itself: hooks on the known layers, one backward over activations, weights never differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from covary.activations import pooled_activations
+from covary.engine import LAYER_RULES, LayerRule
+from covary.engine.calls import Call, Tap
+from covary.engine.ledger import Ledger
+
+
+class RuleFailed(Exception):
+    """A layer's rule could not use what the layer was called with."""
+
+    def __init__(self, parameters: list[str], problem: Exception) -> None:
+        super().__init__(f"{', '.join(parameters)}: {problem}")
+        self.parameters = parameters
+
+
+class HookedPass:
+    """Runs a network once forward and once backward and fills a ledger with the known layers' compressed gradients.
+
+    Args:
+        module: the network; left as it was after every pass.
+        ledger: where contributions go; its places say which parameters are wanted.
+    """
+
+    def __init__(self, module: nn.Module, ledger: Ledger) -> None:
+        self.module, self.ledger = module, ledger
+        self.rules: dict[str, tuple[nn.Module, LayerRule, dict[str, str]]] = {}
+        first = {id(parameter): name for name, parameter in module.named_parameters()}
+        known: set[str] = set()
+        refused: set[str] = set()
+        for name, layer in module.named_modules():
+            own = {key: first[id(p)] for key, p in layer.named_parameters(recurse=False)}
+            own = {key: full for key, full in own.items() if full in ledger.places}
+            rule = LAYER_RULES.get(type(layer))
+            if rule is None or not own or not rule.holds(layer) or not set(own) <= {"weight", "bias"}:
+                refused.update(own.values())
+                continue
+            self.rules[name] = layer, rule, own
+            known.update(own.values())
+        # A weight shared between a known and an unknown layer would be summed over the known one alone.
+        self.unknown = [name for name in ledger.places if name not in known or name in refused]
+        self._drop(set(self.unknown))
+
+    def forget(self, parameters: Sequence[str]) -> None:
+        """Leaves these parameters to another engine from now on."""
+        self.unknown += [name for name in parameters if name not in self.unknown]
+        self._drop(set(parameters))
+
+    def _drop(self, parameters: set[str]) -> None:
+        for name, (layer, rule, own) in list(self.rules.items()):
+            left = {key: full for key, full in own.items() if full not in parameters}
+            if left:
+                self.rules[name] = layer, rule, left
+            else:
+                del self.rules[name]
+
+    def __call__(
+        self, n: int, forward: Callable[[], tuple[Tensor, Any]], autocast: Callable[[], Any]
+    ) -> tuple[Tensor, Any, Mapping[str, Tensor]]:
+        """(observables (n,), whatever else `forward` gives, pooled activations); contributions land in the ledger.
+
+        `forward` runs the network and returns the observables of all samples.
+        """
+        self.ledger.begin(n)
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(without_weight_gradients(self.module))
+            activations = stack.enter_context(pooled_activations(self.module))
+            token = torch.zeros((), requires_grad=True)
+            self._hook(stack, token)
+            with autocast():
+                value, more = forward()
+            if value.requires_grad:
+                torch.autograd.grad(value.sum(), token, allow_unused=True)
+            return value.detach(), more, activations
+
+    def _hook(self, stack: ExitStack, token: Tensor) -> None:
+        def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str]) -> None:
+            def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+                # Checkpointing runs layers without gradients first; calls count where the graph is built.
+                if not torch.is_grad_enabled():
+                    return None
+                kept = inputs[0] if inputs else next(iter(kwargs.values()))
+
+                def consume(d: Tensor, saved: tuple[Tensor, ...]) -> None:
+                    try:
+                        rule.rule(Call(layer, names, saved, d), self.ledger)
+                    except (RuntimeError, ValueError) as problem:
+                        if "out of memory" in str(problem).lower():
+                            raise
+                        raise RuleFailed(list(names.values()), problem) from problem
+
+                # Marking a view as changed in place would drag its base along.
+                output = output.clone() if output._is_view() and not output.requires_grad else output
+                return Tap.apply(output, token, consume, kept.detach())
+
+            stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
+
+        for layer, rule, names in self.rules.values():
+            attach(layer, rule, names)
+
+
+@contextmanager
+def without_weight_gradients(module: nn.Module) -> Iterator[None]:
+    """Parameters require no gradient inside; afterwards each is as it was. Fused attention kernels that bypass
+    hooks are off inside."""
+    moved = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for parameter in moved:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in moved:
+            parameter.requires_grad_(True)
+        torch.backends.mha.set_fastpath_enabled(fast)

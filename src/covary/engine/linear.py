@@ -1,0 +1,74 @@
+"""Linear layers and what is common to all products: G = sum_t d_t a_t^T over the positions t of a sample."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from covary.engine.calls import Call, by_sample
+from covary.engine.ledger import Ledger, Place
+
+
+def whole_is_cheaper(place: Place, rows: int, columns: int) -> bool:
+    """Whether forming G takes no more multiplications a position than projecting both factors.
+
+    rows * columns against p * rows + q * columns + p * q; a side that is not projected costs nothing.
+    """
+    p = 0 if place.block.left is None else place.block.left.shape[0]
+    q = 0 if place.block.right is None else place.block.right.shape[0]
+    if not p and not q:
+        return True
+    return rows * columns <= p * rows + q * columns + (p or rows) * (q or columns)
+
+
+def fits(place: Place, rows: int, columns: int) -> bool:
+    """Whether the block's matrix has the layer's own shape (a layer of one output is laid out otherwise)."""
+    return place.block.rows == rows and place.stop - place.start == columns
+
+
+def columns_of(call: Call, place: Place, ledger: Ledger, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """P_I cut into the weight's part (q, columns) and the bias's (q,); None where it has none or is not projected."""
+    right = place.block.cast("right", like)
+    if right is None:
+        return None, None
+    weight = right[:, place.start : place.stop]
+    bias = ledger.places.get(call.names.get("bias", ""))
+    joint = bias is not None and bias.block is place.block
+    return weight, right[:, bias.start] if joint and bias is not None else None
+
+
+def linear(call: Call, ledger: Ledger) -> None:
+    """y = W a + b at every position."""
+    d, a = by_sample(call.d, ledger.n), by_sample(call.inputs[0], ledger.n)
+    d, a = d.reshape(len(d), -1, d.shape[-1]), a.reshape(len(a), -1, a.shape[-1]).to(d.dtype)
+    product(call, ledger, d, a)
+
+
+def product(call: Call, ledger: Ledger, d: Float[Tensor, "n t o"], a: Float[Tensor, "n t i"]) -> None:
+    """Adds sum_t d_t [a_t, 1]^T for the call's `weight` and `bias`, compressed where that is cheaper."""
+    place = ledger.places.get(call.names.get("weight", ""))
+    bias = ledger.places.get(call.names.get("bias", ""))
+    rows, columns = d.shape[-1], a.shape[-1]
+    if place is None or not fits(place, rows, columns) or whole_is_cheaper(place, rows, columns):
+        if place is not None:
+            ledger.add_whole(call.names["weight"], d.transpose(1, 2) @ a)
+        if bias is not None:
+            ledger.add_whole(call.names["bias"], d.sum(1))
+        return
+    joint = bias is not None and bias.block is place.block
+    if bias is not None and not joint:
+        ledger.add_whole(call.names["bias"], d.sum(1))
+    left = place.block.cast("left", d)
+    weight_part, bias_part = columns_of(call, place, ledger, d)
+    u = d if left is None else d @ left.T
+    if weight_part is None:
+        v = torch.cat([a, a.new_ones(*a.shape[:2], 1)], -1) if joint else a
+    else:
+        v = a @ weight_part.T
+        v = v if bias_part is None else v + bias_part
+    squares = None
+    if d.shape[1] == 1:
+        squares = d[:, 0].float().square().sum(-1) * (a[:, 0].float().square().sum(-1) + float(joint))
+    share = u.transpose(1, 2) @ v
+    ledger.add_block(place, share, squares)

@@ -1,0 +1,228 @@
+"""The hooks engine against the exact one, layer type by layer type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from covary.features import FeatureExtractor
+from covary.types import Batch, Rows
+
+N = 5
+
+
+def batch(x: Tensor) -> Batch:
+    return Batch([str(i) for i in range(len(x))], x)
+
+
+def extractor(module: nn.Module, engine: str = "hooks", **options: object) -> FeatureExtractor:
+    return FeatureExtractor(module, lambda out: out, engine=engine, **options)  # type: ignore[arg-type]
+
+
+def relative(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+
+
+def agree(found: Rows, wanted: Rows, norm_kinds: dict[str, str], tolerance: float = 1e-4) -> None:
+    for layer, rows in wanted.functional.items():
+        assert np.abs(rows).max() > 0, f"{layer}: a test that compares zeros"
+        assert relative(found.functional[layer], rows) < tolerance, f"compressed gradient of {layer}"
+    for layer, rows in wanted.latent.items():
+        assert relative(found.latent[layer], rows) < tolerance, f"pooled activation of {layer}"
+    assert relative(found.observable, wanted.observable) < tolerance
+    for name, values in wanted.confidence.items():
+        assert relative(found.confidence[name], values) < tolerance, name
+    assert (found.predicted == wanted.predicted).all()
+    for position, layer in enumerate(wanted.functional):
+        compressed = np.linalg.norm(wanted.functional[layer].astype(np.float64), axis=1)
+        norms = wanted.functional_norms[:, position] if norm_kinds[layer] == "exact" else compressed
+        assert relative(found.functional_norms[:, position], norms) < tolerance, f"{norm_kinds[layer]} norm of {layer}"
+
+
+def compare(module: nn.Module, x: Tensor, notes: int = 0, **options: object) -> FeatureExtractor:
+    module.eval()
+    fast = extractor(module, **options)
+    found = fast.rows(batch(x))
+    agree(found, extractor(module, "exact", **options).rows(batch(x)), fast.norm_kinds)
+    assert len(fast.notes) == notes, fast.notes
+    return fast
+
+
+def seeded(make: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    module = make()
+    for layer in module.modules():
+        # Statistics and scales that are not 0 and 1, so that leaving them out shows.
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
+            for own in layer.parameters():
+                nn.init.uniform_(own, 0.5, 1.5)
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                nn.init.uniform_(layer.running_mean, -1.0, 1.0)
+                nn.init.uniform_(layer.running_var, 0.5, 2.0)
+    return module
+
+
+class Head(nn.Module):
+    """A body, the mean over positions, a linear layer."""
+
+    def __init__(self, body: nn.Module, width: int, channels: int = 1) -> None:
+        super().__init__()
+        self.body, self.channels, self.head = body, channels, nn.Linear(width, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x)
+        x = x.flatten(2).mean(-1) if self.channels == 1 else x.flatten(1, -2).mean(1)
+        return self.head(torch.tanh(x))
+
+
+IMAGES = {
+    "conv": lambda: nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 20, 3, padding=1)),
+    "no-bias": lambda: nn.Sequential(nn.Conv2d(3, 24, 3, bias=False), nn.Tanh(), nn.Conv2d(24, 20, 3, bias=False)),
+    "stride-dilation": lambda: nn.Conv2d(3, 20, (5, 3), stride=(2, 3), padding=(4, 1), dilation=(2, 1)),
+    "groups": lambda: nn.Sequential(nn.Conv2d(3, 36, 3), nn.Tanh(), nn.Conv2d(36, 20, 3, groups=2, dilation=2)),
+    "depthwise": lambda: nn.Sequential(nn.Conv2d(3, 40, 1), nn.Tanh(), nn.Conv2d(40, 40, 5, groups=40)),
+    "same": lambda: nn.Conv2d(3, 20, 5, padding="same", dilation=2),
+    "reflect": lambda: nn.Conv2d(3, 20, 5, padding=2, padding_mode="reflect"),
+    "circular": lambda: nn.Conv2d(3, 20, 5, padding=(2, 1), padding_mode="circular"),
+    "batch-norm": lambda: nn.Sequential(nn.Conv2d(3, 160, 3), nn.BatchNorm2d(160), nn.ReLU(), nn.Conv2d(160, 20, 1)),
+    "group-norm": lambda: nn.Sequential(nn.Conv2d(3, 20, 3), nn.GroupNorm(4, 20), nn.ReLU(), nn.Conv2d(20, 20, 3)),
+    "layer-norm": lambda: nn.Sequential(nn.Conv2d(3, 20, 3), nn.LayerNorm((10, 10)), nn.Conv2d(20, 20, 3)),
+    "in-place": lambda: nn.Sequential(
+        nn.Conv2d(3, 24, 3), nn.ReLU(inplace=True), nn.Conv2d(24, 24, 3), nn.BatchNorm2d(24), nn.ELU(inplace=True),
+        nn.Conv2d(24, 20, 3),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images(name: str, channels_last: bool) -> None:
+    module = seeded(lambda: Head(IMAGES[name](), 40 if name == "depthwise" else 20))
+    compare(module, torch.randn(N, 3, 12, 12), channels_last=channels_last)
+
+
+def test_one_and_three_dimensions() -> None:
+    compare(
+        seeded(
+            lambda: Head(nn.Sequential(nn.Conv1d(3, 40, 5, stride=2), nn.BatchNorm1d(40), nn.Conv1d(40, 20, 3)), 20)
+        ),
+        torch.randn(N, 3, 30),
+    )
+    compare(
+        seeded(
+            lambda: Head(nn.Sequential(nn.Conv3d(2, 12, 3, padding=1), nn.BatchNorm3d(12), nn.Conv3d(12, 20, 3)), 20)
+        ),
+        torch.randn(N, 2, 6, 6, 6),
+    )
+
+
+def test_positions() -> None:
+    layers = nn.Linear(7, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 30), nn.RMSNorm(30), nn.Tanh()
+    compare(seeded(lambda: Head(nn.Sequential(*layers), 30, channels=-1)), torch.randn(N, 6, 7))
+
+
+def test_vectors_have_exact_norms() -> None:
+    module = seeded(
+        lambda: nn.Sequential(nn.Linear(30, 40), nn.BatchNorm1d(40), nn.ReLU(inplace=True), nn.Linear(40, 5))
+    )
+    assert set(compare(module, torch.randn(N, 30)).norm_kinds.values()) == {"exact"}
+
+
+def test_tokens() -> None:
+    module = seeded(
+        lambda: Head(nn.Sequential(nn.Embedding(50, 30, padding_idx=0), nn.Linear(30, 30), nn.Tanh()), 30, -1)
+    )
+    compare(module, torch.randint(0, 50, (N, 9)))
+
+
+class TiedTwice(nn.Module):
+    """An embedding whose weight also gives the logits, and a layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(50, 20), nn.Linear(20, 20)
+        self.logits = nn.Linear(20, 50, bias=False)
+        self.logits.weight = self.embed.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = torch.tanh(self.mix(torch.tanh(self.mix(x))))
+        return self.logits(x.mean(1))
+
+
+def test_shared_weights_and_repeated_calls() -> None:
+    compare(seeded(TiedTwice), torch.randint(0, 50, (N, 9)))
+
+
+class Functional(nn.Module):
+    """A layer whose weight is used once more behind the hooks' back, and a parameter of the root."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.token, self.head = nn.Parameter(torch.randn(12)), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x)) + F.linear(x, self.first.weight) + self.token
+        return self.head(torch.tanh(self.second(x)))
+
+
+def test_what_hooks_cannot_see_is_noticed_and_exact() -> None:
+    fast = compare(seeded(Functional), torch.randn(N, 12), notes=2)
+    assert "token" in fast.notes[0]
+    assert "first.weight" in fast.notes[1]
+    assert "second" not in " ".join(fast.notes)
+
+
+class ChangesItsInput(nn.Module):
+    """A layer's input is changed in place after the layer has read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 20), nn.Linear(20, 20), nn.Linear(20, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x) * 1.0
+        y = self.second(x)
+        return self.head(y.tanh() + x.add_(1.0))
+
+
+def test_an_input_changed_in_place_later_is_an_error_as_in_training() -> None:
+    with pytest.raises(RuntimeError, match="inplace operation"):
+        extractor(seeded(ChangesItsInput).eval()).rows(batch(torch.randn(N, 12)))
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    module = seeded(lambda: Head(IMAGES["in-place"](), 20)).eval()
+    module.body[0].weight.requires_grad_(False)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    extractor(module).rows(batch(torch.randn(N, 3, 12, 12)))
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
+    assert all(p.grad is None for p in module.parameters())
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert not any(layer._forward_hooks for layer in module.modules())
+    assert not module.training
+
+
+def test_spaces_nll_and_inference_mode() -> None:
+    module = seeded(lambda: Head(IMAGES["conv"](), 20))
+    x = torch.randn(N, 3, 12, 12)
+    compare(module, x, space="pattern:*bias", observable="nll")
+    compare(module, x, space="last-layer")
+    fast, wanted = extractor(module), extractor(module, "exact").rows(batch(x))
+    with torch.inference_mode():
+        agree(fast.rows(batch(x.clone())), wanted, fast.norm_kinds)
+
+
+def test_grouping_into_batches_does_not_matter() -> None:
+    module = seeded(lambda: Head(IMAGES["batch-norm"](), 20)).eval()
+    x, fast = torch.randn(11, 3, 12, 12), extractor(module)
+    together = fast.rows(batch(x))
+    parts = Rows.concatenate([fast.rows(batch(x[:3])), fast.rows(batch(x[3:4])), fast.rows(batch(x[4:]))])
+    agree(parts, together, dict.fromkeys(together.functional, "exact"))
