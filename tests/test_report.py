@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covary.errors import CovaryError
@@ -296,6 +296,7 @@ def test_what_is_no_finite_number_is_none(value: Any) -> None:
     assert number(value) is None
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     st.lists(st.floats(-1e29, 1e29), min_size=1, max_size=30),
     st.lists(st.floats(-10, 10), min_size=2, max_size=30),
