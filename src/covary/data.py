@@ -72,8 +72,7 @@ class Source:
     @property
     def y(self) -> np.ndarray | None:
         """Original classes, int64 (n,), or None; a Dataset without a list of labels is read through once for it."""
-        labels = self.reader.y if self._y is None else self._y
-        return None if labels is None else labels[self.index]
+        return self._labels(self.index)
 
     @property
     def truth(self) -> np.ndarray | None:
@@ -121,9 +120,11 @@ class Source:
             first = first or (ids[0], shape)
             if shape != first[1]:
                 raise mixed_shapes(f"{first[0]} has shape {first[1]}", f"{ids[0]} has shape {shape}", self.name)
-            y = self.reader.y if self._y is None else self._y
             truth = self.reader.truth if self._truth is None else self._truth
-            yield Batch(ids, x, None if y is None else y[rows], None if truth is None else truth[rows])
+            yield Batch(ids, x, self._labels(rows), None if truth is None else truth[rows])
+
+    def _labels(self, rows: np.ndarray) -> np.ndarray | None:
+        return self.reader.labels(rows) if self._y is None else self._y[rows]
 
     def _inputs(self, raw: Any, ids: list[str]) -> torch.Tensor:
         if self.transform is None:

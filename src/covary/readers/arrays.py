@@ -10,10 +10,10 @@ from jaxtyping import Int
 
 from covary.errors import CovaryError
 from covary.fingerprints import array_bytes
-from covary.readers.reader import canonical, checked_ids, checked_labels, checked_truth, from_tensor
+from covary.readers.reader import Reader, canonical, checked_ids, checked_labels, checked_truth, from_tensor
 
 
-class ArrayReader:
+class ArrayReader(Reader):
     """Samples along the first dimension of an array that stays as it is; conversions happen as samples are read.
 
     Raises:
@@ -21,7 +21,6 @@ class ArrayReader:
     """
 
     cheap = True
-    class_names: list[str] | None = None
 
     def __init__(self, x: np.ndarray, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x") -> None:
         expected = {"u": "(N, H, W, C) or (N, H, W) for uint8 images"}.get(x.dtype.kind, "(N, ...), one row an input")
@@ -37,6 +36,10 @@ class ArrayReader:
         self.ids = checked_ids(ids, len(x), where)
         self.y = None if y is None else checked_labels(y, len(x), where)
         self.truth = None if truth is None else checked_truth(truth, len(x), where)
+
+    def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        """Original classes, where they came with the array."""
+        return None if self.y is None else self.y[index]
 
     def read(self, index: Int[np.ndarray, " n"]) -> np.ndarray:
         """Raw samples at `index`."""

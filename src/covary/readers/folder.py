@@ -10,6 +10,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from covary.errors import CovaryError
+from covary.readers.reader import Reader
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GREY = ("1", "L", "LA")
@@ -17,7 +18,7 @@ BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-class FolderReader:
+class FolderReader(Reader):
     """Images below a folder; ids are paths relative to it, classes its subfolders in sorted order.
 
     Every header is read once at the start, so that a broken file, or one of another size, is told before the long work.
@@ -25,9 +26,6 @@ class FolderReader:
     Raises:
         CovaryError: no images, images both at the top and in class folders, a file Pillow cannot read, 16-bit images.
     """
-
-    cheap = False
-    truth: np.ndarray | None = None
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,6 +60,10 @@ class FolderReader:
             if (width, height) != self.sizes[0]:
                 return f"{self.ids[0]} is {self.sizes[0][0]}x{self.sizes[0][1]}", f"{name} is {width}x{height}"
         return None
+
+    def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        """Position of the class folder, None for a flat folder."""
+        return None if self.y is None else self.y[index]
 
     def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
         """Decoded images at `index`, uint8 (H, W, 3), or (H, W) where the whole folder is grey."""

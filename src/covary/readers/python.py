@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,19 @@ from covary.fingerprints import array_bytes
 from covary.names import is_object_name, load_object
 from covary.readers import arrays
 from covary.readers.arrays import ArrayReader
-from covary.readers.reader import canonical, checked_ids, checked_labels, from_tensor
+from covary.readers.reader import Reader, canonical, checked_ids, checked_labels, from_tensor
 
 INPUT_KEYS = ("x", "image", "img", "pixel_values", "input_ids", "input", "inputs", "data")
+UNREAD = np.iinfo(np.int64).min
 LABEL_KEYS = ("y", "label", "labels", "target", "targets")
 
 
-class DatasetReader:
+class DatasetReader(Reader):
     """Items of a Dataset, asked for one by one: x, (x, y, ...) or a dict with an input and a label.
 
     Raises:
         CovaryError: no length, no items, an item that is no input, or user code that fails.
     """
-
-    cheap = False
-    truth: np.ndarray | None = None
 
     def __init__(self, dataset: Any, where: str) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
@@ -42,17 +39,19 @@ class DatasetReader:
         self.ids = checked_ids(getattr(dataset, "ids", None), len(dataset), where)
         names = getattr(dataset, "classes", None)
         self.class_names = [str(name) for name in names] if isinstance(names, list | tuple) else None
-        self.labelled = split(self.item(0), where)[1] is not None
+        listed, label = listed_labels(dataset), split(self.item(0), where)[1]
+        self.y: np.ndarray | None = None
+        if listed is not None and label is not None:
+            self.y = checked_labels(listed, len(self.ids), where)
+        elif label is not None:
+            self.y = np.full(len(self.ids), UNREAD)
 
-    @cached_property
-    def y(self) -> np.ndarray | None:
-        """Labels: from `targets` or `labels` where the dataset has them, else by reading every item once."""
-        if not self.labelled:
+    def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        """Labels: from `targets` or `labels` where the dataset has them, else from the items, each read at most once."""
+        if self.y is None:
             return None
-        known = listed_labels(self.dataset)
-        if known is None:
-            known = [split(self.item(i), self.where)[1] for i in range(len(self.ids))]
-        return checked_labels(np.asarray(known), len(self.ids), self.where)
+        self.read(index[self.y[index] == UNREAD])
+        return self.y[index]
 
     def item(self, i: int) -> Any:
         """Item i, whatever the dataset gives."""
@@ -62,8 +61,14 @@ class DatasetReader:
             raise CovaryError(f"item {i} of {self.where} failed with {type(error).__name__}: {error}") from error
 
     def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
-        """Raw samples at `index`."""
-        return [raw_sample(split(self.item(int(i)), self.where)[0], f"item {i} of {self.where}") for i in index]
+        """Raw samples at `index`; their labels are kept as they come by."""
+        samples = []
+        for i in index.tolist():
+            value, label = split(self.item(i), self.where)
+            samples.append(raw_sample(value, f"item {i} of {self.where}"))
+            if self.y is not None and self.y[i] == UNREAD:
+                self.y[i] = checked_labels(np.asarray([label]).reshape(-1), 1, f"item {i} of {self.where}")[0]
+        return samples
 
     def content(self, i: int) -> bytes:
         """Dtype, shape and bytes of sample i."""

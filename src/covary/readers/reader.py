@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Int
 from covary.errors import CovaryError
 
 
-class Reader(Protocol):
+class Reader(ABC):
     """Raw samples of one data set, read on demand.
 
     A raw sample is uint8 (H, W, C) or (H, W): an image to be scaled to [0, 1]; float32 of any shape: taken as it is;
@@ -20,31 +20,27 @@ class Reader(Protocol):
 
     Attributes:
         ids: unique names, one per sample.
-        class_names: names of the classes in the order of `y`, where the data say.
+        truth: 1 = anomalous, 0 = clean, int64 (n,), where the data say.
+        class_names: names of the classes in the order of the labels, where the data say.
         cheap: whether reading a sample again costs next to nothing (arrays: yes, decoding and user code: no).
     """
 
     ids: list[str]
-    class_names: list[str] | None
-    cheap: bool
+    truth: np.ndarray | None = None
+    class_names: list[str] | None = None
+    cheap: bool = False
 
-    @property
-    def y(self) -> np.ndarray | None:
-        """Original classes, int64 (n,), where the data say."""
-        ...
+    @abstractmethod
+    def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        """Original classes of the samples at `index`, where the data say; known for free once these were read."""
 
-    @property
-    def truth(self) -> np.ndarray | None:
-        """1 = anomalous, 0 = clean, int64 (n,), where the data say."""
-        ...
-
-    def read(self, index: Int[np.ndarray, " n"]) -> Sequence[np.ndarray] | np.ndarray:
+    @abstractmethod
+    def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray] | np.ndarray:
         """Raw samples at `index`, in that order."""
-        ...
 
+    @abstractmethod
     def content(self, i: int) -> bytes:
         """Bytes that tell sample i from any other: equal bytes, equal sample."""
-        ...
 
 
 def canonical(values: np.ndarray, where: str) -> np.ndarray:
