@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ def read_weights(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was written, which nobody here can change
+            return torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CovaryError(f"{path} cannot be read as safetensors ({error})", "an intact file") from error
     except pickle.UnpicklingError as error:

@@ -47,7 +47,7 @@ class DatasetReader(Reader):
             self.y = np.full(len(self.ids), UNREAD)
 
     def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
-        """Labels: from `targets` or `labels` where the dataset has them, else from the items, each read at most once."""
+        """Labels: from `targets` or `labels` where the dataset has them, else from the items."""
         if self.y is None:
             return None
         self.read(index[self.y[index] == UNREAD])
