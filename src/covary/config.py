@@ -42,7 +42,7 @@ class Settings(BaseModel):
     batch_size: int = Field(default=64, ge=1)
     amp: str | None = Field(default=None, pattern="^(bf16|fp16)$")
     channels_last: bool = False
-    engine: str = Field(default="exact", pattern="^(hooks|exact)$")
+    engine: str = Field(default="hooks", pattern="^(hooks|exact)$")
 
     @staticmethod
     def checked(**values: Any) -> Settings:

@@ -71,6 +71,7 @@ class Detector:
             device=s.device,
             amp=s.amp,
             channels_last=s.channels_last,
+            engine=s.engine,
         )
 
     def fit(
