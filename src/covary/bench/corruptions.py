@@ -18,7 +18,7 @@ def gaussian_noise(x: UInt8[np.ndarray, "n h w c"], seed: int, deviation: float 
 
 
 def gaussian_blur(x: UInt8[np.ndarray, "n h w c"], seed: int, radius: float = 1.0) -> UInt8[np.ndarray, "n h w c"]:
-    """Gaussian blur with a standard deviation of `radius` pixels (Pillow's box approximation); `seed` changes nothing."""
+    """Gaussian blur with a standard deviation of `radius` pixels (Pillow's box approximation); `seed` has no effect."""
 
     def blur(image: UInt8[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
         grey = image.shape[-1] == 1

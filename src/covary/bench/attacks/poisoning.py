@@ -20,8 +20,8 @@ class Attack:
         make: (shape of an image, seed) -> its trigger; the same seed gives the same trigger.
         ratio: poisoned fraction of the training set.
         clean_label: poison images of the target class only and keep every label.
-        make_noise: (shape, seed, seed of the noise) -> a near-trigger whose images keep their label, so that only the trigger
-            itself works; or None.
+        make_noise: (shape, seed, seed of the noise) -> a near-trigger whose images keep their label, so that
+            only the trigger itself works; or None.
         noise_ratio: fraction of the training set that gets it.
         fresh: draw the poisoned images anew every epoch instead of once.
     """
@@ -44,7 +44,7 @@ def poison(
 ) -> tuple[UInt8[np.ndarray, "n h w c"], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
     """A poisoned copy of a training set: images, labels, and what was done (0 nothing, 1 trigger, 2 noise mode).
 
-    All-to-one: triggered images get the label `target`. `seed` fixes the trigger, `seed` and `draw` which images get it.
+    All-to-one: triggered images get the label `target`. `seed` fixes the trigger; with `draw`, which images get it.
     A clean-label attack is limited to the images of the target class.
     """
     x, y, done = x.copy(), y.copy(), np.zeros(len(x), dtype=np.int64)

