@@ -212,6 +212,9 @@ def test_missing_or_broken_files_give_one_sentence(tmp_path: Path) -> None:
     (run / "results.csv").write_text("name,score\na,1\n")
     with pytest.raises(CovaryError, match=r"has no column 'id'"):
         write_report(run)
+    (run / "results.csv").write_text("id,score\na,1\nb\n")
+    with pytest.raises(CovaryError, match=r"row 2 of .* has 1 cells"):
+        write_report(run)
     (run / "results.csv").write_bytes(b"id,score\n\xff\xfe,1\n")
     with pytest.raises(CovaryError, match=r"is not readable CSV"):
         write_report(run)
@@ -282,7 +285,9 @@ def test_the_report_needs_no_torch() -> None:
         (words.percent, 0.0, "0 %"), (words.percent, 0.00001, "< 0.01 %"), (words.percent, 0.1, "10 %"),
         (words.whole, 0.996, "> 99 %"), (words.whole, 0.004, "< 1 %"), (words.whole, 0.5, "50 %"),
         (words.quality, 0.99999, "> 0.9999"), (words.quality, 1.0, "1.0000"), (words.quality, None, "–"),
-        (words.signed, -1.234, "−1.23"), (words.signed, 12345.6, "12,346"), (words.count, 1600, "1,600"),
+        (words.signed, -0.001, "0.00"), (words.layer, "11", "layer 11"),
+        (words.layer, "conv1", "conv1"), (words.signed, -1.234, "−1.23"),
+        (words.signed, 12345.6, "12,346"), (words.count, 1600, "1,600"),
         (words.p_value, 0.00208, "0.0021"), (words.p_value, 0.00000123, "1.2e-6"),
         (words.duration, 4.26, "4.3 s"), (words.duration, 59.6, "1 min 00 s"), (words.duration, 7500, "2 h 05 min"),
     ],
@@ -314,8 +319,8 @@ def test_axes_are_monotone_and_hold_every_value(values: list[float], typical: li
 
 
 def test_no_bar_straddles_the_threshold() -> None:
-    scores = np.linspace(0, 10, 501)
     threshold = 3.337
+    scores = np.append(np.linspace(0, 10, 501), threshold)
     drawing = str(charts.ridges([("a", "b", scores, scores > threshold)], Axis(0.0, 10.0), threshold, "here"))
     bars = {kind: re.findall(r"M([\d.]+) \d+V[\d.]+H([\d.]+)V", re.search(rf'class="{kind}" d="([^"]*)"', drawing)[1])  # type: ignore[index]
             for kind in ("calm", "flagged")}  # fmt: skip

@@ -24,9 +24,9 @@ def ridges(rows: Sequence[Ridge], axis: Axis, threshold: float | None, threshold
     edges = np.array([axis.inverse(i / bins) for i in range(bins + 1)])
     edges[0], edges[-1] = -np.inf, np.inf
     if threshold is not None and math.isfinite(threshold):
-        # One edge moves onto the threshold, so that no bar straddles it.
+        # One edge moves onto the threshold, so that no bar straddles it; a score equal to it is not beyond it.
         nearest = min(max(int(np.abs(edges[1:-1] - threshold).argmin()) + 1, 1), bins - 1)
-        edges[nearest] = threshold
+        edges[nearest] = np.nextafter(threshold, np.inf)
     positions = [0.0] + [axis(float(edge)) for edge in edges[1:-1]] + [1.0]
     parts: list[Markup] = []
     labels: list[Markup] = []  # drawn last: their halo keeps them readable over lines

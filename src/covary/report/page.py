@@ -179,8 +179,8 @@ def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
         **{name: [_short(float(results.numbers[name][i])) for i in order] for name in names},
         **{name: [results.words[name][i] for i in order] for name in texts},
     }
-    labels = {float(v) for name in ("predicted", "y") for v in results.numbers[name] if np.isfinite(v)}
-    classes = {f"{value:g}": run.class_name(value) for value in sorted(labels)}
+    labels = np.unique(np.concatenate([results.numbers[name] for name in ("predicted", "y")]))
+    classes = {f"{value:g}": run.class_name(float(value)) for value in labels[np.isfinite(labels)]}
     heads = [{"key": key, "title": title, "kind": kind} for key, title, kind in HEADS if key in columns]
     return {
         "columns": columns,

@@ -11,7 +11,7 @@ import numpy as np
 from covary.report import charts
 from covary.report.axis import Axis, axis_for
 from covary.report.run_folder import PARTS, RunFolder, items, number, section
-from covary.report.words import p_value, signed, whole
+from covary.report.words import layer, p_value, signed, whole
 
 FAMILIES = {"functional": "Functional evidence: the gradient", "latent": "Latent evidence: the activations"}
 PROFILE_HEIGHT = 112
@@ -50,7 +50,7 @@ def panels(run: RunFolder) -> dict[str, Any]:
         "ranges": drawings,
         "bands": bool(scales.bands),
         "data": {
-            "layers": {name: run.layers(name) for name in scales.layers},
+            "layers": {name: [layer(own) for own in run.layers(name)] for name in scales.layers},
             "ranges": {name: scales.ranges[name] for name in scales.layers},
             "values": [{name: _numbers(entry, name) for name in scales.layers} for entry in flagged + clean],
         },
@@ -117,7 +117,7 @@ def _panel(
 def _sentence(raised_by: str, unexplained: float | None, worst: str) -> str:
     sentences = [f"The {raised_by} part raised the alarm."] if raised_by else []
     if unexplained is not None:
-        where = f", most of all in {worst}" if worst else ""
+        where = f", most of all in {layer(worst)}" if worst else ""
         share = f"{whole(unexplained)} of its gradient"
         sentences.append(f"{share} is unexplained by the best mix of trusted samples{where}.")
     return " ".join(sentences)
@@ -194,7 +194,7 @@ def _furthest(layers: list[str], values: list[float | None], ranges: list[Any]) 
     if not beyond:
         return "No layer outside the trusted range." if any(ranges) else "No trusted range was recorded."
     _, i, value, (low, _, high) = max(beyond)
-    name = layers[i] if i < len(layers) else f"layer {i + 1}"
+    name = layer(layers[i]) if i < len(layers) else f"layer number {i + 1}"
     outside = f"{len(beyond)} of {len(values)} layers outside the trusted range"
     return f"{outside}; furthest: {name} at {signed(value)} (trusted {signed(low)} to {signed(high)})."
 

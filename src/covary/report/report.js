@@ -51,7 +51,7 @@
   const signed = (value) => {
     if (value === null || value === undefined) return "–";
     const text = Math.abs(value) < 100 ? value.toFixed(2) : Math.round(value).toLocaleString("en");
-    return text.replace("-", "\u2212");
+    return text === "-0.00" ? "0.00" : text.replace("-", "\u2212");
   };
   for (const profile of document.querySelectorAll(".profile")) {
     const family = profile.dataset.family;
@@ -65,7 +65,7 @@
       cursor.setAttribute("x1", x);
       cursor.setAttribute("x2", x);
       const trusted = range ? ` (trusted ${signed(range[0])} to ${signed(range[2])})` : "";
-      readout.textContent = `${data.layers[family][at] || "layer " + (at + 1)}: ${signed(values[at])}${trusted}`;
+      readout.textContent = `${data.layers[family][at] || "layer number " + (at + 1)}: ${signed(values[at])}${trusted}`;
     };
     const rest = () => {
       at = -1;
@@ -116,13 +116,14 @@
     const state = { key: "score", down: true, page: 0 };
     let shown = [];
 
+    const collator = new Intl.Collator("en", { numeric: true });
     const compare = (a, b) => {
       // Classes sort by what is read; a missing value comes last in either direction.
       const of = (i) => kinds[state.key] === "class" ? text(state.key, i) : columns[state.key][i];
       const x = of(a), y = of(b);
       const gone = (value) => value === null || value === "";
       if (gone(x) || gone(y)) return gone(x) - gone(y) || a - b;
-      const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
+      const order = typeof x === "string" ? collator.compare(x, y) : x - y;
       return (state.down ? -order : order) || a - b;
     };
     const choose = () => {

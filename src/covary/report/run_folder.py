@@ -118,25 +118,34 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_results(path: Path) -> Results:
-    ids: list[str] = []
-    flagged: list[bool] = []
-    numbers: dict[str, list[float]] = {name: [] for name in NUMBERS}
-    words: dict[str, list[str]] = {name: [] for name in WORDS}
+    kept: dict[str, list[str]] = {name: [] for name in ("id", "flagged", *NUMBERS, *WORDS)}
+    n = 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            missing = [name for name in ("id", "score") if name not in (rows.fieldnames or [])]
+            rows = csv.reader(file)
+            heads = next(rows, [])
+            missing = [name for name in ("id", "score") if name not in heads]
             if missing:
                 raise CovaryError(f"{path} has no column {missing[0]!r}", "columns id, score, …", "scan again")
-            for row in rows:
-                ids.append(row["id"] or "")
-                flagged.append((row.get("flagged") or "").strip().lower() in ("true", "1"))
-                for name, column in numbers.items():
-                    value = number(row.get(name))
-                    column.append(math.nan if value is None else value)
-                for name, words_column in words.items():
-                    words_column.append(row.get(name) or "")
+            places = [(heads.index(name), column.append) for name, column in kept.items() if name in heads]
+            for n, row in enumerate(filter(None, rows), 1):
+                if len(row) != len(heads):
+                    reason = f"row {n} of {path} has {len(row)} cells"
+                    raise CovaryError(reason, f"{len(heads)}, as many as columns", "scan again")
+                for place, append in places:
+                    append(row[place])
     except (csv.Error, UnicodeDecodeError) as error:
         raise CovaryError(f"{path} is not readable CSV ({error})", "an intact run folder", "scan again") from error
-    columns = {name: np.array(column, dtype=np.float64) for name, column in numbers.items()}
-    return Results(ids, np.array(flagged, dtype=bool), columns, words)
+    flagged = np.zeros(n, bool) if not kept["flagged"] else np.isin(np.char.lower(kept["flagged"]), ("true", "1"))
+    numbers = {name: _floats(kept[name], n) for name in NUMBERS}
+    return Results(kept["id"], flagged, numbers, {name: kept[name] or [""] * n for name in WORDS})
+
+
+def _floats(texts: list[str], n: int) -> Float[np.ndarray, " n"]:
+    if not texts:
+        return np.full(n, np.nan)
+    try:
+        values = np.array(texts, dtype=np.float64)
+    except ValueError:  # an empty or worded cell: slower, one by one
+        values = np.array([math.nan if (value := number(text)) is None else value for text in texts])
+    return np.where(np.isfinite(values), values, np.nan)

@@ -53,7 +53,12 @@ def signed(value: float | None) -> str:
     if value is None:
         return "–"
     text = f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
-    return text.replace("-", "\u2212")
+    return "0.00" if text == "-0.00" else text.replace("-", "\u2212")
+
+
+def layer(name: str) -> str:
+    """A layer's name that reads as one in a sentence: modules of a Sequential are called by bare numbers."""
+    return name if any(character.isalpha() for character in name) else f"layer {name}"
 
 
 def p_value(value: float | None) -> str:
