@@ -175,6 +175,11 @@ def test_rates_in_force(tmp_path: Path) -> None:
     ):
         (run / "summary.json").write_text(json.dumps(summary | change))
         assert said in Page(write_report(run)).text
+    assert "1 % false alarms: " in (run / "report.html").read_text().replace("\u00a0", " "), "the line decides nothing"
+    (run / "summary.json").write_text(json.dumps(summary))
+    for config in ({"per_class": True}, {"settings": {"per_class": True}}):
+        (run / "run.json").write_text(json.dumps({"config": config}))
+        assert "pooled threshold" in write_report(run).read_text()
 
 
 def test_results_alone_are_enough(tmp_path: Path) -> None:

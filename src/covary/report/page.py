@@ -107,7 +107,8 @@ def _threshold_label(run: RunFolder, threshold: float | None) -> str:
     rate = words.effective_rate(run)
     if number(run.summary.get("fdr")) is not None and rate is not None:
         return f"{words.percent(rate)} false alarms: {value}"
-    if section(run.run, "config").get("per_class"):
+    config = section(run.run, "config")
+    if {**config, **section(config, "settings")}.get("per_class"):
         return f"pooled threshold {value}"
     return f"threshold {'≈ ' if str(run.summary.get('calibration')).startswith('cross') else ''}{value}"
 
