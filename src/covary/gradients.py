@@ -61,8 +61,9 @@ def exact_gradients(
         everything = {**still, **moving}
         with pooled_activations(module) as activations:
             if user_observable is not None:
-                value, logits = user_observable(everything, buffers, batch)[0], None
-                label = torch.zeros((), dtype=torch.long, device=value.device)
+                value = user_observable(everything, buffers, batch)[0]
+                # torch.func carries tensors alone: an empty one stands for no logits.
+                logits, label = value.new_zeros(0), torch.zeros((), dtype=torch.long, device=value.device)
             else:
                 assert observable is not None
                 assert choose_logits is not None
@@ -82,5 +83,9 @@ def exact_gradients(
         stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *samples)
         gradients, (values, (labels, logits, pooled)) = stacked
     return Gradients(
-        {name: g.detach() for name, g in gradients.items()}, values.detach(), labels, logits, pooled
+        parameters={name: g.detach() for name, g in gradients.items()},
+        observable=values.detach(),
+        predicted=labels,
+        logits=None if user_observable is not None else logits,
+        activations=pooled,
     )
