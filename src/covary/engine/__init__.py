@@ -7,9 +7,9 @@ them goes through `exact_gradients`, and the engine's notes name it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from covary.engine.calls import Rule
 from covary.engine.convolution import convolution
@@ -18,6 +18,7 @@ from covary.engine.linear import linear
 from covary.engine.normalisation import (
     always,
     batch_norm,
+    batch_norm_input,
     frozen_statistics,
     group_norm,
     instance_norm,
@@ -28,10 +29,11 @@ from covary.engine.normalisation import (
 
 
 class LayerRule(NamedTuple):
-    """A rule, and the condition under which a layer of that type follows it."""
+    """A rule, the condition under which a layer of that type follows it, and where it pays a backward of our own."""
 
     rule: Rule
     holds: Callable[..., bool] = always
+    input_gradient: Callable[[Any, Tensor], Tensor] | None = None
 
 
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {
@@ -40,9 +42,9 @@ LAYER_RULES: dict[type[nn.Module], LayerRule] = {
     nn.Conv2d: LayerRule(convolution),
     nn.Conv3d: LayerRule(convolution),
     nn.Embedding: LayerRule(embedding, plain_lookup),
-    nn.BatchNorm1d: LayerRule(batch_norm, frozen_statistics),
-    nn.BatchNorm2d: LayerRule(batch_norm, frozen_statistics),
-    nn.BatchNorm3d: LayerRule(batch_norm, frozen_statistics),
+    nn.BatchNorm1d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
+    nn.BatchNorm2d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
+    nn.BatchNorm3d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
     nn.GroupNorm: LayerRule(group_norm),
     nn.InstanceNorm1d: LayerRule(instance_norm, own_statistics),
     nn.InstanceNorm2d: LayerRule(instance_norm, own_statistics),

@@ -41,10 +41,13 @@ class Tap(torch.autograd.Function):
     The layer's inputs are kept by autograd itself, so activation checkpointing drops and recomputes them, and an
     in-place change to one of them between the passes is an error rather than a wrong number. The output is marked as
     changed in place, because a view would forbid the in-place activations that often follow.
+
+    Where `consume` returns a gradient it is that of the first kept tensor and goes on from there; the layer then ran
+    on a detached input.
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, token: Tensor, consume: Callable[..., None], *kept: Tensor) -> Tensor:
+    def forward(ctx: Any, output: Tensor, token: Tensor, consume: Callable[..., Any], *kept: Tensor) -> Tensor:
         ctx.consume = consume
         ctx.save_for_backward(*kept)
         ctx.mark_dirty(output)
@@ -53,9 +56,11 @@ class Tap(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (d,) = gradients
+        kept = ctx.saved_tensors
         with torch.no_grad():
-            ctx.consume(d, ctx.saved_tensors)
-        return (d, None, None, *(None for _ in ctx.saved_tensors))
+            through = ctx.consume(d, kept)
+        rest = tuple(None for _ in kept[1:])
+        return (d, None, None, None, *rest) if through is None else (None, None, None, through, *rest)
 
 
 def by_sample(tensor: Tensor, n: int) -> Tensor:

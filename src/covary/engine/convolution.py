@@ -66,8 +66,8 @@ def convolution(call: Call, ledger: Ledger) -> None:
         plain = layer.padding_mode == "zeros"
         v = _CONVOLVE[dimensions](
             a if plain else padded(layer, a),
-            kernel.repeat(groups, *(1 for _ in kernel.shape[1:])),
-            None if bias_part is None else bias_part.repeat(groups),
+            kernel if groups == 1 else kernel.repeat(groups, *(1 for _ in kernel.shape[1:])),
+            bias_part if bias_part is None or groups == 1 else bias_part.repeat(groups),
             layer.stride,
             layer.padding if plain else 0,
             layer.dilation,
@@ -75,13 +75,10 @@ def convolution(call: Call, ledger: Ledger) -> None:
         )
         v = v.flatten(2).unflatten(1, (groups, -1))
     # v: (n * folded, groups, q, t)
-    if groups == 1:
-        u = d.flatten(2) if left is None else left @ d.flatten(2)
-        share = u @ v[:, 0].transpose(1, 2)
-    else:
-        # The output's projection mixes groups, so it comes after the sum over positions.
-        share = d.flatten(2).unflatten(1, (groups, -1)) @ v.transpose(2, 3)
-        share = share.flatten(1, 2) if left is None else left @ share.flatten(1, 2)
+    # The output's projection comes after the sum over positions: q O multiplications a position, not p O + p q. The
+    # short side goes first, which batched products on the CPU prefer by a factor of two to seven.
+    share = (v @ d.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)).transpose(2, 3).flatten(1, 2)
+    share = share if left is None else left @ share
     if folded > 1:
         share = share.unflatten(0, (n, folded)).sum(1)
     ledger.add_block(place, share)

@@ -22,6 +22,13 @@ def batch_norm(call: Call, ledger: Ledger) -> None:
     _add(call, ledger, _over_positions(centred, d) * scale, _over_positions(None, d))
 
 
+def batch_norm_input(layer: Any, d: Tensor) -> Tensor:
+    """The gradient of the input: one scale a channel, several times faster than the general backward."""
+    scale = (layer.running_var + layer.eps).rsqrt()
+    scale = scale if layer.weight is None else scale * layer.weight.detach()
+    return d * scale.to(d).view(1, -1, *(1 for _ in d.shape[2:]))
+
+
 def group_norm(call: Call, ledger: Ledger) -> None:
     """GroupNorm."""
     layer: Any = call.layer
