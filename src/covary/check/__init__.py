@@ -95,9 +95,10 @@ def _look(
     known = None if y is None else y[chosen]
     more, numbers = about_labels.accuracy(known, predicted, confidence)
     findings, figures = findings + more, {**figures, **numbers}
+    if known is not None and (order := about_labels.order_of_classes(known, predicted, n_classes, trusted.class_names)):
+        findings += order
+        y = None  # accuracy on such labels would name the wrong suspect
     findings += about_labels.preprocessing(network, trusted, y, seed)
-    if known is not None and (known >= 0).any():
-        findings += about_labels.order_of_classes(known, predicted, n_classes, trusted.class_names)
     more, numbers = about_labels.classes(known, predicted, n_classes)
     findings, figures = findings + more, {**figures, **numbers}
     if inputs is not None and "Inputs" in about and about["Inputs"]["shape"] == about["Trusted inputs"]["shape"]:

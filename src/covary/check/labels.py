@@ -109,11 +109,13 @@ def _advice(source: Source, best: Suspect) -> str:
 def order_of_classes(labels: Labels, predicted: Labels, n_classes: int, names: list[str] | None) -> list[Finding]:
     """Whether labels are right but for another numbering of the classes."""
     known = labels >= 0
+    if not known.any():
+        return []
     confusion = np.zeros((n_classes, n_classes))
     np.add.at(confusion, (labels[known], predicted[known]), 1)
     rows, columns = linear_sum_assignment(-confusion)
     matched, now = confusion[rows, columns].sum() / known.sum(), np.trace(confusion) / known.sum()
-    if matched < 0.5 or matched - now < 0.3:
+    if matched < 0.6 or matched - now < 0.3:
         return []
     moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and confusion[r, c] > 0]
     pairs = [f"{names[r] if names and r < len(names) else r} is output {c}" for r, c in moved]

@@ -22,6 +22,8 @@ Numbers = tuple[float, ...]
 FAR = 0.2
 # Suspects that lose against the present preprocessing on this many inputs are not tried on all.
 SCREEN = 64
+# Fewer inputs say too little about mean and variance.
+ENOUGH = 32
 REVERSE = "covary.preprocessing:reverse_channels"
 # (mean, standard deviation) of pixels in [0, 1], as training scripts have them, by number of channels.
 NORMALISATIONS: dict[str, tuple[Numbers, Numbers]] = {
@@ -137,10 +139,10 @@ def best_fits(network: Network, source: Source, labels: np.ndarray, now: Trial) 
 def closest_to_training(network: Network, source: Source) -> tuple[Suspect, float, float] | None:
     """Without labels: the suspect nearest to the network's stored statistics, its gap and the present one, in nats.
 
-    None where the network stores none, the present preprocessing is near enough, or nothing comes much nearer.
+    None where the network stores none, inputs are few, the present gap is small, or nothing comes much nearer.
     """
     norm = first_norm(network)
-    if norm is None:
+    if norm is None or len(source) < ENOUGH:
         return None
     present = statistics_gap(network, norm, source)
     if present < FAR:
@@ -182,8 +184,8 @@ def statistics_gap(network: Network, norm: _BatchNorm, source: Source, batch_siz
                 network.logits(batch.x)
     finally:
         hook.remove()
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+    if not sums or norm.running_mean is None or norm.running_var is None:
+        return 0.0  # a layer that takes no part in the answer says nothing
     n, total, squares = torch.stack(sums).sum(0)
     mean = total / n
     variance = (squares / n - mean.square()).clamp_min(1e-12)
