@@ -84,10 +84,11 @@ def cross_conformal_p(
 def cross_conformal_bound(alpha: float, n: int, folds: int) -> float:
     """What P(p <= alpha) can be at worst under cross-conformal ranking: 2 alpha plus a finite-sample term.
 
-    The term is (1 - folds / n) / (n / folds + 1) (Barber et al. 2021, Theorem 4); the realised rate is usually near
-    alpha.
+    The term is min{2 (1 - 1/K) / (n/K + 1), (1 - K/n) / (K + 1)} for K folds (Barber et al. 2021, Theorem 4), its
+    second part for folds of equal size only; the realised rate is usually near alpha.
     """
-    return 2 * alpha + (1 - folds / n) / (n / folds + 1)
+    by_averages = 2 * (folds - 1) / (n + folds)
+    return 2 * alpha + (by_averages if n % folds else min(by_averages, (1 - folds / n) / (folds + 1)))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " n"], rate: float) -> Bool[np.ndarray, " n"]:

@@ -10,7 +10,7 @@ By kind of evidence:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ from covary.scores.layers import unit
 from covary.types import Rows
 
 
+@runtime_checkable
 class Score(Protocol):
     """Fitted on trusted rows alone; measures fresh ones."""
 

@@ -38,7 +38,8 @@ def explain(
     """min over a >= 0 of |x - Z^T a|^2 / 2 + penalty sum(a), for unit rows x and Z, all queries at once.
 
     Solved by accelerated projected gradient (Beck and Teboulle 2009) on the `candidates` reference samples with the
-    largest cosine, which is where a non-negative solution has its support; `unexplained` = |x - Z^T a|^2.
+    largest cosine, which hold most of a non-negative solution's support: with more of them `unexplained` =
+    |x - Z^T a|^2 can only fall. A query of zeros has no direction: nothing about it is explained, 1.
     """
     reach = queries @ reference.T
     c = min(candidates, reference.shape[0])
@@ -56,4 +57,4 @@ def explain(
         weights, momentum = new, following
     fit = np.einsum("qi,qij,qj->q", weights, gram, weights) - 2 * (weights * (linear + penalty)).sum(1)
     own = np.square(queries).sum(1)
-    return Explanation(order, weights, np.clip(own + fit, 0.0, 1.0))
+    return Explanation(order, weights, np.where(own > 0, np.clip(own + fit, 0.0, 1.0), 1.0))
