@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from covary.errors import CovaryError
+from covary.couplings import COUPLINGS
+from covary.errors import CovaryError, unknown_name
+from covary.scores import SCORES
 
 
 class Settings(BaseModel):
@@ -17,8 +19,9 @@ class Settings(BaseModel):
         space: which weights may move (see `select_parameters`).
         score: name of the score (see `SCORES`).
         coupling: name of the coupling that the first four scores read (see `COUPLINGS`).
-        fpr: false-alarm rate asked for.
+        fpr: false-alarm rate asked for, in (0, 1).
         per_class: rank p-values within predicted classes where calibration suffices.
+        allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
         seed: of roles and projections.
         output: key or index of the logits in what the network returns.
         device: where the network runs.
@@ -36,20 +39,34 @@ class Settings(BaseModel):
     coupling: str = "cosine"
     fpr: float = Field(default=0.01, gt=0, lt=1)
     per_class: bool = False
+    allow_missing_classes: bool = False
     seed: int = 0
     output: str | int | None = None
     device: str = "cpu"
     batch_size: int = Field(default=64, ge=1)
-    amp: str | None = Field(default=None, pattern="^(bf16|fp16)$")
+    amp: Literal["bf16", "fp16"] | None = None
     channels_last: bool = False
-    engine: str = Field(default="hooks", pattern="^(hooks|exact)$")
+    engine: Literal["hooks", "exact"] = "hooks"
 
     @staticmethod
     def checked(**values: Any) -> Settings:
-        """Settings from loose values; a wrong one is told in one sentence."""
+        """Settings from loose values; a wrong one is told in one sentence, before any work."""
         try:
-            return Settings(**values)
+            settings = Settings(**values)
         except ValidationError as problem:
-            first = problem.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise CovaryError(f"setting {name} is {first.get('input')!r}", first["msg"]) from None
+            raise wrong_value(problem) from None
+        for kind, name, table in (("score", settings.score, SCORES), ("coupling", settings.coupling, COUPLINGS)):
+            if name not in table:
+                raise unknown_name(kind, name, table)
+        return settings
+
+
+def wrong_value(problem: ValidationError) -> CovaryError:
+    """What pydantic has to say, as one sentence with the value that was given."""
+    first = problem.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown_name("setting", name, Settings.model_fields)
+    expected = first["msg"].removeprefix("Input should be ")
+    expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
+    return CovaryError(f"{name} is {first.get('input')!r}", expected)

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 PATIENCE = 2.0
@@ -43,14 +52,32 @@ class _Bar:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[_Bar]:
-    """A callback (done, total) that draws a bar on stderr when the work is long."""
+def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """A callback (done, total) that draws a bar on stderr when the work is long; None where nobody wants to see it."""
     bar = _Bar(what)
     try:
-        yield bar
+        yield None if quiet else bar
     finally:
         if bar.bar is not None:
             bar.bar.stop()
+
+
+@contextmanager
+def waiting(what: str, quiet: bool = False) -> Iterator[None]:
+    """A spinner with the time gone by, on stderr, for work that cannot say how far it is; after two seconds."""
+    shown = Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=stderr, transient=True)
+    shown.add_task(what, total=None)
+    timer = threading.Timer(PATIENCE, shown.start)
+    timer.daemon = True
+    if not quiet and stderr.is_terminal:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()
+        shown.stop()
 
 
 def print_json(value: Any) -> None:
@@ -73,6 +100,27 @@ def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
                 stderr.print(f"         [dim]{escape(finding['change'])}[/]")
 
 
+def print_record(record: Mapping[str, Any]) -> None:
+    """What a folder holds, one line a fact."""
+    table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(record):
+        table.add_row(name, escape(value))
+    stdout.print(table)
+
+
+def _facts(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            yield from _facts(inner, f"{name}.")
+        elif isinstance(inner, list) and inner and all(isinstance(item, str) for item in inner):
+            yield name, "\n".join(inner)
+        elif inner is not None and inner != []:
+            yield name, str(inner)
+
+
 def _percent(value: float | None) -> str:
     return "not known" if value is None else f"{100 * value:.2f} %"
 
@@ -91,17 +139,25 @@ def print_summary(summary: dict[str, Any], where: Any) -> None:
     n = summary
     table.add_row("trusted", f"{n['n_reference']} reference, {n['n_fit']} fit, {n['n_calibration']} calibration"
                   f" ({n['calibration']}); smallest p-value {n['p_min']:.4g}")  # fmt: skip
-    if summary.get("auroc") is not None:
+    if summary.get("n_clean"):
         low, high = summary["fpr_interval"]
-        which = "auroc_masked" if summary.get("auroc_masked") is not None else "auroc"
-        kind = "masked" if which == "auroc_masked" else "all inputs"
-        table.add_row("AUROC", f"{summary[which]:.4f} ({kind})")
-        table.add_row("  of each part", ", ".join(f"{k} {v:.4f}" for k, v in summary["auroc_parts"].items() if v is not None))
         table.add_row("false alarms", f"{_percent(summary['fpr'])} of {summary['n_clean']} clean inputs "
                       f"(99 % of the time within {_percent(low)} to {_percent(high)})")  # fmt: skip
+    if summary.get("n_anomalous"):
         table.add_row("caught", f"{_percent(summary['tpr'])} of {summary['n_anomalous']} anomalous inputs")
-        if summary.get("der") is not None:
-            table.add_row("DER", f"{summary['der']:.4f} (ceiling {summary['der_ceiling']:.4f}), masked {summary['der_masked']:.4f}")
+    if summary.get("auroc") is not None:
+        which, kind = ("auroc", "all inputs") if summary["auroc_masked"] is None else ("auroc_masked", "masked")
+        table.add_row("AUROC", f"{summary[which]:.4f} ({kind})")
+        parts = ", ".join(f"{k} {v:.4f}" for k, v in summary["auroc_parts"].items() if v is not None)
+        if parts:
+            table.add_row("  of each part", parts)
+    if summary.get("der") is not None:
+        ceiling, only = summary["der_ceiling"], summary["der_masked"]
+        table.add_row("DER", f"{summary['der']:.4f} (ceiling {ceiling:.4f}), masked {only:.4f}")
+    if summary.get("replay") is not None:
+        changed = ", ".join(summary["replay"]["changed"])
+        same = "identical" if summary["replay"]["identical"] else "different"
+        table.add_row("replay", f"{same} results" + (f"; changed: {changed}" if changed else ""))
     table.add_row("time", f"{summary['seconds']:.1f} s")
     table.add_row("written to", str(where))
     stdout.print(table)

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file as save_tensors
 
-from covary import store
+from covary import saved
 from covary.config import Settings
 from covary.data import Source, open_data
 from covary.errors import CovaryError
 from covary.evidence import Evidence, Explainer
 from covary.features import FeatureExtractor
-from covary.fingerprints import versions
 from covary.judge import Judge, Verdicts
 from covary.models import Network, as_logits, load_network
 from covary.names import is_object_name, load_object
 from covary.projections import projection_fingerprint
+from covary.refusals import network_at_work, refuse_labels, refuse_missing_classes, refuse_other_shape, shape_of_one
 from covary.types import Batch, Rows
 
 if TYPE_CHECKING:
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 
     from covary.observables import UserObservable
 
-FORMAT = 1
-RECORD = "detector.json"
 Progress = Callable[[int, int], None]
+# Settings that a loaded detector may be given anew, since they decide no score.
+CHANGEABLE = {"device", "batch_size"}
 
 
 class Detector:
@@ -58,9 +57,15 @@ class Detector:
         function = observable
         if isinstance(observable, str) and is_object_name(observable):
             function = load_object(observable, "observable")
-        name = observable if isinstance(observable, str) else f"{observable.__module__}:{observable.__qualname__}"
+        name = observable if isinstance(observable, str) else _name_of(observable)
         self.settings = Settings.checked(observable=name, **settings)
         s = self.settings
+        self.preprocessing: dict[str, Any] = {"mean": None, "std": None, "transform": None}
+        self._transform: Callable[..., Any] | None = None
+        self.input_shape: tuple[int, ...] | None = None
+        self.classes, self.class_names = 0, None
+        self.trusted_fingerprint = ""
+        self.thumbnails: dict[str, np.ndarray] = {}
         self.network: Network = load_network(model, weights, device=s.device, output=s.output)
         self.extractor = FeatureExtractor(
             self.network.module,
@@ -92,15 +97,20 @@ class Detector:
         applied to every later input.
         """
         source = open_data(trusted, y=y, mean=mean, std=std, transform=transform)
-        held = None if calibration is None else open_data(calibration, mean=mean, std=std, transform=transform)
-        self.preprocessing = source.preprocessing
+        held = calibration
+        if held is not None:
+            held = open_data(held, mean=source.mean, std=source.std, transform=source.transform)
+        self.preprocessing, self._transform = source.preprocessing, source.transform
         self.class_names = source.class_names
         self.trusted_fingerprint = source.fingerprint()
         labels = source.y
-        self.classes = 0 if self.extractor.observable is None else self._count_classes(source, labels)
+        self._look(source, labels)
         rows = self.rows(source, progress)
-        calibration_rows = None if held is None else self.rows(held, progress)
-        self.fit_rows(rows, labels, calibration_rows)
+        self._refuse_missing_classes(rows)
+        if labels is not None:
+            # -1 says that nobody knows, so the network is not known to be wrong.
+            labels = np.where(labels < 0, rows.predicted, labels)
+        self.fit_rows(rows, labels, None if held is None else self.rows(held, progress))
         wanted = set(self.judge.reference.ids)
         pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
         self.thumbnails = {name: picture for name, picture in pictures.items() if picture is not None}
@@ -121,7 +131,9 @@ class Detector:
     def _passes(self, source: Source, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows]]:
         done = 0
         for batch in source.batches(self.settings.batch_size):
-            rows = self.extractor.rows(batch)
+            refuse_other_shape(batch.x, self.input_shape, source.name)
+            with network_at_work(batch):
+                rows = self.extractor.rows(batch)
             done += len(batch)
             if progress is not None:
                 progress(done, len(source))
@@ -152,58 +164,46 @@ class Detector:
             evidence for _, rows, verdicts in self.stream(inputs) for evidence in self.explainer.explain(rows, verdicts)
         ]
 
-    def open(self, inputs: Any) -> Source:
+    def open(self, inputs: Any, *, truth: Any = None) -> Source:
         """Inputs by path, name or array, preprocessed as the trusted ones were."""
-        return inputs if isinstance(inputs, Source) else open_data(inputs, **self.preprocessing)
+        if isinstance(inputs, Source):
+            return inputs
+        # The function itself where it is at hand: a lambda has no name to find it by.
+        transform = self._transform or self.preprocessing["transform"]
+        return open_data(inputs, truth=truth, **{**self.preprocessing, "transform": transform})
 
     def save(self, folder: str | Path, *, weights: bool = True) -> Path:
         """Writes the detector to a folder of safetensors and JSON, whole or not at all.
 
         With `weights=False` only the network's fingerprint is kept, and loading needs the network itself.
+
+        Raises:
+            CovaryError: the place is taken by something else, or cannot be written to.
         """
         self._fitted()
-        folder = Path(folder)
-        with store.whole_folder(folder) as part:
-            arrays, trusted = store.rows_to_arrays(self.trusted_rows, "trusted")
-            calibration = None
-            if self.calibration_rows is not None:
-                more, calibration = store.rows_to_arrays(self.calibration_rows, "calibration")
-                arrays |= more
-            if self.labels is not None:
-                arrays["labels"] = np.asarray(self.labels, np.int64)
-            arrays["calibration_scores"] = self.judge.calibration_scores
-            store.write_arrays(part / "rows.safetensors", arrays)
-            if self.thumbnails:
-                store.write_arrays(part / "thumbnails.safetensors", self.thumbnails)
-            if weights:
-                state = self.network.module.state_dict()
-                save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in state.items()},
-                             part / "weights.safetensors")  # fmt: skip
-            record = {
-                "format": FORMAT,
-                "settings": self.settings.model_dump(),
-                "factory": self.network.factory,
-                "fingerprint": self.network.fingerprint,
-                "projection": projection_fingerprint(self.settings.seed),
-                "preprocessing": self.preprocessing,
-                "class_names": self.class_names,
-                "classes": self.classes,
-                "trusted_fingerprint": self.trusted_fingerprint,
-                "trusted": trusted,
-                "calibration": calibration,
-                "roles": self.judge.roles,
-                "versions": versions(),
-            }
-            store.seal(part, record, RECORD)
-        return folder
+        what = saved.Saved(
+            settings=self.settings.model_dump(),
+            factory=self.network.factory,
+            network=self.network.fingerprint,
+            projection=projection_fingerprint(self.settings.seed),
+            preprocessing=self.preprocessing,
+            classes=self.classes,
+            class_names=self.class_names,
+            input_shape=None if self.input_shape is None else list(self.input_shape),
+            trusted_fingerprint=self.trusted_fingerprint,
+            trusted=self.trusted_rows,
+            calibration=self.calibration_rows,
+            labels=self.labels,
+            calibration_scores=self.judge.calibration_scores,
+            roles=self.judge.roles,
+            thumbnails=self.thumbnails,
+        )
+        saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None)
+        return Path(folder)
 
     @staticmethod
     def load(
-        folder: str | Path,
-        model: nn.Module | str | None = None,
-        *,
-        weights: str | Path | None = None,
-        **changes: Any,
+        folder: str | Path, model: nn.Module | str | None = None, *, weights: str | Path | None = None, **changes: Any
     ) -> Detector:
         """A saved detector, ready to score; `changes` may name settings that do not decide scores, such as `device`.
 
@@ -212,61 +212,65 @@ class Detector:
                 installation whose random projections differ.
         """
         folder = Path(folder)
-        record = store.open_sealed(folder, RECORD, "a folder written by `covary fit`")
-        if record.get("format") != FORMAT:
-            raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", "use another covary")
-        forbidden = set(changes) - {"device", "batch_size"}
-        if forbidden:
-            raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", "device or batch_size")
-        stored = folder / "weights.safetensors"
+        record = saved.open_record(folder)
+        if forbidden := set(changes) - CHANGEABLE:
+            expected = " or ".join(sorted(CHANGEABLE))
+            raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", expected, "fit again")
         if model is None and record["factory"] is None:
             raise CovaryError(f"{folder} does not know how to build its network", "--model", "pass the network")
-        if weights is None and not hasattr(model, "state_dict"):
-            if not stored.is_file():
-                raise CovaryError(f"{folder} was saved without weights", "--weights", "pass the network's weights")
-            weights = stored
-        detector = Detector(model or record["factory"], weights=weights, **{**record["settings"], **changes})
-        if detector.network.fingerprint != record["fingerprint"]:
+        if weights is None and (model is None or isinstance(model, str)):
+            # Without stored weights the factory may still set the right ones, as the fingerprint will tell.
+            weights = folder / saved.WEIGHTS if saved.WEIGHTS in record["files"] else None
+        what = saved.read_detector(folder, record)
+        detector = Detector(
+            record["factory"] if model is None else model, weights=weights, **{**what.settings, **changes}
+        )
+        detector._take_over(what, record["versions"]["torch"])
+        return detector
+
+    def _take_over(self, what: saved.Saved, torch_then: str) -> None:
+        if self.network.fingerprint != what.network:
             raise CovaryError(
-                f"the network has fingerprint {detector.network.fingerprint[:16]}",
-                f"{record['fingerprint'][:16]}, the one the detector was fitted on",
-                "pass that network, or fit again",
+                f"the network has fingerprint {self.network.fingerprint[:16]}",
+                f"{what.network[:16]}, the one the detector was fitted on",
+                "pass that network (--model, --weights), or fit again",
             )
-        if projection_fingerprint(detector.settings.seed) != record["projection"]:
+        if projection_fingerprint(self.settings.seed) != what.projection:
             raise CovaryError(
-                f"torch {torch.__version__} draws other random projections than torch {record['versions']['torch']}",
+                f"torch {torch.__version__} draws other random projections than torch {torch_then}",
                 "the same ones",
                 "fit again on this installation",
             )
-        arrays = store.read_arrays(folder / "rows.safetensors")
-        pictures = folder / "thumbnails.safetensors"
-        detector.thumbnails = store.read_arrays(pictures) if pictures.is_file() else {}
-        detector.preprocessing = record["preprocessing"]
-        detector.class_names = record["class_names"]
-        detector.classes = record["classes"]
-        detector.trusted_fingerprint = record["trusted_fingerprint"]
-        calibration = record["calibration"]
-        detector.fit_rows(
-            store.rows_from_arrays(arrays, record["trusted"], "trusted"),
-            arrays.get("labels"),
-            None if calibration is None else store.rows_from_arrays(arrays, calibration, "calibration"),
-        )
-        if not np.allclose(detector.judge.calibration_scores, arrays["calibration_scores"], rtol=1e-4, atol=1e-4):
+        self.preprocessing, self._transform = what.preprocessing, None
+        self.class_names, self.classes = what.class_names, what.classes
+        self.input_shape = None if what.input_shape is None else tuple(what.input_shape)
+        self.trusted_fingerprint, self.thumbnails = what.trusted_fingerprint, what.thumbnails
+        self.fit_rows(what.trusted, what.labels, what.calibration)
+        if not np.allclose(self.judge.calibration_scores, what.calibration_scores, rtol=1e-4, atol=1e-4):
             raise CovaryError(
                 "this installation computes other calibration scores from the saved rows", "the saved ones", "fit again"
             )
-        return detector
 
     def _fitted(self) -> None:
         if not hasattr(self, "judge"):
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
 
-    def _count_classes(self, source: Source, labels: np.ndarray | None) -> int:
-        classes = self.network.logits(next(source.take([0]).batches(1)).x).shape[1]
-        if labels is not None and not (0 <= labels.min() and labels.max() < classes):
-            raise CovaryError(
-                f"trusted labels run from {labels.min()} to {labels.max()}",
-                f"0 to {classes - 1}, as many as the network has outputs",
-                "number the classes as in training",
-            )
-        return classes
+    def _look(self, source: Source, labels: np.ndarray | None) -> None:
+        """What the network makes of one trusted input: how many classes it tells apart, if any."""
+        batch = next(source.take([0]).batches(1))
+        self.input_shape, self.classes = shape_of_one(batch.x), 0
+        if self.extractor.observable is None:
+            return
+        with network_at_work(batch):
+            self.classes = self.network.logits(batch.x).shape[1]
+        if labels is not None:
+            refuse_labels(labels, self.classes, source.name)
+
+    def _refuse_missing_classes(self, rows: Rows) -> None:
+        if not self.settings.allow_missing_classes and self.classes:
+            refuse_missing_classes(np.bincount(rows.predicted, minlength=self.classes))
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    kind = type(function)
+    return f"{getattr(function, '__module__', kind.__module__)}:{getattr(function, '__qualname__', kind.__qualname__)}"

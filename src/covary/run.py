@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import io
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -12,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from covary import calibration as calibrate
 from covary import store
 from covary.data import Source
 from covary.detector import Detector, Progress
-from covary.evidence import Evidence
 from covary.fingerprints import digest_file, versions
 from covary.metrics import auroc, evaluate, masked, thinned_roc
+from covary.refusals import refuse_labels, refuse_target
 from covary.scores.layers import per_layer_deviation
+from covary.shown import shown
 
-SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
 COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
 MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by"]
 PARTS = ("functional", "latent", "confidence")
@@ -51,21 +48,39 @@ def write_run(
     fdr: float | None = None,
     target: int | str | None = None,
     config: dict[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
     findings: list[dict[str, Any]] | None = None,
     started: float | None = None,
     progress: Progress | None = None,
     report: Callable[[Path], Any] | None = None,
 ) -> dict[str, Any]:
-    """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all."""
+    """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all.
+
+    Args:
+        detector, inputs, out: what judges, what is judged, and where the RUN goes.
+        fdr: flag by Benjamini-Hochberg over the pile at this rate.
+        target: the attacker's label or `all-to-all`, for figures alone.
+        config: where things came from, to be told beside the detector's settings.
+        plan: what `scan` needs to do it all again.
+        findings: what a check found.
+        started: when the work began, on `time.perf_counter`'s clock.
+        progress: called with (inputs done, inputs in all).
+        report: writes the report into the folder.
+    """
     started = time.perf_counter() if started is None else started
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with store.whole_folder(Path(out)) as folder:
+    if detector.classes:
+        refuse_target(target, detector.classes)
+        if inputs.reader.cheap and inputs.y is not None:
+            refuse_labels(inputs.y, detector.classes, inputs.name)
+    with store.whole_folder(Path(out), "RUN") as folder:
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
         flagged = kept.joined("flagged") if fdr is None else calibrate.benjamini_hochberg(p, fdr)
         _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
         summary = _summary(detector, inputs, kept, flagged, fdr, target)
-        shown = _shown(detector, inputs, scores, flagged)
+        summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
+        cards = shown(detector, inputs, scores, flagged)
         judge = detector.judge
         store.write_json(
             folder / "report.json",
@@ -77,13 +92,21 @@ def write_run(
                 "layers": detector.explainer.layer_names["functional"],
                 "latent_layers": detector.explainer.layer_names["latent"],
                 "layer_range": _layer_range(detector),
-                **shown,
+                **cards,
             },
         )
         store.write_json(
             folder / "run.json",
             {
-                "config": {**(config or {}), "settings": detector.settings.model_dump(), "fdr": fdr, "target": target},
+                "config": {
+                    **(config or {}),
+                    "preprocessing": detector.preprocessing,
+                    **detector.settings.model_dump(),
+                    "fdr": fdr,
+                    "target": target,
+                },
+                "plan": plan,
+                "folder": str(Path.cwd()),
                 "versions": versions(),
                 "seed": detector.settings.seed,
                 "fingerprints": {
@@ -109,6 +132,8 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for batch, rows, verdicts in detector.stream(inputs, progress):
+            if batch.y is not None and detector.classes:
+                refuse_labels(batch.y, detector.classes, inputs.name)
             explanation, units = detector.explainer.reconstruct(rows)
             least, raised = detector.explainer.least_explained(verdicts), verdicts.raised_by
             for i, name in enumerate(verdicts.ids):
@@ -211,54 +236,3 @@ def _layer_range(detector: Detector) -> dict[str, list[list[float]]]:
         for kind, part in parts.items()
         if part is not None and kind != "confidence"
     }
-
-
-def _shown(detector: Detector, inputs: Source, scores: np.ndarray, flagged: np.ndarray) -> dict[str, Any]:
-    """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison."""
-    order = np.argsort(-scores, kind="stable")
-    odd = order[flagged[order]][:SHOWN_FLAGGED]
-    ordinary = order[~flagged[order]]
-    middle = len(ordinary) // 2
-    ordinary = ordinary[max(middle - SHOWN_CLEAN // 2, 0) : middle + SHOWN_CLEAN // 2]
-    return {
-        "flagged": _cards(detector, inputs, odd, flagged),
-        "clean_examples": _cards(detector, inputs, ordinary, flagged),
-    }
-
-
-def _cards(detector: Detector, inputs: Source, positions: np.ndarray, flagged: np.ndarray) -> list[dict[str, Any]]:
-    if not len(positions):
-        return []
-    some = inputs.take(positions)
-    return [
-        _card(detector, evidence, some.thumbnail(i), int(positions[i]), bool(flagged[positions[i]]))
-        for i, evidence in enumerate(detector.explain(some))
-    ]
-
-
-def _card(
-    detector: Detector, evidence: Evidence, picture: np.ndarray | None, row: int, flagged: bool
-) -> dict[str, Any]:
-    layers = evidence.layers
-    return {
-        **evidence.to_json(),
-        "row": row,
-        "flagged": flagged,
-        "thumbnail": data_uri(picture),
-        "explained_by": [
-            {**vars(witness), "thumbnail": data_uri(detector.thumbnails.get(witness.id))}
-            for witness in evidence.explained_by
-        ],
-        "classes": [[label, value] for label, value in evidence.classes.items()],
-        "layers": {kind: list(values.values()) for kind, values in layers.items()},
-        "text": None,
-    }
-
-
-def data_uri(picture: np.ndarray | None) -> str | None:
-    """A small picture as PNG inside a data URI."""
-    if picture is None:
-        return None
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from covary import store
+from covary import saved, store
 from covary.check import CheckReport, check
-from covary.config import Settings
-from covary.console import print_findings, progress
+from covary.config import Settings, wrong_value
+from covary.console import print_findings, progress, waiting
 from covary.data import Source, open_data
-from covary.detector import RECORD, Detector
+from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.fingerprints import digest_file
 from covary.models import load_network
 from covary.names import is_object_name
+from covary.refusals import refuse_missing_classes, refuse_target
 from covary.report import write_report
 from covary.run import write_run
 
 
-class Plan(BaseModel):
-    """Everything a scan is made of, by name, so that a RUN can be replayed."""
+class Pile(BaseModel):
+    """What is asked of a pile of inputs as a whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    truth: str | None = None
+    target: int | str | None = None
+    fdr: float | None = Field(default=None, gt=0, lt=1)
+
+    @staticmethod
+    def checked(**values: Any) -> Pile:
+        """From loose values; a wrong one is told in one sentence."""
+        try:
+            return Pile(**values)
+        except ValidationError as problem:
+            raise wrong_value(problem) from None
+
+
+class Plan(Pile):
+    """Everything a scan is made of, by name, so that a RUN can be replayed."""
 
     model: str
     weights: str | None = None
@@ -35,9 +56,6 @@ class Plan(BaseModel):
     mean: list[float] | None = None
     std: list[float] | None = None
     transform: str | None = None
-    truth: str | None = None
-    target: int | str | None = None
-    fdr: float | None = Field(default=None, gt=0, lt=1)
     settings: Settings = Settings()
 
     @staticmethod
@@ -46,8 +64,7 @@ class Plan(BaseModel):
         try:
             return Plan(settings=Settings.checked(**settings), **names)
         except ValidationError as problem:
-            first = problem.errors()[0]
-            raise CovaryError(f"{first['loc'][0]} is {first.get('input')!r}", first["msg"]) from None
+            raise wrong_value(problem) from None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -82,14 +99,22 @@ def check_plan(plan: Plan) -> CheckReport:
 
 
 def _checked(plan: Plan, quiet: bool) -> list[dict[str, Any]]:
+    """Looks before the long work, and refuses what can not end well."""
     if is_object_name(plan.settings.observable):
         # A user's own observable may need no logits at all, which is all a check could look at.
         return []
-    report = check_plan(plan)
-    findings = report.to_json()["findings"]
+    with waiting("looking at network and data", quiet):
+        report = check_plan(plan)
     errors = list(report.of_level("error"))
     if errors:
         raise CovaryError(f"{errors[0].title}: {errors[0].text}".rstrip(". "), "", errors[0].change)
+    counts = np.asarray(report.figures.get("predicted_per_class", []), np.int64)
+    if len(counts):
+        refuse_target(plan.target, len(counts))
+        # The check looks at some of a large trusted set only; the detector at all of it.
+        if not plan.settings.allow_missing_classes and counts.sum() >= report.figures["n_trusted"]:
+            refuse_missing_classes(counts)
+    findings = report.to_json()["findings"]
     if not quiet:
         print_findings(findings, everything=False)
     return findings
@@ -97,60 +122,33 @@ def _checked(plan: Plan, quiet: bool) -> list[dict[str, Any]]:
 
 def _fitted(plan: Plan, quiet: bool) -> Detector:
     detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
-    with progress("trusted inputs") as bar:
-        detector.fit(plan.open_trusted(), calibration=plan.open_calibration(), progress=None if quiet else bar)
-    return detector
+    with progress("trusted inputs", quiet) as bar:
+        return detector.fit(plan.open_trusted(), calibration=plan.open_calibration(), progress=bar)
 
 
 def scan(plan: Plan, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Check, fit and score in one go; returns the summary of the RUN written to `out`."""
     started = time.perf_counter()
+    store.refuse_taken(out, "RUN")
     inputs = plan.open_inputs()
     if inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
-    store.refuse_taken(out)
     findings = _checked(plan, quiet)
     detector = _fitted(plan, quiet)
-    config = {"plan": plan.model_dump()}
-    return _judged(detector, inputs, out, plan, findings, config, started, quiet)
-
-
-def _judged(
-    detector: Detector,
-    inputs: Source,
-    out: Path,
-    plan: Any,
-    findings: list[dict[str, Any]],
-    config: dict[str, Any],
-    started: float,
-    quiet: bool,
-) -> dict[str, Any]:
-    with progress("inputs") as bar:
+    told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "inputs", "truth"})
+    with progress("inputs", quiet) as bar:
         return write_run(
-            detector,
-            inputs,
-            out,
-            fdr=plan.fdr,
-            target=plan.target,
-            config=config,
-            findings=findings,
-            started=started,
-            progress=None if quiet else bar,
-            report=write_report,
-        )
+            detector, inputs, out, fdr=plan.fdr, target=plan.target, config=told, plan=plan.model_dump(),
+            findings=findings, started=started, progress=bar, report=write_report,
+        )  # fmt: skip
 
 
 def fit(plan: Plan, out: Path, *, weights: bool = True, quiet: bool = False) -> dict[str, Any]:
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
-    store.refuse_taken(out)
+    store.refuse_taken(out, "detector")
     _checked(plan, quiet)
     _fitted(plan, quiet).save(out, weights=weights)
     return describe(out)
-
-
-class _Pile(BaseModel):
-    fdr: float | None = Field(default=None, gt=0, lt=1)
-    target: int | str | None = None
 
 
 def score(
@@ -169,15 +167,16 @@ def score(
 ) -> dict[str, Any]:
     """Judges inputs by a saved detector; returns the summary of the RUN written to `out`."""
     started = time.perf_counter()
-    store.refuse_taken(out)
+    pile = Pile.checked(fdr=fdr, truth=truth, target=target)
+    store.refuse_taken(out, "RUN")
     detector = Detector.load(folder, model, weights=weights, device=device, batch_size=batch_size)
-    inputs = open_data(data, truth=truth, **detector.preprocessing)
-    config = {"detector": str(folder), "inputs": data, "truth": truth}
-    try:
-        pile = _Pile(fdr=fdr, target=target)
-    except ValidationError as problem:
-        raise CovaryError(f"fdr is {fdr}", problem.errors()[0]["msg"]) from None
-    return _judged(detector, inputs, out, pile, [], config, started, quiet)
+    inputs = detector.open(data, truth=pile.truth)
+    told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
+    with progress("inputs", quiet) as bar:
+        return write_run(
+            detector, inputs, out, fdr=pile.fdr, target=pile.target, config=told, started=started, progress=bar,
+            report=write_report,
+        )  # fmt: skip
 
 
 def replay_folder(run: Path) -> Path:
@@ -185,14 +184,16 @@ def replay_folder(run: Path) -> Path:
     return run.with_name(run.name + "-replay")
 
 
-def replay(run: Path, out: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def replay(run: Path, out: Path | None = None, *, quiet: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """Does again what an earlier RUN did and compares: the new summary, and whether the results are identical."""
     old = store.read_json(run / "run.json", "a RUN written by `covary scan`")
-    plan = old["config"].get("plan")
-    if plan is None:
+    if old.get("plan") is None:
         raise CovaryError(f"{run} was made from a saved detector", "a RUN of `covary scan`", "use `covary score` again")
-    out = out or replay_folder(run)
-    summary = scan(Plan(**plan), out, quiet=True)
+    out = (out or replay_folder(run)).absolute()
+    if out == run.absolute():
+        raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
+    with _working_in(Path(old["folder"])):
+        summary = scan(Plan(**old["plan"]), out, quiet=quiet)
     new = store.read_json(out / "run.json", "the RUN just written")
     changed = {
         name: [value, new["fingerprints"].get(name)]
@@ -202,33 +203,44 @@ def replay(run: Path, out: Path | None = None) -> tuple[dict[str, Any], dict[str
     return summary, {"identical": "results" not in changed, "changed": changed}
 
 
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    """In the folder where a RUN was made its relative paths and Python names mean what they meant then."""
+    here = Path.cwd()
+    if folder.is_dir():
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """What a detector or a RUN holds, once it is known to be intact."""
-    if (folder / RECORD).exists():
-        record = store.open_sealed(folder, RECORD, "a folder written by `covary fit`")
-        roles = {role: len(names) for role, names in record["roles"].items()}
-        size = sum(file.stat().st_size for file in folder.iterdir())
+    if (folder / saved.RECORD).exists():
+        record = saved.open_record(folder)
         return {
             "kind": "detector",
             "folder": str(folder),
             "model": record["factory"],
             "network": record["fingerprint"],
-            "weights": "stored" if (folder / "weights.safetensors").exists() else "not stored",
+            "weights": "stored" if saved.WEIGHTS in record["files"] else "not stored",
             "trusted": len(record["trusted"]["ids"]),
-            "roles": roles,
+            "roles": {role: len(names) for role, names in record["roles"].items()},
             "settings": record["settings"],
             "preprocessing": record["preprocessing"],
+            "input_shape": record["input_shape"],
+            "classes": record["classes"],
             "layers": len(record["trusted"]["functional"]),
-            "bytes": size,
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
             "versions": record["versions"],
         }
     if (folder / "run.json").exists():
         record = store.read_json(folder / "run.json", "a RUN")
         summary = store.read_json(folder / "summary.json", "a RUN")
-        found = digest_file(folder / "results.csv")
-        if found != record["fingerprints"]["results"]:
-            raise CovaryError(
-                f"{folder / 'results.csv'} was changed", f"sha256 {record['fingerprints']['results'][:16]}", f"found {found[:16]}"
-            )
-        return {"kind": "run", "folder": str(folder), **summary, "fingerprints": record["fingerprints"]}
+        then, found = record["fingerprints"]["results"], digest_file(folder / "results.csv")
+        if found != then:
+            raise CovaryError(f"{folder / 'results.csv'} was changed", f"sha256 {then[:16]}", f"found {found[:16]}")
+        told = {key: record[key] for key in ("config", "fingerprints", "versions", "started")}
+        return {"kind": "run", "folder": str(folder), **summary, **told}
     raise CovaryError(f"{folder} is neither a detector nor a RUN", "a folder with detector.json or run.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,44 +17,63 @@ from safetensors.numpy import load_file, save_file
 
 from covary.errors import CovaryError
 from covary.fingerprints import digest_file, digest_json
-from covary.types import Rows
+
+# What covary writes, by kind; the first file of a kind tells that a folder is one.
+FILES = {
+    "detector": ("detector.json", "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"),
+    "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html"),
+    "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
+}
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, kind: str) -> Iterator[Path]:
     """A `.part` folder that takes the wanted name only when everything in it is written.
 
     Raises:
         CovaryError: the place is taken by something that is not ours to replace, or cannot be written to.
     """
-    folder = Path(folder)
-    part = folder.with_name(folder.name + ".part")
-    refuse_taken(folder)
+    refuse_taken(folder, kind)
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        old = folder.with_name(folder.name + ".old")
+        refuse_taken(folder, kind)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as problem:
-        raise CovaryError(
-            f"{folder} cannot be written ({problem.strerror or problem})", "", "free some space or choose another place"
-        ) from problem
+        # A file of the user's that went away meanwhile is no trouble with writing.
+        if problem.filename is not None and part not in (Path(problem.filename), *Path(problem.filename).parents):
+            raise
+        reason = problem.strerror or str(problem)
+        remedy = "free some space or choose another place"
+        raise CovaryError(f"{folder} cannot be written ({reason})", "", remedy) from problem
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def refuse_taken(folder: Path) -> None:
-    """Refuses a place that holds anything but an earlier result of covary, before any work goes into it."""
-    ours = folder.is_dir() and (
-        not any(folder.iterdir()) or (folder / "detector.json").exists() or (folder / "summary.json").exists()
-    )
-    if folder.exists() and not ours:
-        raise CovaryError(f"{folder} exists already", "a new folder or an earlier result of covary", "choose another")
+def refuse_taken(folder: Path, kind: str) -> None:
+    """Refuses a place that holds anything but an earlier result of the same kind, before any work goes into it."""
+    wanted = f"a new folder, or a {kind} to be replaced"
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise CovaryError(f"{folder} is a file", wanted, "choose another")
+        return
+    present = sorted(entry.name for entry in folder.iterdir())
+    strange = [name for name in present if name not in FILES[kind]]
+    if strange:
+        raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", wanted, "choose another")
+    if present and FILES[kind][0] not in present:
+        raise CovaryError(f"{folder} exists and has no {FILES[kind][0]}", wanted, "choose another")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,18 +87,39 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CovaryError(f"{path.parent} has no {path.name}", what, "check the path") from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise CovaryError(f"{path} is damaged ({problem})", what, "make it again") from problem
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Named arrays as safetensors."""
-    try:
+    """Named arrays as safetensors, on the disk when this returns."""
+    with _as_os_error(path):
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Named torch tensors as safetensors, each with memory of its own; on the disk when this returns."""
+    from safetensors.torch import save_file as save_tensors
+
+    with _as_os_error(path):
+        save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+@contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as problem:
-        raise OSError(str(problem)) from problem
+        code = re.search(r"os error (\d+)", str(problem))
+        if code is None:
+            raise OSError(str(problem)) from problem
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from problem
     with open(path, "rb") as file:
         os.fsync(file.fileno())
+    # safetensors makes files that nobody else can read; a folder is for sharing.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -100,7 +141,7 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
     """The record of a sealed folder, after every digest has been checked.
 
     Raises:
-        CovaryError: the folder or a file is missing, or a byte of it is not what was written.
+        CovaryError: the folder or a file is missing, a byte of it is not what was written, or a file was added.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -112,7 +153,7 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
     try:
         actual = digest_json(record)
     except ValueError:
-        actual = "not canonical"
+        actual = "none, since it holds what is no JSON"
     if claimed != actual:
         raise CovaryError(f"{folder / name} was changed or damaged", f"digest {claimed}", f"found {actual}")
     for file, digest in record["files"].items():
@@ -122,33 +163,8 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
         found = digest_file(path)
         if found != digest:
             raise CovaryError(f"{path} was changed or damaged", f"sha256 {digest[:16]}...", f"found {found[:16]}...")
+    own = {*record["files"], name}
+    added = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".safetensors" and entry.name not in own)
+    if added:
+        raise CovaryError(f"{folder} holds {added[0]}, which it was not saved with", "only its own files", "remove it")
     return record
-
-
-def rows_to_arrays(rows: Rows, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Rows as named arrays and the JSON that puts them together again."""
-    arrays = {
-        f"{prefix}.predicted": rows.predicted,
-        f"{prefix}.observable": rows.observable,
-        f"{prefix}.functional_norms": rows.functional_norms,
-        **{f"{prefix}.functional.{i}": part for i, part in enumerate(rows.functional.values())},
-        **{f"{prefix}.latent.{i}": part for i, part in enumerate(rows.latent.values())},
-        **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
-    }
-    names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
-    return arrays, {"ids": list(rows.ids), **names}
-
-
-def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], prefix: str) -> Rows:
-    """Rows as they were given to `rows_to_arrays`."""
-    return Rows(
-        ids=record["ids"],
-        predicted=arrays[f"{prefix}.predicted"],
-        observable=arrays[f"{prefix}.observable"],
-        functional={name: arrays[f"{prefix}.functional.{i}"] for i, name in enumerate(record["functional"])},
-        functional_norms=arrays[f"{prefix}.functional_norms"],
-        latent={name: arrays[f"{prefix}.latent.{i}"] for i, name in enumerate(record["latent"])},
-        confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
-    )
-
-

@@ -1,0 +1,160 @@
+"""A saved detector: what it is made of, and how that lies in a folder of safetensors and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covary import store
+from covary.errors import CovaryError
+from covary.fingerprints import versions
+from covary.types import Rows
+
+FORMAT = 1
+RECORD = "detector.json"
+WHAT = "a folder written by `covary fit`"
+ROWS, THUMBNAILS, WEIGHTS = "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Everything a detector has learned; the judge is fitted again from the rows, which gives the same bits.
+
+    Attributes:
+        settings: its `Settings` as plain values.
+        factory: `package.module:factory` of its network, None where a module was passed in.
+        network: fingerprint of the network's weights and buffers.
+        projection: what the random stream gave where it was fitted (see `projection_fingerprint`).
+        preprocessing: what is done to raw inputs.
+        classes: number of the network's outputs, 0 without classes.
+        class_names: names of them, where the trusted data have some.
+        input_shape: shape of one trusted input.
+        trusted_fingerprint: of the trusted data.
+        trusted: rows of the trusted inputs; calibration: of a separate calibration set.
+        labels: classes of the trusted inputs, (n,), where known.
+        calibration_scores: scores of the calibration samples, in order.
+        roles: ids of the trusted inputs by role.
+        thumbnails: small pictures of reference inputs, by id.
+    """
+
+    settings: dict[str, Any]
+    factory: str | None
+    network: str
+    projection: str
+    preprocessing: dict[str, Any]
+    classes: int
+    class_names: list[str] | None
+    input_shape: list[int] | None
+    trusted_fingerprint: str
+    trusted: Rows
+    calibration: Rows | None
+    labels: np.ndarray | None
+    calibration_scores: np.ndarray
+    roles: dict[str, list[str]]
+    thumbnails: dict[str, np.ndarray]
+
+
+def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None) -> None:
+    """Writes a detector to `folder`, whole or not at all, with the network's state dict unless `weights` is None."""
+    arrays, trusted = rows_to_arrays(saved.trusted, "trusted")
+    calibration = None
+    if saved.calibration is not None:
+        more, calibration = rows_to_arrays(saved.calibration, "calibration")
+        arrays |= more
+    if saved.labels is not None:
+        arrays["labels"] = np.asarray(saved.labels, np.int64)
+    arrays["calibration_scores"] = saved.calibration_scores
+    record = {
+        "format": FORMAT,
+        "settings": saved.settings,
+        "factory": saved.factory,
+        "fingerprint": saved.network,
+        "projection": saved.projection,
+        "preprocessing": saved.preprocessing,
+        "class_names": saved.class_names,
+        "classes": saved.classes,
+        "input_shape": saved.input_shape,
+        "trusted_fingerprint": saved.trusted_fingerprint,
+        "trusted": trusted,
+        "calibration": calibration,
+        "roles": saved.roles,
+        "versions": versions(),
+    }
+    with store.whole_folder(folder, "detector") as part:
+        store.write_arrays(part / ROWS, arrays)
+        if saved.thumbnails:
+            # Numbered, since an id may be anything.
+            record["thumbnails"] = list(saved.thumbnails)
+            store.write_arrays(part / THUMBNAILS, {str(i): p for i, p in enumerate(saved.thumbnails.values())})
+        if weights is not None:
+            store.write_tensors(part / WEIGHTS, weights)
+        store.seal(part, record, RECORD)
+
+
+def open_record(folder: Path) -> dict[str, Any]:
+    """What is told of a detector, after every byte of its folder has been checked.
+
+    Raises:
+        CovaryError: a missing, damaged or foreign folder, or another format.
+    """
+    record = store.open_sealed(folder, RECORD, WHAT)
+    if record.get("format") != FORMAT:
+        remedy = f"it was written by covary {record.get('versions', {}).get('covary')}; use that, or fit again"
+        raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", remedy)
+    return record
+
+
+def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
+    """The detector of which `open_record` gave the record."""
+    arrays = store.read_arrays(folder / ROWS)
+    names = record.get("thumbnails", [])
+    pictures = store.read_arrays(folder / THUMBNAILS) if names else {}
+    calibration = record["calibration"]
+    return Saved(
+        settings=record["settings"],
+        factory=record["factory"],
+        network=record["fingerprint"],
+        projection=record["projection"],
+        preprocessing=record["preprocessing"],
+        classes=record["classes"],
+        class_names=record["class_names"],
+        input_shape=record["input_shape"],
+        trusted_fingerprint=record["trusted_fingerprint"],
+        trusted=rows_from_arrays(arrays, record["trusted"], "trusted"),
+        calibration=None if calibration is None else rows_from_arrays(arrays, calibration, "calibration"),
+        labels=arrays.get("labels"),
+        calibration_scores=arrays["calibration_scores"],
+        roles=record["roles"],
+        thumbnails={name: pictures[str(i)] for i, name in enumerate(names)},
+    )
+
+
+def rows_to_arrays(rows: Rows, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Rows as named arrays and the JSON that puts them together again."""
+    arrays = {
+        f"{prefix}.predicted": rows.predicted,
+        f"{prefix}.observable": rows.observable,
+        f"{prefix}.functional_norms": rows.functional_norms,
+        **{f"{prefix}.functional.{i}": part for i, part in enumerate(rows.functional.values())},
+        **{f"{prefix}.latent.{i}": part for i, part in enumerate(rows.latent.values())},
+        **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
+    }
+    names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
+    return arrays, {"ids": list(rows.ids), **names}
+
+
+def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], prefix: str) -> Rows:
+    """Rows as they were given to `rows_to_arrays`."""
+    return Rows(
+        ids=record["ids"],
+        predicted=arrays[f"{prefix}.predicted"],
+        observable=arrays[f"{prefix}.observable"],
+        functional={name: arrays[f"{prefix}.functional.{i}"] for i, name in enumerate(record["functional"])},
+        functional_norms=arrays[f"{prefix}.functional_norms"],
+        latent={name: arrays[f"{prefix}.latent.{i}"] for i, name in enumerate(record["latent"])},
+        confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
+    )
