@@ -16,6 +16,7 @@ from covary.data import Source, open_data
 from covary.errors import CovaryError
 from covary.preprocessing import reverse_channels
 from covary.readers import READERS
+from covary.readers.mapped import Mapped
 
 
 @pytest.fixture
@@ -123,8 +124,8 @@ def test_every_reader_says_what_it_is_for():
 def test_npz_mapped_and_compressed_are_the_same(tmp_path, images, npz):
     np.savez_compressed(tmp_path / "c.npz", **dict(np.load(npz)))
     mapped, loaded = open_data(npz), open_data(tmp_path / "c.npz")
-    assert isinstance(mapped.reader.x, np.memmap)
-    assert not isinstance(loaded.reader.x, np.memmap)
+    assert isinstance(mapped.reader.x, Mapped)
+    assert isinstance(loaded.reader.x, np.ndarray)
     for source in (mapped, loaded):
         assert source.ids[3] == "n3"
         assert source.y.tolist() == (np.arange(11) % 3).tolist()
@@ -137,6 +138,19 @@ def test_npz_in_fortran_order_is_mapped_right(tmp_path):
     values = np.asfortranarray(np.random.default_rng(2).normal(size=(5, 3, 4)).astype(np.float32))
     np.savez(tmp_path / "f.npz", x=values)
     assert np.array_equal(everything(open_data(tmp_path / "f.npz")).numpy(), values)
+
+
+def test_a_mapped_array_is_opened_anew_and_stays_the_same(tmp_path, monkeypatch):
+    values = np.random.default_rng(2).normal(size=(50, 3, 4)).astype(np.float32)
+    np.savez(tmp_path / "m.npz", x=values)
+    source = open_data(tmp_path / "m.npz")
+    opened, maps = source.reader.x._opened, []
+    monkeypatch.setattr("covary.readers.mapped.RENEWED_AFTER", 3 * 2**16)
+    monkeypatch.setattr(source.reader.x, "_opened", lambda: maps.append(1) or opened())
+    assert np.array_equal(everything(source, 5).numpy(), values)
+    assert len(maps) == 3
+    order = np.random.default_rng(3).permutation(50)
+    assert np.array_equal(everything(source.take(order), 5).numpy(), values[order])
 
 
 def write_images(folder, names, size=(7, 9), mode="RGB", seed=0):

@@ -10,6 +10,7 @@ from jaxtyping import Int
 
 from covary.errors import CovaryError
 from covary.fingerprints import array_bytes
+from covary.readers.mapped import Mapped
 from covary.readers.reader import Reader, canonical, checked_ids, checked_labels, checked_truth, from_tensor
 
 
@@ -22,7 +23,9 @@ class ArrayReader(Reader):
 
     cheap = True
 
-    def __init__(self, x: np.ndarray, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x") -> None:
+    def __init__(
+        self, x: np.ndarray | Mapped, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x"
+    ) -> None:
         expected = {"u": "(N, H, W, C) or (N, H, W) for uint8 images"}.get(x.dtype.kind, "(N, ...), one row an input")
         if x.ndim < 2 or (x.dtype == np.uint8 and x.ndim not in (3, 4)):
             raise CovaryError(f"x of {where} has shape {x.shape}, {x.dtype}", expected)
@@ -43,7 +46,7 @@ class ArrayReader(Reader):
 
     def read(self, index: Int[np.ndarray, " n"]) -> np.ndarray:
         """Raw samples at `index`."""
-        # A slice of a memory-mapped file is read in one go, which picking row by row is not.
+        # A slice of a mapped file is read in one go, which picking row by row is not.
         if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
             return canonical(np.array(self.x[index[0] : index[0] + len(index)]), self.where)
         return canonical(self.x[index], self.where)

@@ -11,6 +11,7 @@ from numpy.lib import format as npy
 
 from covary.errors import CovaryError
 from covary.readers.arrays import ArrayReader
+from covary.readers.mapped import Mapped
 
 REMEDY = "write it again with numpy.savez(file, x=..., y=...)"
 
@@ -36,8 +37,8 @@ def read_array(path: Path, key: str) -> np.ndarray:
         raise CovaryError(f"{path} cannot be read as .npz ({error})", "an intact .npz file", REMEDY) from error
 
 
-def mapped(path: Path, key: str) -> np.ndarray | None:
-    """An array of an uncompressed .npz as a memory map, so that memory does not grow with it; None if compressed."""
+def mapped(path: Path, key: str) -> Mapped | None:
+    """An array of an uncompressed .npz, read piece by piece from where it lies in the file; None if compressed."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{key}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
@@ -54,7 +55,7 @@ def mapped(path: Path, key: str) -> np.ndarray | None:
         shape, fortran, dtype = header(file)
         if dtype.hasobject or 0 in shape or not shape:
             return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+        return Mapped(path, dtype, file.tell(), shape, "F" if fortran else "C")
 
 
 def keys_of(path: Path) -> list[str]:
