@@ -81,6 +81,21 @@ def test_fewer_trusted_samples_are_judged_on_the_same_inputs(made_up_world, tmp_
     assert not set(few["id"]) & set(same["id"])
 
 
+def test_rare_classes_are_filled_up_with_images_that_have_no_other_role(made_up_world, monkeypatch, tmp_path):
+    rare = np.flatnonzero(made_up_world.y == 9)[30:]
+    labels = made_up_world.y.copy()
+    labels[rare] = 0
+    images = datasets.Images(made_up_world.x, labels, made_up_world.id)
+    monkeypatch.setitem(datasets.DATASETS, "gtsrb-test", lambda: images)
+    owner = anomalies.Subject(Blocks(), "m:f", Path("w"), "gtsrb-test", target=5, trigger=attacks.trigger("grid"))
+    monkeypatch.setattr(cases, "subject", lambda network, cache, seed: owner)
+    full, inputs, _ = read(cases.build("grid", tmp_path))
+    few, _, _ = read(cases.build("grid-10", tmp_path))
+    assert (full["y"] == 9).sum() < 10, "the class must be rare for this test to say anything"
+    assert np.bincount(few["y"]).tolist() == [10] * 10
+    assert not set(few["id"]) & set(inputs["id"])
+
+
 def test_tuning_and_held_out_cases_share_no_image(made_up_world, tmp_path):
     seen = {}
     for name in ("tune-fgsm", "tune-blur", "tune-vgg-badnets", "grid", "noise", "grid-10"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,14 @@ def test_a_victim_learns_its_task_and_its_backdoor_and_is_cached(recipe, tmp_pat
     assert success == pytest.approx(hits / others)
 
 
+def test_attack_success_is_counted_over_other_classes_alone():
+    class ReadsBars(torch.nn.Module):  # always right, whatever the trigger
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, 2:22, 4:20].unflatten(1, (10, 2)).mean((2, 3))
+
+    assert victims.measure(ReadsBars(), bars(100, 3, "test"), "badnets", 2, 0) == (1.0, 0.0, None)
+
+
 def test_the_same_seed_gives_the_same_weights(recipe):
     images = datasets.load("bars-train").take(np.arange(200))
     first, again, other = (
@@ -74,6 +83,9 @@ def test_the_same_seed_gives_the_same_weights(recipe):
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+    still = dataclasses.replace(recipe, rate=0.0, epochs=1)  # weights stay as they were drawn
+    drawn = [victims.train(still, images, None, 0, seed).state_dict()["0.weight"] for seed in (1, 2)]
+    assert not torch.equal(*drawn), "the seed must reach the first weights, too"
 
 
 def test_a_clean_victim_has_no_attack_success(recipe, tmp_path):
