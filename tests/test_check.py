@@ -261,7 +261,7 @@ def small(inputs=3, features=4 * 36):
     ("network", "x", "text", "change"),
     [
         (small(), pixels(20, 1)[0], "`0` takes 3 channels, and inputs have shape 1x8x8", "Repeat the grey channel"),
-        (small(1), pixels(20)[0], "`0` takes 1 channels, and inputs have shape 3x8x8", "makes 1 channels"),
+        (small(1), pixels(20)[0], "`0` takes 1 channel, and inputs have shape 3x8x8", "makes 1 channel."),
         (small(), np.zeros((20, 8, 8, 3), np.float32), "have shape 8x8x3", "Put the channels first"),
         (small(features=4 * 900), pixels(20)[0], "`3` takes 3600 features and gets 144", "Resize to 32x32"),
         (nn.Linear(7, 3), np.zeros((20, 5)), "`` takes 7 features and gets 5", "Bring inputs to the shape"),
@@ -410,6 +410,8 @@ def test_what_is_needed_for_a_smaller_rate_is_enough():
         needed = int(finding.change.split()[3].replace(",", ""))
         assert sets.resolution(needed, None, fpr)[0].level == "ok"
         assert sets.resolution(needed - 5, None, fpr)[0].level == "warning"
+    for n in range(2, 200):
+        assert 1 / (n + 1) <= sets.rounded_up(1 / (n + 1)) <= 1.1 / (n + 1)
     assert "99 calibration inputs" in sets.resolution(500, 20, 0.01)[0].change
 
 

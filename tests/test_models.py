@@ -151,6 +151,7 @@ def test_foreign_pickles_are_never_executed(tmp_path, how):
         (lambda s: {n: t for n, t in s.items() if not n.startswith("5")}, r"2 missing \(5.weight, 5.bias\)"),
         (lambda s: {**s, "head.w": torch.ones(2)}, r"1 unexpected \(head.w\); expected 9 tensors such as 0.weight"),
         (lambda s: Small(1).state_dict(), r"0.weight \(4, 1, 3, 3\) instead of \(4, 3, 3, 3\)"),
+        (lambda s: {"head.0.w": torch.ones(2), "b": torch.ones(2)}, r"2 unexpected \(head.0.w, b\)"),
         (lambda s: {"a": torch.ones(2)}, r"8 missing \(0.weight, 0.bias, 1.weight and 5 more\), 1 unexpected"),
         (lambda s: {"epoch": 3}, r"no named tensors \(epoch\)"),
         (lambda s: torch.ones(3), r"no named tensors \(Tensor\)"),

@@ -39,7 +39,7 @@ def load_weights(module: nn.Module, path: Path) -> str:
         inside = ", ".join(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise CovaryError(f"{path} holds no named tensors ({inside})", "a state dict", "save model.state_dict()")
     # The first of the best: candidates come in the order of CHECKPOINT_KEYS.
-    key, state = max(candidates, key=lambda pair: -sum(map(len, misfits(pair[1], expected).values())))
+    key, state = max(candidates, key=lambda pair: fit(pair[1], expected))
     wrong = misfits(state, expected)
     if wrong:
         raise CovaryError(
@@ -94,6 +94,12 @@ def renamings(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> Itera
     for head in sorted(heads - {name.split(".", 1)[0] for name in expected}):
         part = {name.removeprefix(f"{head}."): t for name, t in plain.items() if name.startswith(f"{head}.")}
         yield {WRAPPED.sub("", name): tensor for name, tensor in part.items()}
+
+
+def fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> tuple[int, int]:
+    """How well a state dict fits: tensors that do, then (minus) those that do not; (0, 0) where none does."""
+    matching = sum(n in expected and (is_lazy(expected[n]) or expected[n].shape == t.shape) for n, t in state.items())
+    return (matching, -sum(map(len, misfits(state, expected).values()))) if matching else (0, 0)
 
 
 def misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -89,7 +89,7 @@ def _look(
     if inputs is not None and inputs.reader.cheap and inputs.y is not None:
         mislabelled += about_labels.label_range(inputs.y, n_classes, inputs)
     findings += mislabelled
-    y = None if mislabelled else y
+    y = None if y is None else np.where((y >= 0) & (y < n_classes), y, -1)
     chosen = np.sort(np.random.default_rng(seed).permutation(len(trusted))[:LIMIT])
     predicted, confidence = answers(network, trusted.take(chosen), batch_size)
     known = None if y is None else y[chosen]

@@ -53,13 +53,14 @@ def failure(network: Network, x: Tensor, error: Exception, entered: list[tuple[s
     got_shape = tuple(got.shape) if isinstance(got, Tensor) else ()
     if isinstance(module, _ConvNd) and len(got_shape) > 1 and got_shape[1] != module.in_channels:
         takes = module.in_channels
-        text = f"Layer `{name}` takes {takes} channels, and inputs have shape {shape} (channels first)."
+        channels = f"{takes} channel{'s' if takes > 1 else ''}"
+        text = f"Layer `{name}` takes {channels}, and inputs have shape {shape} (channels first)."
         if got_shape[-1] == takes:
             change = "Put the channels first: x.transpose(0, 3, 1, 2) for floats."
         elif takes == 3 and got_shape[1] == 1:
             change = "Repeat the grey channel: --transform package.module:function with x.repeat(3, 1, 1)."
         else:
-            change = f"Pass --transform package.module:function that makes {takes} channels."
+            change = f"Pass --transform package.module:function that makes {channels}."
         return Finding("error", "Input shape", text, change)
     if isinstance(module, nn.Embedding) and not x.is_floating_point():
         text = f"Token ids run from {int(x.min())} to {int(x.max())}, and `{name}` holds {module.num_embeddings}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -102,6 +103,16 @@ def overlap(trusted: Source, inputs: Source | None, calibration: Source | None) 
     return found
 
 
+def rounded_up(rate: float) -> float:
+    """A rate with two digits that is not smaller than it.
+
+    >>> rounded_up(1 / 41)
+    0.025
+    """
+    step = 10.0 ** (math.floor(math.log10(rate)) - 1)
+    return float(f"{math.ceil(rate / step - 1e-9) * step:.2g}")
+
+
 def resolution(n_trusted: int, n_calibration: int | None, fpr: float) -> tuple[Finding, dict[str, Any]]:
     """The smallest false-alarm rate that calibration can reach, 1 / (n + 1) with n calibration inputs."""
     if n_calibration is not None:
@@ -118,6 +129,7 @@ def resolution(n_trusted: int, n_calibration: int | None, fpr: float) -> tuple[F
         return Finding("ok", "False-alarm rate", f"{text}; {fpr:g} is asked for."), figures
     share = 1 if n_calibration is not None or needed(fpr) < CROSS_CONFORMAL_BELOW else SHARES["calibration"]
     kind = "calibration" if n_calibration is not None else "trusted"
-    change = f"Give at least {int(np.ceil(needed(fpr) / share)):,} {kind} inputs, or ask for --fpr {p_min:.2g}."
+    enough = math.ceil(needed(fpr) / share)
+    change = f"Give at least {enough:,} {kind} inputs, or ask for --fpr {rounded_up(p_min):g}."
     text = f"{text}, not to the {fpr:g} asked for: the smallest is used instead."
     return Finding("warning", "False-alarm rate", text, change), figures
