@@ -284,7 +284,7 @@ def test_source_is_taken_as_it_is_and_can_be_given_more(images):
 
 
 def test_truth_from_every_place(tmp_path, images, npz):
-    truth = np.array([0, 1] * 5 + [0])
+    truth = np.array([1, 1, 0, 1, 0, 0, 0, 0, 1, 0, 0])
     np.save(tmp_path / "t.npy", truth)
     np.savez(tmp_path / "t.npz", truth=truth)
     with open(tmp_path / "t.csv", "w", newline="") as file:
