@@ -1,0 +1,137 @@
+"""Batch size and order change nothing beyond rounding, left of the waist and right of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from core_cases import synthetic
+from covary.features import FeatureExtractor
+from covary.judge import Judge
+from covary.models import as_logits
+from covary.scores import SCORES
+from covary.types import Batch, Rows
+
+N = 11
+TOLERANCE = 1e-5
+ENGINES = ["exact", "hooks"]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 8, 3, stride=2),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 12),
+        nn.LayerNorm(12),
+        nn.Linear(12, 4),
+    )
+    with torch.no_grad():
+        for _ in range(3):
+            module(torch.randn(32, 3, 9, 9) * 2 + 0.5)
+    return module.eval()
+
+
+def extractor(engine: str) -> FeatureExtractor:
+    return FeatureExtractor(network(), as_logits, engine=engine, seed=3)
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(N, 3, 9, 9, generator=torch.Generator().manual_seed(5))
+
+
+def batches(order: np.ndarray, size: int) -> list[Batch]:
+    x = inputs()
+    return [
+        Batch([f"image-{i}" for i in order[start : start + size]], x[order[start : start + size]])
+        for start in range(0, len(order), size)
+    ]
+
+
+def assert_same_rows(found: Rows, wanted: Rows) -> None:
+    assert list(found.ids) == list(wanted.ids)
+    np.testing.assert_array_equal(found.predicted, wanted.predicted)
+
+    def close(a: np.ndarray, b: np.ndarray, what: str) -> None:
+        # Relative to the largest number of the kind: single entries of a gradient may be near zero.
+        assert np.abs(a - b).max() <= TOLERANCE * max(np.abs(b).max(), 1e-6), what
+
+    close(found.observable, wanted.observable, "observable")
+    close(found.functional_norms, wanted.functional_norms, "norms")
+    for layer in wanted.functional:
+        close(found.functional[layer], wanted.functional[layer], f"gradient of {layer}")
+    for layer in wanted.latent:
+        close(found.latent[layer], wanted.latent[layer], f"activation of {layer}")
+    for name in wanted.confidence:
+        close(found.confidence[name], wanted.confidence[name], name)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [1, 4])
+def test_features_do_not_depend_on_batch_size(engine, size):
+    order = np.arange(N)
+    wanted = extractor(engine).all_rows(batches(order, N))
+    assert_same_rows(extractor(engine).all_rows(batches(order, size)), wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_do_not_depend_on_order_or_company(engine):
+    one = extractor(engine)
+    wanted = one.all_rows(batches(np.arange(N), N))
+    order = np.random.default_rng(0).permutation(N)
+    assert_same_rows(one.all_rows(batches(order, 4)), wanted.take(order))
+    some = np.array([7, 2])
+    assert_same_rows(one.all_rows(batches(some, 2)), wanted.take(some))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_are_the_same_run_after_run(engine):
+    order = np.arange(N)
+    torch.manual_seed(1)
+    first = extractor(engine).all_rows(batches(order, 5))
+    torch.manual_seed(2)
+    torch.randn(100)
+    assert_same_rows(extractor(engine).all_rows(batches(order, 5)), first)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_scoring_leaves_the_network_as_it_was(engine):
+    one = extractor(engine)
+    before = {name: value.clone() for name, value in one.module.state_dict().items()}
+    x = inputs()
+    logits = one.module(x)
+    one.rows(Batch([str(i) for i in range(N)], x))
+    for name, value in one.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(one.module(x), logits)
+    assert torch.equal(x, inputs()), "the inputs too"
+    assert all(parameter.grad is None for parameter in one.module.parameters())
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("n", [90, 400])
+def test_verdicts_do_not_depend_on_batch_size_or_order(score, n):
+    trusted, labels = synthetic(n, 1, wrong=0.05)
+    queries, _ = synthetic(37, 2, wrong=0.1)
+    judge = Judge(score, fpr=0.1).fit(trusted, labels)
+    wanted = judge.judge(queries)
+    order = np.random.default_rng(3).permutation(37)
+    for size in (1, 10):
+        # All in tens, a few alone.
+        for start in range(0, 37 if size > 1 else 6, size):
+            some = order[start : start + size]
+            found = judge.judge(queries.take(some))
+            assert found.ids == [wanted.ids[i] for i in some]
+            np.testing.assert_allclose(found.score, wanted.score[some], rtol=TOLERANCE, atol=TOLERANCE)
+            np.testing.assert_allclose(found.p_value, wanted.p_value[some], atol=TOLERANCE)
+            np.testing.assert_array_equal(found.flagged, wanted.flagged[some])
+            for kind, values in wanted.parts.items():
+                np.testing.assert_allclose(found.parts[kind], values[some], rtol=TOLERANCE, atol=TOLERANCE)
