@@ -87,5 +87,10 @@ def test_unknown_spaces_are_refused(space):
 def test_spaces_that_select_nothing_name_what_there_is():
     with pytest.raises(CovaryError, match=r"selects nothing.*body\.0"):
         select_parameters(Small(), "modules:nowhere")
-    with pytest.raises(CovaryError, match="no trainable parameters"):
+    with pytest.raises(CovaryError, match="no parameters"):
         select_parameters(nn.ReLU())
+
+
+def test_a_network_frozen_for_serving_moves_as_a_whole():
+    frozen = Small().requires_grad_(False)
+    assert select_parameters(frozen) == select_parameters(Small())

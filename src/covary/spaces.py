@@ -58,11 +58,11 @@ def select_parameters(module: nn.Module, space: str = "all") -> dict[str, list[s
         raise CovaryError(
             f"unknown parameter space {space!r}", "all, last-layer, modules:NAME[,NAME...] or pattern:GLOB"
         )
-    trainable = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    parameters = {name: p.requires_grad for name, p in module.named_parameters() if p.is_floating_point()}
+    # A network frozen as a whole was frozen for serving: all of it was trained.
+    trainable = [name for name, trains in parameters.items() if trains] or list(parameters)
     if not trainable:
-        raise CovaryError(
-            "the network has no trainable parameters", "at least one with requires_grad", "unfreeze what may move"
-        )
+        raise CovaryError("the network has no parameters", "at least one weight that can move")
     layers: dict[str, list[str]] = {}
     for name in SPACES[kind](trainable, argument):
         layers.setdefault(layer_of(name), []).append(name)
