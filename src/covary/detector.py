@@ -76,7 +76,8 @@ class Detector:
             device=s.device,
             amp=s.amp,
             channels_last=s.channels_last,
-            engine=s.engine,
+            # A user's function may run another copy of the network, which hooks on this one never see.
+            engine=s.engine if isinstance(function, str) else "exact",
         )
 
     def fit(

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from covary.errors import CovaryError
+from covary.judge import LEAST_TRUSTED
 from covary.types import Batch
 
 
@@ -33,7 +34,8 @@ def refuse_target(target: int | str | None, classes: int) -> None:
 def refuse_missing_classes(counts: Int[np.ndarray, " classes"]) -> None:
     """Refuses trusted inputs of which none is answered with some of the classes; `counts` per class."""
     missing = np.flatnonzero(counts == 0)
-    if len(missing):
+    # Of fewer trusted inputs than a judge takes, their number is what there is to complain about.
+    if len(missing) and counts.sum() >= LEAST_TRUSTED:
         some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         raise CovaryError(
             f"no trusted input is answered with class {some} ({len(missing)} of {len(counts)} classes)",

@@ -78,7 +78,11 @@ def refuse_taken(folder: Path, kind: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """JSON for people and programs: sorted keys, NaN refused."""
-    path.write_text(json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False), "utf-8")
+    path.write_bytes(_rendered(value))
+
+
+def _rendered(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -149,13 +153,14 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
     record = read_json(folder / name, what)
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         raise CovaryError(f"{folder / name} is damaged (no list of files)", what, "make it again")
-    claimed = record.pop("digest", None)
     try:
-        actual = digest_json(record)
-    except ValueError:
-        actual = "none, since it holds what is no JSON"
-    if claimed != actual:
-        raise CovaryError(f"{folder / name} was changed or damaged", f"digest {claimed}", f"found {actual}")
+        untouched = _rendered(record) == (folder / name).read_bytes()
+        claimed = record.pop("digest", None)
+        untouched = untouched and claimed == digest_json(record)
+    except ValueError:  # NaN, which Python reads and JSON does not have
+        untouched = False
+    if not untouched:
+        raise CovaryError(f"{folder / name} was changed or damaged", "what covary wrote", "copy the folder again")
     for file, digest in record["files"].items():
         path = folder / Path(file).name
         if not path.is_file():

@@ -1,0 +1,58 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from covary import cli
+from covary.detector import Detector
+
+# One thread each: tests run side by side.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory) -> Path:
+    """A folder with weights.safetensors, weights.pt, trusted.npz and inputs.npz; not to be changed."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny.write_files(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fitted() -> Detector:
+    """A detector fitted on the trusted digits; not to be changed."""
+    return Detector("tiny:trained").fit(tiny.trusted())
+
+
+@pytest.fixture(scope="session")
+def saved_folder(fitted, tmp_path_factory) -> Path:
+    """The same detector in a folder; not to be changed."""
+    return fitted.save(tmp_path_factory.mktemp("saved") / "detector")
+
+
+@pytest.fixture
+def detector_folder(saved_folder, tmp_path) -> Path:
+    """A copy of it to break."""
+    return Path(shutil.copytree(saved_folder, tmp_path / "detector"))
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs `covary ARGUMENTS` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["covary", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
