@@ -143,6 +143,10 @@ def test_floats_up_to_255_and_normalised_floats():
     x = np.moveaxis(x, -1, 1).astype(np.float32)
     change = the(looked(Templates(), (x, y)), "Preprocessing").change
     assert "--mean 0 --std 255" in change
+    network = load_network(Templates(*NORMALISATIONS["ImageNet's mean and std"]))
+    options = advised_options(the(check(network, open_data((x, y))), "Preprocessing").change)
+    assert options["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert "Preprocessing" not in titles(check(network, open_data((x, y), **options)))
     normalised = (x / 255 - 0.5) / 0.5
     options = advised_options(the(looked(Templates(), (normalised, y)), "Preprocessing").change)
     report = check(load_network(Templates()), open_data((normalised, y), **options))
