@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from covary.bench.core import figures
+from covary.bench.core import figures, fill
 from covary.calibration import false_alarm_interval
 from covary.data import open_data
 from covary.detector import Detector
@@ -66,10 +66,10 @@ def rates(folder: Path) -> dict[str, Any]:
     inside_law = {
         key: float(np.mean([low <= value <= high for value in realised[key]])) for key, (low, high) in law.items()
     }
+    expected = {str(rate): np.floor(rate * (calibration + 1)) / (calibration + 1) for rate in RATES}
     return {"name": folder.name, "clean": n, "calibration": calibration, "realised": realised,
             "mean": {key: float(np.mean(values)) for key, values in realised.items()},
-            "law_99": law, "inside_law": inside_law,
-            "expected": {str(rate): np.floor(rate * (calibration + 1)) / (calibration + 1) for rate in RATES}}  # fmt: skip
+            "law_99": law, "inside_law": inside_law, "expected": expected}  # fmt: skip
 
 
 def trusted_sizes(folder: Path) -> dict[str, Any]:
@@ -99,6 +99,29 @@ def _renamed(rows: Rows, prefix: str) -> Rows:
     return replace(rows, ids=[f"{prefix}{name}" for name in rows.ids])
 
 
+def sizes_table(trusted: dict[str, Any]) -> str:
+    """Markdown: masked AUROC / true-positive rate at 1 % false positives, by case and number of trusted samples."""
+    lines = ["| case | " + " | ".join(map(str, SIZES)) + " |", "| --- " * (len(SIZES) + 1) + "|"]
+    for name, cell in trusted.items():
+        found = [cell["by_size"].get(str(size)) for size in SIZES]
+        means = [[np.mean([d[key] for d in draws]) for key in ("auroc", "tpr_at_1")] for draws in found if draws]
+        lines.append(f"| {name} | " + " | ".join(f"{a:.3f} / {t:.2f}" for a, t in means) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def rates_table(cells: dict[str, Any]) -> str:
+    """Markdown: mean realised rate over the splits, what to expect of it, and how often it fell inside its law."""
+    asked = " | ".join(f"asked {100 * rate:g} %" for rate in RATES)
+    lines = [f"| case | {asked} |", "| --- " * (len(RATES) + 1) + "|"]
+    for name, cell in cells.items():
+        parts = []
+        for rate in map(str, RATES):
+            mean, expected, inside = cell["mean"][rate], cell["expected"][rate], cell["inside_law"][rate]
+            parts.append(f"{100 * mean:.2f} % (law {100 * expected:.2f} %), {100 * inside:.0f} % of splits inside")
+        lines.append(f"| {name} | " + " | ".join(parts) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def plot(results: Path, docs: Path) -> None:
     """Two figures for the docs: realised rates beside their law, and quality by number of trusted samples."""
     import matplotlib
@@ -111,7 +134,8 @@ def plot(results: Path, docs: Path) -> None:
     for axis, rate in zip(axes, RATES, strict=True):
         for position, cell in enumerate(record["rates"].values()):
             values = np.array(cell["realised"][str(rate)])
-            axis.scatter(np.full(len(values), position) + np.linspace(-0.25, 0.25, len(values)), 100 * values, s=7, alpha=0.6)
+            across = position + np.linspace(-0.25, 0.25, len(values))
+            axis.scatter(across, 100 * values, s=7, alpha=0.6)
             low, high = cell["law_99"][str(rate)]
             axis.vlines(position, 100 * low, 100 * high, color="0.75", linewidth=18, zorder=0)
         axis.axhline(100 * rate, color="k", linewidth=0.8)
@@ -124,7 +148,8 @@ def plot(results: Path, docs: Path) -> None:
     for name, cell in record["trusted"].items():
         sizes = [int(size) for size in cell["by_size"]]
         for axis, key in zip(axes, ("auroc", "tpr_at_1"), strict=True):
-            axis.plot(sizes, [np.mean([d[key] for d in cell["by_size"][str(s)]]) for s in sizes], marker="o", label=name)
+            means = [np.mean([draw[key] for draw in cell["by_size"][str(size)]]) for size in sizes]
+            axis.plot(sizes, means, marker="o", label=name)
     for axis, title in zip(axes, ("masked AUROC", "TPR at 1 % FPR"), strict=True):
         axis.set_xscale("log")
         axis.set_xticks(SIZES, [str(size) for size in SIZES])
@@ -147,14 +172,16 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "table":
+        found = {what: sorted(options.out.glob(f"{what}--*")) for what in ("rates", "trusted")}
         record = {
-            what: {path.stem.split("--")[1]: json.loads(path.read_text()) for path in sorted(options.out.glob(f"{what}--*"))}
-            for what in ("rates", "trusted")
+            what: {path.stem.split("--")[1]: json.loads(path.read_text()) for path in paths}
+            for what, paths in found.items()
         }
         options.results.write_text(json.dumps(record, indent=1))
         plot(options.results, options.docs)
-        for name, cell in record["rates"].items():
-            print(name, "mean", cell["mean"], "inside the 99 % law", cell["inside_law"])
+        fill(options.docs / "results.md", "rates", rates_table(record["rates"]))
+        fill(options.docs / "trusted-data.md", "sizes", sizes_table(record["trusted"]))
+        print(rates_table(record["rates"]) + "\n" + sizes_table(record["trusted"]))
         return
     work = rates if options.what == "rates" else trusted_sizes
     for name in options.names:

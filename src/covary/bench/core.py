@@ -102,7 +102,7 @@ def run_case(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a case, masked AUROC of the combined score, its parts and the baselines."""
+    """Markdown: one row a case, masked AUROC of the combined score, its parts and the baselines, best in bold."""
     names = ["combined", "functional", "latent", "confidence", *BASELINES]
     lines = ["| case | " + " | ".join(names) + " | TPR at 1 % | FPR (99 % law) |", "| --- " * (len(names) + 3) + "|"]
     for result in results:
@@ -110,11 +110,22 @@ def table(results: list[dict[str, Any]]) -> str:
         values = {name: every[name]["auroc"] for name in names if name in every}
         best = max(values.values())
         cells = [f"**{v:.4f}**" if v >= best - 5e-5 else f"{v:.4f}" for v in (values[name] for name in names)]
+        inside = every["combined"]["interval"]
+        cells[0] += f" ({inside[0]:.4f} to {inside[1]:.4f})"
         low, high = result["scan"]["fpr_interval"]
         tpr = result["ours"]["combined"]["tpr_at_1"]
         lines.append(f"| {result['name']} | " + " | ".join(cells)
                      + f" | {tpr:.3f} | {result['scan']['fpr']:.4f} ({low:.4f} to {high:.4f}) |")  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Puts `text` between the marks of that name in a page, so that no figure there is typed by hand."""
+    if not page.exists():
+        return
+    before, _, rest = page.read_text("utf-8").partition(f"<!-- {name} -->\n")
+    _, _, after = rest.partition(f"<!-- end of {name} -->")
+    page.write_text(f"{before}<!-- {name} -->\n\n{text}\n<!-- end of {name} -->{after}", "utf-8")
 
 
 def main() -> None:
@@ -125,6 +136,7 @@ def main() -> None:
     parser.add_argument("--cases", type=Path, default=Path("cache/cases"))
     parser.add_argument("--out", type=Path, default=Path("cache/core"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/core.json"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/results.md"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     wanted = list(CASES) if options.names == ["all"] else options.names
@@ -143,7 +155,9 @@ def main() -> None:
     record = {"knn_on_tuning_cells": choice, "cells": {result["name"]: result for result in results}}
     options.results.write_text(json.dumps(record, indent=1))
     for role in ("held-out", "tuning"):
-        print(f"\n{role}\n\n" + table([result for result in results if result["role"] == role]))
+        rows = [result for result in results if result["role"] == role]
+        fill(options.docs, role, table(rows))
+        print(f"\n{role}\n\n" + table(rows))
 
 
 if __name__ == "__main__":

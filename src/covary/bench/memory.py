@@ -23,7 +23,7 @@ from covary.report import write_report
 from covary.run import write_run
 
 
-class Noise(Dataset[tuple[torch.Tensor, int]]):
+class Noise(Dataset[torch.Tensor]):
     """As many images of smooth noise as one likes, made when asked for."""
 
     def __init__(self, n: int, shape: tuple[int, int, int], start: int = 0) -> None:
@@ -32,12 +32,12 @@ class Noise(Dataset[tuple[torch.Tensor, int]]):
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> torch.Tensor:
         if index >= self.n:
             raise IndexError(index)
         rng = np.random.default_rng(self.start + index)
         coarse = torch.from_numpy(rng.random((1, self.shape[0], 7, 7), dtype=np.float32))
-        return torch.nn.functional.interpolate(coarse, self.shape[1:], mode="bilinear", align_corners=False)[0], 0
+        return torch.nn.functional.interpolate(coarse, self.shape[1:], mode="bilinear", align_corners=False)[0]
 
 
 def peak() -> float:
@@ -59,7 +59,8 @@ def main() -> None:
     module(torch.zeros(64, *shape))
     network = peak()
     detector = Detector(module, allow_missing_classes=True).fit(open_data(Noise(options.trusted, shape)))
-    cells = {"network_mb": network, "fitted_mb": peak(), "trusted": options.trusted, "network": options.network, "by_n": {}}
+    about = {"network": options.network, "trusted": options.trusted}
+    cells = {**about, "network_mb": network, "fitted_mb": peak(), "by_n": {}}
     for n in options.n:
         started = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:

@@ -9,5 +9,5 @@ from covary.types import Rows
 
 
 def gradient_norm(queries: Rows) -> Float[np.ndarray, " q"]:
-    """log |g| over all layers; higher = more anomalous (a backdoor's can be lower: the sign is not chosen afterwards)."""
+    """log |g| over all layers; higher = more anomalous. A backdoor's can be lower: the sign is fixed beforehand."""
     return 0.5 * np.log(np.square(np.asarray(queries.functional_norms, np.float64)).sum(1) + 1e-30)
