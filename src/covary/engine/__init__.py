@@ -7,48 +7,47 @@ them goes through `exact_gradients`, and the engine's notes name it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from covary.engine.calls import Rule
-from covary.engine.convolution import convolution
-from covary.engine.embedding import embedding, plain_lookup
-from covary.engine.linear import linear
+from covary.engine.convolution import convolution_rule
+from covary.engine.embedding import embedding_rule, plain_lookup
+from covary.engine.linear import linear_rule
 from covary.engine.normalisation import (
     always,
-    batch_norm,
-    batch_norm_input,
+    batch_norm_rule,
     frozen_statistics,
-    group_norm,
-    instance_norm,
-    layer_norm,
+    group_norm_rule,
+    instance_norm_rule,
+    layer_norm_rule,
     own_statistics,
-    rms_norm,
+    rms_norm_rule,
 )
 
 
 class LayerRule(NamedTuple):
-    """A rule, the condition under which a layer of that type follows it, and where it pays a backward of our own."""
+    """A rule, the condition under which a layer of that type follows it, and whether the rule differentiates its input."""
 
     rule: Rule
     holds: Callable[..., bool] = always
-    input_gradient: Callable[[Any, Tensor], Tensor] | None = None
+    own_backward: bool = False
 
 
 LAYER_RULES: dict[type[nn.Module], LayerRule] = {
-    nn.Linear: LayerRule(linear),
-    nn.Conv1d: LayerRule(convolution),
-    nn.Conv2d: LayerRule(convolution),
-    nn.Conv3d: LayerRule(convolution),
-    nn.Embedding: LayerRule(embedding, plain_lookup),
-    nn.BatchNorm1d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
-    nn.BatchNorm2d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
-    nn.BatchNorm3d: LayerRule(batch_norm, frozen_statistics, batch_norm_input),
-    nn.GroupNorm: LayerRule(group_norm),
-    nn.InstanceNorm1d: LayerRule(instance_norm, own_statistics),
-    nn.InstanceNorm2d: LayerRule(instance_norm, own_statistics),
-    nn.InstanceNorm3d: LayerRule(instance_norm, own_statistics),
-    nn.LayerNorm: LayerRule(layer_norm),
-    nn.RMSNorm: LayerRule(rms_norm),
+    nn.Linear: LayerRule(linear_rule),
+    nn.Conv1d: LayerRule(convolution_rule),
+    nn.Conv2d: LayerRule(convolution_rule),
+    nn.Conv3d: LayerRule(convolution_rule),
+    nn.Embedding: LayerRule(embedding_rule, plain_lookup),
+    nn.BatchNorm1d: LayerRule(batch_norm_rule, frozen_statistics, own_backward=True),
+    nn.BatchNorm2d: LayerRule(batch_norm_rule, frozen_statistics, own_backward=True),
+    nn.BatchNorm3d: LayerRule(batch_norm_rule, frozen_statistics, own_backward=True),
+    nn.GroupNorm: LayerRule(group_norm_rule),
+    nn.InstanceNorm1d: LayerRule(instance_norm_rule, own_statistics),
+    nn.InstanceNorm2d: LayerRule(instance_norm_rule, own_statistics),
+    nn.InstanceNorm3d: LayerRule(instance_norm_rule, own_statistics),
+    nn.LayerNorm: LayerRule(layer_norm_rule),
+    nn.RMSNorm: LayerRule(rms_norm_rule),
 }

@@ -21,18 +21,20 @@ class Call:
         names: the module's own parameter names (`weight`, `bias`) -> names in the network, those that may move only.
         inputs: what the rule asked to keep, first dimension = samples.
         d: gradient of the sum of the observables with respect to the output, first dimension = samples.
+        through: whether the rule is to return the gradient of the first input.
     """
 
     layer: nn.Module
     names: Mapping[str, str]
     inputs: Sequence[Tensor]
     d: Tensor
+    through: bool = False
 
 
 class Rule(Protocol):
     """How one kind of layer turns a call into shares of its parameters' gradients."""
 
-    def __call__(self, call: Call, ledger: Ledger) -> None: ...
+    def __call__(self, call: Call, ledger: Ledger) -> Tensor | None: ...
 
 
 class Tap(torch.autograd.Function):

@@ -9,7 +9,7 @@ from covary.engine.ledger import Ledger
 from covary.engine.linear import fits
 
 
-def embedding(call: Call, ledger: Ledger) -> None:
+def embedding_rule(call: Call, ledger: Ledger) -> None:
     """Embedding; the row of `padding_idx` gets no gradient, as in training."""
     layer: Any = call.layer
     tokens, d = by_sample(call.inputs[0], ledger.n), by_sample(call.d, ledger.n)

@@ -86,37 +86,35 @@ class HookedPass:
 
     def _hook(self, stack: ExitStack, token: Tensor) -> None:
         def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str]) -> None:
-            through: list[Tensor] = []
+            detached: list[Tensor] = []
 
             def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
                 if not torch.is_grad_enabled() or not inputs:
                     return None
-                through.append(inputs[0])
+                detached.append(inputs[0])
                 return inputs[0].detach(), *inputs[1:]
 
             def after(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
                 # Checkpointing runs layers without gradients first; calls count where the graph is built.
                 if not torch.is_grad_enabled():
                     return None
-                own = through.pop() if through else None
+                own = detached.pop() if detached else None
                 kept = own if own is not None else (inputs[0] if inputs else next(iter(kwargs.values()))).detach()
 
                 def consume(d: Tensor, saved: tuple[Tensor, ...]) -> Tensor | None:
+                    through = own is not None and own.requires_grad
                     try:
-                        rule.rule(Call(layer, names, saved, d), self.ledger)
+                        return rule.rule(Call(layer, names, saved, d, through), self.ledger)
                     except (RuntimeError, ValueError) as problem:
                         if "out of memory" in str(problem).lower():
                             raise
                         raise RuleFailed(list(names.values()), problem) from problem
-                    if own is None or rule.input_gradient is None or not own.requires_grad:
-                        return None
-                    return rule.input_gradient(layer, d).to(own.dtype)
 
                 # Marking a view as changed in place would drag its base along.
                 output = output.clone() if output._is_view() and not output.requires_grad else output
                 return Tap.apply(output, token, consume, kept)
 
-            if rule.input_gradient is not None:
+            if rule.own_backward:
                 stack.callback(layer.register_forward_pre_hook(before).remove)
             stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
 

@@ -10,13 +10,13 @@ from covary.engine.calls import Call, by_sample
 from covary.engine.ledger import Ledger, Place
 
 
-def whole_is_cheaper(place: Place, rows: int, columns: int) -> bool:
+def whole_is_cheaper(place: Place, rows: int, columns: int, dearer: int = 1) -> bool:
     """Whether forming G takes no more multiplications a position than projecting the input first.
 
-    rows * columns against q * columns + q * rows; the output's projection comes after the sum over positions and costs
-    next to nothing.
+    rows * columns, `dearer` times, against q * columns + q * rows; the output's projection comes after the sum over
+    positions and costs next to nothing.
     """
-    return place.block.right is None or rows * columns <= place.block.right.shape[0] * (rows + columns)
+    return place.block.right is None or dearer * rows * columns <= place.block.right.shape[0] * (rows + columns)
 
 
 def fits(place: Place, rows: int, columns: int) -> bool:
@@ -35,7 +35,7 @@ def columns_of(call: Call, place: Place, ledger: Ledger, like: Tensor) -> tuple[
     return weight, right[:, bias.start] if joint and bias is not None else None
 
 
-def linear(call: Call, ledger: Ledger) -> None:
+def linear_rule(call: Call, ledger: Ledger) -> None:
     """y = W a + b at every position."""
     d, a = by_sample(call.d, ledger.n), by_sample(call.inputs[0], ledger.n)
     d, a = d.reshape(len(d), -1, d.shape[-1]), a.reshape(len(a), -1, a.shape[-1]).to(d.dtype)

@@ -12,44 +12,72 @@ from covary.engine.calls import Call, by_sample
 from covary.engine.ledger import Ledger
 
 
-def batch_norm(call: Call, ledger: Ledger) -> None:
-    """BatchNorm1d, 2d, 3d in evaluation mode: the running statistics are constants."""
+# Of one operand of the batch normalisation's loop, so that all four stay in a core's cache.
+CHUNK_BYTES = 1024 * 2**10
+# Means this many standard deviations from zero are subtracted from the inputs, not from the sums, which would cancel.
+FAR = 30.0
+
+
+def batch_norm_rule(call: Call, ledger: Ledger) -> Tensor | None:
+    """BatchNorm1d, 2d, 3d in evaluation mode: the running statistics are constants.
+
+    The gradient of the input is one scale a channel; taking it in the same sweep that sums over positions is several
+    times faster than the general backward.
+    """
     layer: Any = call.layer
-    x, d = call.inputs[0], call.d
-    shape = (1, -1, *(1 for _ in x.shape[2:]))
-    scale = (layer.running_var + layer.eps).rsqrt()
-    centred = x - layer.running_mean.view(shape).to(x)
-    _add(call, ledger, _over_positions(centred, d) * scale, _over_positions(None, d))
+    d, x = call.d, call.inputs[0]
+    shape = (1, -1, *(1 for _ in d.shape[2:]))
+    positions = tuple(range(2, d.ndim))
+    rate = (layer.running_var + layer.eps).rsqrt()
+    mean = layer.running_mean
+    far = d.device.type != "cpu" or bool((mean.abs() * rate).max() > FAR) or d.dtype != torch.float32
+    scale = rate if layer.weight is None else rate * layer.weight.detach()
+    scale = scale.to(d).view(shape)
+    below = torch.empty_like(d) if call.through else None
+    dot = d.new_empty(d.shape[:2], dtype=torch.float32)
+    total = torch.empty_like(dot)
+    step = len(d) if d.device.type != "cpu" else max(1, CHUNK_BYTES // max(1, d[0].numel() * d.element_size()))
+    product = None if far else torch.empty_like(d[:step])
+    for start in range(0, len(d), step):
+        some = slice(start, start + step)
+        d_part, x_part = d[some], x[some]
+        if product is None:
+            held = d_part.float() * (x_part.float() - mean.view(shape))
+        else:
+            held = torch.mul(d_part, x_part, out=product[: len(d_part)])
+        if positions:
+            torch.sum(held, positions, out=dot[some])
+            torch.sum(d_part, positions, dtype=torch.float32, out=total[some])
+        else:
+            dot[some], total[some] = held, d_part
+        if below is not None:
+            torch.mul(d_part, scale, out=below[some])
+    dot = dot if far else dot.addcmul_(total, mean, value=-1.0)
+    _add(call, ledger, dot.mul_(rate), total)
+    return below
 
 
-def batch_norm_input(layer: Any, d: Tensor) -> Tensor:
-    """The gradient of the input: one scale a channel, several times faster than the general backward."""
-    scale = (layer.running_var + layer.eps).rsqrt()
-    scale = scale if layer.weight is None else scale * layer.weight.detach()
-    return d * scale.to(d).view(1, -1, *(1 for _ in d.shape[2:]))
-
-
-def group_norm(call: Call, ledger: Ledger) -> None:
+def group_norm_rule(call: Call, ledger: Ledger) -> None:
     """GroupNorm."""
     layer: Any = call.layer
     x = F.group_norm(call.inputs[0], layer.num_groups, None, None, layer.eps)
     _add(call, ledger, _over_positions(x, call.d), _over_positions(None, call.d))
 
 
-def instance_norm(call: Call, ledger: Ledger) -> None:
+def instance_norm_rule(call: Call, ledger: Ledger) -> None:
     """InstanceNorm1d, 2d, 3d on the sample's own statistics."""
     layer: Any = call.layer
     x = F.instance_norm(call.inputs[0], eps=layer.eps)
     _add(call, ledger, _over_positions(x, call.d), _over_positions(None, call.d))
 
 
-def layer_norm(call: Call, ledger: Ledger) -> None:
+def layer_norm_rule(call: Call, ledger: Ledger) -> None:
     """LayerNorm over its last dimensions."""
     layer: Any = call.layer
     _last(call, ledger, F.layer_norm(call.inputs[0], layer.normalized_shape, None, None, layer.eps))
 
 
-def rms_norm(call: Call, ledger: Ledger) -> None:
+def rms_norm_rule(call: Call, ledger: Ledger) -> None:
     """RMSNorm over its last dimensions."""
     layer: Any = call.layer
     _last(call, ledger, F.rms_norm(call.inputs[0], layer.normalized_shape, None, layer.eps))
