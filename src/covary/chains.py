@@ -109,6 +109,11 @@ class Minibatches:
         return self._order[place * self.size : (place + 1) * self.size]
 
 
+def dropout_seed(plan: SamplingPlan, chain: int, step: int) -> int:
+    """What the global generator is seeded with for one training pass, so that dropout can be replayed."""
+    return step + 2**20 * (plan.seed + 1009 * chain)
+
+
 @dataclass(frozen=True)
 class Along:
     """Minibatch loss and accuracy at each step of a stretch of a chain, (steps,); nan where nothing was computed."""
@@ -130,9 +135,9 @@ def advance(
         if data is None or batches is None:
             raise CovaryError(f"the sampler {plan.sampler} has no sampling data", "inputs with true labels")
         index = batches.at(chain.step).to(data.x.device)
-        dropout_seed = chain.step + 2**20 * (plan.seed + 1009 * chain.number)
+        seed = dropout_seed(plan, chain.number, chain.step)
         gradient, buffers, loss, accuracy = network.gradient(
-            weights, buffers, data.x[index], data.y[index], plan.batchnorm, dropout_seed
+            weights, buffers, data.x[index], data.y[index], plan.batchnorm, seed
         )
     state = sampler.step(chain.state, gradient, network.moving, plan.resolved(), chain.generator)
     return replace(chain, step=chain.step + 1, state=state, buffers=buffers), loss, accuracy
