@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.activations import pooled_activations
 from covary.observables import Labels, Logits, UserObservable
@@ -57,7 +58,7 @@ def exact_gradients(
     buffers = {name: b.detach() for name, b in module.named_buffers()}
 
     def one(moving: Mapping[str, Tensor], sample: Any) -> tuple[Tensor, tuple[Any, ...]]:
-        batch = torch.utils._pytree.tree_map(lambda leaf: leaf.unsqueeze(0), sample)
+        batch = tree_map(lambda leaf: leaf.unsqueeze(0), sample)
         everything = {**still, **moving}
         with pooled_activations(module) as activations:
             if user_observable is not None:
@@ -78,9 +79,9 @@ def exact_gradients(
     if vectorised:
         gradients, (values, (labels, logits, pooled)) = vmap(both, in_dims=(None, 0))(moving, x)
     else:
-        n = len(torch.utils._pytree.tree_leaves(x)[0])
-        samples = [both(moving, torch.utils._pytree.tree_map(lambda leaf, i=i: leaf[i], x)) for i in range(n)]
-        stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *samples)
+        n = len(tree_leaves(x)[0])
+        samples = [both(moving, tree_map(lambda leaf, i=i: leaf[i], x)) for i in range(n)]
+        stacked = tree_map(lambda *leaves: torch.stack(leaves), *samples)
         gradients, (values, (labels, logits, pooled)) = stacked
     return Gradients(
         parameters={name: g.detach() for name, g in gradients.items()},

@@ -157,7 +157,7 @@ class Judge:
             self.calibration_scores[folds == k] = score.measure(trusted.take(folds == k)).score
             self.scores_.append(score)
             self.roles |= {f"reference {k}": list(reference.ids), f"fit {k}": list(fit.ids)}
-            self.roles[f"calibration {k}"] = [trusted.ids[i] for i in np.flatnonzero(folds == k)]
+            self.roles[f"calibration {k}"] = [trusted.ids[i] for i in np.flatnonzero(folds == k).tolist()]
         self.reference = trusted.take(right)
         self.calibration_classes, self.calibration_folds = trusted.predicted, folds
 
