@@ -76,7 +76,12 @@ class Judge:
     """
 
     def __init__(
-        self, score: str = "combined", coupling: str = "cosine", fpr: float = 0.01, per_class: bool = False, seed: int = 0
+        self,
+        score: str = "combined",
+        coupling: str = "cosine",
+        fpr: float = 0.01,
+        per_class: bool = False,
+        seed: int = 0,
     ) -> None:
         if not 0 < fpr < 1:
             raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
@@ -187,9 +192,8 @@ class Judge:
                 every[0], rows.predicted, self.calibration_scores, self.calibration_classes, self.groups_
             )
         flagged = p <= self.fpr_in_force * (1 + 1e-9)
-        return Verdicts(
-            list(rows.ids), every.mean(0), p, flagged, rows.predicted, _mean(measured, "parts"), _mean(measured, "residuals")
-        )
+        parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
+        return Verdicts(list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals)
 
     @property
     def threshold(self) -> float | None:
