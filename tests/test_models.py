@@ -271,7 +271,9 @@ Pair = namedtuple("Pair", ["logits", "aux"])
     ],
 )
 def test_logits_out_of_every_output(output, selector):
-    assert torch.equal(as_logits(output, selector), LOGITS)
+    logits = as_logits(output, selector)
+    assert logits.dtype == torch.float32
+    assert torch.equal(logits, LOGITS)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1), (2, 1, 1)])
