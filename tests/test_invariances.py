@@ -116,6 +116,36 @@ def test_scoring_leaves_the_network_as_it_was(engine):
     assert all(parameter.grad is None for parameter in one.module.parameters())
 
 
+class SequenceFirst(nn.Module):
+    """Attention with torch's default layout: time first, then samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        t = x.transpose(0, 1)
+        return self.head(self.attention(t, t, t, need_weights=False)[0].mean(0))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "exact",
+        pytest.param("hooks", marks=pytest.mark.xfail(reason="pooling takes the first dimension for the samples'")),
+    ],
+)
+def test_layers_whose_samples_come_second_are_pooled_per_sample(engine):
+    torch.manual_seed(0)
+    one = FeatureExtractor(SequenceFirst().eval(), as_logits, engine=engine)
+    x = torch.randn(4, 5, 8)
+    together, alone = one.rows(Batch(list("abcd"), x)), one.rows(Batch(["c"], x[2:3]))
+    for layer, rows in together.latent.items():
+        assert len(rows) == 4, layer
+        np.testing.assert_allclose(alone.latent[layer][0], rows[2], atol=TOLERANCE, err_msg=layer)
+
+
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("n", [90, 400])
 def test_verdicts_do_not_depend_on_batch_size_or_order(score, n):

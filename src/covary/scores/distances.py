@@ -1,4 +1,4 @@
-"""Distances of a sample's numbers from trusted ones, as standardised logarithms: over all numbers, and layer by layer."""
+"""Distances of a sample's numbers from trusted ones, as standardised logarithms: of all numbers, and by layer."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class TopLayersDistance:
 
     def __call__(self, numbers: Numbers, classes: Classes) -> Distances:
         """Higher = some layers further from the trusted samples."""
-        every = [layer(numbers[:, columns], classes) for layer, columns in zip(self.layers_, self.columns_, strict=True)]
+        pairs = zip(self.layers_, self.columns_, strict=True)
+        every = [layer(numbers[:, columns], classes) for layer, columns in pairs]
         return self.standardised_(_top(np.stack(every, axis=1)))
 
 

@@ -1,4 +1,4 @@
-"""The layer profile: per layer, how strong a sample's direction is and how much of it no trusted sample accounts for."""
+"""The layer profile: per layer, a direction's strength and how much of it no trusted sample accounts for."""
 
 from __future__ import annotations
 
