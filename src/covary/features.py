@@ -22,8 +22,6 @@ from covary.types import Batch, Rows
 
 # Per-sample gradients of one slice of a batch may take this many bytes.
 GRADIENT_BYTES = 512 * 2**20
-# Samples of one pass of the hooks engine.
-HOOKS_SLICE = 64
 
 ENGINES = ("hooks", "exact")
 
@@ -79,7 +77,7 @@ class FeatureExtractor:
         self._vectorised = True
         self._activation_projections: dict[str, Tensor | None] = {}
         moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
-        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1)))) if engine == "exact" else HOOKS_SLICE
+        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
         self._fast = FastEngine(
             module,
             self.layers,
@@ -100,12 +98,10 @@ class FeatureExtractor:
         """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
         x = tree_map(self._place, batch.x)
         leaf = tree_leaves(x)[0]
+        step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
         parts = [
-            self._slice_rows(
-                batch.ids[start : start + self._slice],
-                tree_map(lambda t, s=start: t[s : s + self._slice], x),
-            )
-            for start in range(0, len(leaf), self._slice)
+            self._slice_rows(batch.ids[start : start + step], tree_map(lambda t, s=start: t[s : s + step], x))
+            for start in range(0, len(leaf), step)
         ]
         return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
 

@@ -28,7 +28,7 @@ from covary.engine.normalisation import (
 
 
 class LayerRule(NamedTuple):
-    """A rule, the condition under which a layer of that type follows it, and whether the rule differentiates its input."""
+    """A rule, when a layer of that type follows it, and whether the rule differentiates the layer's input itself."""
 
     rule: Rule
     holds: Callable[..., bool] = always

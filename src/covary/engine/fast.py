@@ -24,6 +24,10 @@ CHECKED = 8
 # Whole gradients of the parameters that no rule knows may take this many bytes at once.
 WHOLE_BYTES = 256 * 2**20
 
+# Activations of one pass may take about this many bytes, at KEPT times the size of the hooked layers' outputs.
+PASS_BYTES = {"cpu": 768 * 2**20, "gpu": 8 * 2**30}
+KEPT = 2.0
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -61,6 +65,7 @@ class FastEngine:
         self.hooked = HookedPass(module, self.ledger)
         self.notes: list[str] = []
         self._checked = False
+        self._bytes_per_sample = 0.0
         self._note(self.hooked.unknown, "of a kind without a rule")
 
     @property
@@ -72,10 +77,21 @@ class FastEngine:
         """Compressed gradients of one batch."""
         with torch.inference_mode(False):
             x = tree_map(_own, x)
-            if not self._checked:
-                self._check(tree_map(lambda leaf: leaf[:CHECKED], x))
-                self._checked = True
+            self._check_once(x)
             return self._run(x, autocast)
+
+    def samples_at_once(self, x: Any) -> int:
+        """How many samples fit one pass, by the bytes of activations that the first ones took."""
+        with torch.inference_mode(False):
+            x = tree_map(_own, x)
+            self._check_once(x)
+        room = PASS_BYTES["cpu" if tree_leaves(x)[0].device.type == "cpu" else "gpu"]
+        return max(1, int(room // max(1.0, KEPT * self._bytes_per_sample)))
+
+    def _check_once(self, x: Any) -> None:
+        if not self._checked:
+            self._check(tree_map(lambda leaf: leaf[:CHECKED], x))
+            self._checked = True
 
     def _note(self, parameters: Sequence[str], why: str) -> None:
         if parameters:
@@ -152,6 +168,7 @@ class FastEngine:
     def _check(self, x: Any) -> None:
         """Compares rows with autograd; a layer that disagrees is left to exact gradients, and noted."""
         got = self._run(x, nullcontext)
+        self._bytes_per_sample = self.hooked.bytes / len(got.observable)
         self.ledger.norm_kinds.clear()
         weights = torch.tensor([1.0, -0.6, 1.7, 0.3, -1.2, 0.8, -0.4, 1.4])[: len(got.observable)]
         wrong = wrong_layers(

@@ -29,6 +29,10 @@ class HookedPass:
     Args:
         module: the network; left as it was after every pass.
         ledger: where contributions go; its places say which parameters are wanted.
+
+    Attributes:
+        bytes: size of the hooked layers' outputs in the last pass.
+        unknown: parameters that no hook sees to.
     """
 
     def __init__(self, module: nn.Module, ledger: Ledger) -> None:
@@ -49,6 +53,7 @@ class HookedPass:
         # A weight shared between a known and an unknown layer would be summed over the known one alone.
         self.unknown = [name for name in ledger.places if name not in known or name in refused]
         self._drop(set(self.unknown))
+        self.bytes = 0
 
     def forget(self, parameters: Sequence[str]) -> None:
         """Leaves these parameters to another engine from now on."""
@@ -71,6 +76,7 @@ class HookedPass:
         `forward` runs the network and returns the observables of all samples.
         """
         self.ledger.begin(n)
+        self.bytes = 0
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
@@ -98,6 +104,7 @@ class HookedPass:
                 # Checkpointing runs layers without gradients first; calls count where the graph is built.
                 if not torch.is_grad_enabled():
                     return None
+                self.bytes += output.numel() * output.element_size()
                 own = detached.pop() if detached else None
                 kept = own if own is not None else (inputs[0] if inputs else next(iter(kwargs.values()))).detach()
 

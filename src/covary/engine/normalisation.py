@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from covary.engine.calls import Call, by_sample
 from covary.engine.ledger import Ledger
 
-
 # Of one operand of the batch normalisation's loop, so that all four stay in a core's cache.
 CHUNK_BYTES = 1024 * 2**10
 # Means this many standard deviations from zero are subtracted from the inputs, not from the sums, which would cancel.
