@@ -35,6 +35,9 @@ from covary.options import (
     settings,
 )
 
+# Typer's exit code for Ctrl-C.
+INTERRUPTED = 130
+
 app = Typer(
     name="covary",
     help="Was this output produced by the mechanism that produces the outputs you trust?",
@@ -85,7 +88,7 @@ def scan(
     needed = {"--model": model, "--trusted": trusted, "--inputs": inputs, "--out": out}
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
-        raise CovaryError(f"{' and '.join(missing)} missing", "--model, --trusted, --inputs and --out, or --replay RUN")
+        raise CovaryError(f"{', '.join(missing)} missing", "--model, --trusted, --inputs and --out, or --replay RUN")
     plan = scanning.Plan.checked(
         model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
         **preparation.given(), **pile.given(), settings={"fpr": fpr, **settings(method, output, machine)},
@@ -248,10 +251,11 @@ def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
     print_json(summary) if json else print_summary(summary, out / "report.html")
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         print(f"covary {__version__}")
         raise Exit
+    return wanted
 
 
 @app.callback()
@@ -271,6 +275,7 @@ def main() -> None:
     except OSError as problem:
         print_error(f"{problem.filename or 'a file'} cannot be used: {problem.strerror or problem}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        print_error("interrupted; nothing half-written was left behind")
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print_error("interrupted; nothing half-written was left behind")
+        raise

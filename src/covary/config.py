@@ -40,7 +40,7 @@ class Settings(BaseModel):
     fpr: float = Field(default=0.01, gt=0, lt=1)
     per_class: bool = False
     allow_missing_classes: bool = False
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     output: str | int | None = None
     device: str = "cpu"
     batch_size: int = Field(default=64, ge=1)

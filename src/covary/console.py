@@ -24,7 +24,12 @@ from rich.progress import (
 from rich.table import Table
 
 PATIENCE = 2.0
-_MARKS = {"ok": "[green]ok[/]", "note": "[cyan]note[/]", "warning": "[yellow]warning[/]", "error": "[red]error[/]"}
+_MARKS = {
+    "ok": "[green]ok     [/]",
+    "note": "[cyan]note   [/]",
+    "warning": "[yellow]warning[/]",
+    "error": "[red]error  [/]",
+}
 
 stdout = Console(highlight=False, soft_wrap=True)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,10 +58,10 @@ class _Bar:
 
 @contextmanager
 def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """A callback (done, total) that draws a bar on stderr when the work is long; None where nobody wants to see it."""
+    """A callback (done, total) that draws a bar on stderr when the work is long; None where nobody watches."""
     bar = _Bar(what)
     try:
-        yield None if quiet else bar
+        yield bar if stderr.is_terminal and not quiet else None
     finally:
         if bar.bar is not None:
             bar.bar.stop()
@@ -65,19 +70,20 @@ def progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], No
 @contextmanager
 def waiting(what: str, quiet: bool = False) -> Iterator[None]:
     """A spinner with the time gone by, on stderr, for work that cannot say how far it is; after two seconds."""
+    if quiet or not stderr.is_terminal:
+        yield
+        return
     shown = Progress(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=stderr, transient=True)
     shown.add_task(what, total=None)
     timer = threading.Timer(PATIENCE, shown.start)
-    timer.daemon = True
-    if not quiet and stderr.is_terminal:
-        timer.start()
+    timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        if timer.ident is not None:
-            timer.join()
-        shown.stop()
+        timer.join()
+        if shown.live.is_started:
+            shown.stop()
 
 
 def print_json(value: Any) -> None:
@@ -91,13 +97,14 @@ def print_error(message: str) -> None:
 
 
 def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
-    """What a check found; only what needs attention unless `everything`."""
+    """What a check found, on stdout; in the course of other work what needs attention alone, on stderr."""
+    console = stdout if everything else stderr
     for finding in findings:
         if everything or finding["level"] in ("warning", "error"):
             mark = _MARKS.get(finding["level"], finding["level"])
-            stderr.print(f"{mark:>8} [bold]{escape(finding['title'])}[/] {escape(finding['text'])}")
+            console.print(f"{mark} [bold]{escape(finding['title'])}[/]: {escape(finding['text'])}")
             if finding.get("change"):
-                stderr.print(f"         [dim]{escape(finding['change'])}[/]")
+                console.print(f"        [dim]{escape(finding['change'])}[/]")
 
 
 def print_record(record: Mapping[str, Any]) -> None:

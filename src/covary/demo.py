@@ -110,8 +110,6 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False, **settings: Any) 
     started = time.perf_counter()
     material = out.with_name(out.name + "-material")
     store.refuse_taken(out, "RUN")
-    with progress("images trained on", quiet) as bar:
-        make_material(material, seed, settings.get("device", "cpu"), bar)
     plan = scanning.Plan.checked(
         model="covary.demo:network",
         weights=str(material / "weights.safetensors"),
@@ -120,6 +118,8 @@ def run_demo(out: Path, *, seed: int = 0, quiet: bool = False, **settings: Any) 
         target=TARGET,
         settings={"seed": seed, **{name: value for name, value in settings.items() if value is not None}},
     )
+    with progress("images trained on", quiet) as bar:
+        make_material(material, seed, settings.get("device", "cpu"), bar)
     summary = scanning.scan(plan, out, quiet=quiet)
     summary |= {"auroc_all": summary["auroc"], "auroc": summary["auroc_masked"]}
     return summary | {"seconds": round(time.perf_counter() - started, 3)}

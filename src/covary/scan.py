@@ -107,7 +107,8 @@ def _checked(plan: Plan, quiet: bool) -> list[dict[str, Any]]:
         report = check_plan(plan)
     errors = list(report.of_level("error"))
     if errors:
-        raise CovaryError(f"{errors[0].title}: {errors[0].text}".rstrip(". "), "", errors[0].change)
+        change = errors[0].change
+        raise CovaryError(f"{errors[0].title}: {errors[0].text}".rstrip(". "), "", change[:1].lower() + change[1:])
     counts = np.asarray(report.figures.get("predicted_per_class", []), np.int64)
     if len(counts):
         refuse_target(plan.target, len(counts))

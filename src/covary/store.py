@@ -82,7 +82,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _rendered(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def read_json(path: Path, what: str) -> Any:
