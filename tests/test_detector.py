@@ -169,7 +169,8 @@ def largest_logit(parameters, buffers, x):
 
 
 def test_a_user_s_own_observable_needs_no_classes(tmp_path):
-    detector = Detector(tiny.trained(), observable=largest_logit).fit(tiny.trusted()[0])
+    detector = Detector(tiny.trained(), observable=largest_logit).fit(tiny.trusted())
+    assert not any("wrong" in statement for statement in detector.judge.statements)
     value = auroc(detector.score(X).score, TRUTH)
     assert value is not None
     assert value > 0.9

@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from covary.detector import Detector
 from covary.models import load_network
 
 TRAINED, TRUSTED, CLEAN, ODD = 700, 420, 100, 60
@@ -109,3 +110,8 @@ class Digits(torch.utils.data.Dataset):
 def dataset() -> Digits:
     """The trusted digits by name: `tiny:dataset`."""
     return Digits()
+
+
+def detector(**settings) -> Detector:
+    """A detector of the network, fitted on the trusted digits."""
+    return Detector(trained(), **settings).fit(trusted())

@@ -108,7 +108,9 @@ class Detector:
         self._look(source, labels)
         rows = self.rows(source, progress)
         self._refuse_missing_classes(rows)
-        if labels is not None:
+        if not self.classes:
+            labels = None  # no answers that could be wrong
+        elif labels is not None:
             # -1 says that nobody knows, so the network is not known to be wrong.
             labels = np.where(labels < 0, rows.predicted, labels)
         self.fit_rows(rows, labels, None if held is None else self.rows(held, progress))
