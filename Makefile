@@ -14,11 +14,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/covary demo --out runs/demo
 
-test: $(VENV)/.ready
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) build dist
