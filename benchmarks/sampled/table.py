@@ -96,7 +96,7 @@ def chains(name: str, cache: Path) -> list[dict[str, Any]]:
             burn_in = BURN_IN if length >= 4 * BURN_IN else length // 4 // EVERY * EVERY
             about = {"steps": length, "burn_in": burn_in}
             kept = every[burn_in:length]
-            if len(kept) < 40:
+            if len(kept) < 150:  # too short a chain says nothing
                 continue
             worth = float(np.nanmedian(effective_draws(kept[None].astype(np.float32))))
             about["effective_draws"] = round(worth, 1)
@@ -161,6 +161,9 @@ def main(cache: Path, out: Path) -> None:
         }
         for row in rows:
             print(name[8:20], json.dumps(row))
+    for what, file in (("same random numbers as the peer", "same-noise.json"), ("seconds a draw", "speed.json")):
+        if (cache / file).is_file():
+            found[what] = json.loads((cache / file).read_text())
     part = out.with_suffix(".part")
     part.write_text(json.dumps(found, indent=1) + "\n")
     part.rename(out)
