@@ -150,7 +150,8 @@ def test_pearson_of_small_gaussian_traces_is_the_cosine_of_gradients():
 
 def test_divergence_names_chain_step_and_setting():
     network, data, x, ids = tiny()
-    with pytest.raises(CovaryError, match=r"chain 0 of sgld diverged at step \d+: its loss is not .*lower step_size \(now 1\)"):
+    loss_first = r"chain 0 of sgld diverged at step \d+: its loss is not .*lower step_size \(now 1\)"
+    with pytest.raises(CovaryError, match=loss_first):
         record_traces(network, plan(sampler="sgld", settings={"step_size": 1.0}), x, ids, data, block=3)
     # A free random walk: finite, but soon no longer the network.
     walk = plan(sampler="sgld", settings={"step_size": 0.2, "localisation": 0.0, "nbeta": 0.0}, chains=1, steps=60)
