@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from covary.features import FeatureExtractor
 from covary.types import Batch, Rows
@@ -28,11 +30,11 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
 
 
-def agree(found: Rows, wanted: Rows, norm_kinds: dict[str, str], tolerance: float = 1e-4) -> None:
+def agree(found: Rows, wanted: Rows, norm_kinds: dict[str, str], tolerance: float = 1e-4, latent: bool = True) -> None:
     for layer, rows in wanted.functional.items():
         assert np.abs(rows).max() > 0, f"{layer}: a test that compares zeros"
         assert relative(found.functional[layer], rows) < tolerance, f"compressed gradient of {layer}"
-    for layer, rows in wanted.latent.items():
+    for layer, rows in wanted.latent.items() if latent else ():
         assert relative(found.latent[layer], rows) < tolerance, f"pooled activation of {layer}"
     assert relative(found.observable, wanted.observable) < tolerance
     for name, values in wanted.confidence.items():
@@ -44,11 +46,11 @@ def agree(found: Rows, wanted: Rows, norm_kinds: dict[str, str], tolerance: floa
         assert relative(found.functional_norms[:, position], norms) < tolerance, f"{norm_kinds[layer]} norm of {layer}"
 
 
-def compare(module: nn.Module, x: Tensor, notes: int = 0, **options: object) -> FeatureExtractor:
+def compare(module: nn.Module, x: Tensor, notes: int = 0, latent: bool = True, **options: object) -> FeatureExtractor:
     module.eval()
     fast = extractor(module, **options)
     found = fast.rows(batch(x))
-    agree(found, extractor(module, "exact", **options).rows(batch(x)), fast.norm_kinds)
+    agree(found, extractor(module, "exact", **options).rows(batch(x)), fast.norm_kinds, latent=latent)
     assert len(fast.notes) == notes, fast.notes
     return fast
 
@@ -177,6 +179,149 @@ def test_what_hooks_cannot_see_is_noticed_and_exact() -> None:
     assert "token" in fast.notes[0]
     assert "first.weight" in fast.notes[1]
     assert "second" not in " ".join(fast.notes)
+
+
+class PositionsFirst(nn.Module):
+    """As many positions as samples, positions first: a layer that takes dimension 0 for the sample mixes samples up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, 30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.inner(x.transpose(0, 1))).mean(0))
+
+
+def test_positions_before_samples() -> None:
+    compare(seeded(PositionsFirst), torch.randn(N, N, 6))
+    compare(seeded(PositionsFirst), torch.randn(N, 4, 6))
+
+
+class Folded(nn.Module):
+    """Positions folded into the first dimension, samples outermost or innermost."""
+
+    def __init__(self, outermost: bool) -> None:
+        super().__init__()
+        self.outermost, self.inner, self.head = outermost, nn.Linear(6, 30), nn.Linear(30, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, _ = x.shape
+        if self.outermost:
+            return self.head(torch.tanh(self.inner(x.reshape(n * t, -1))).view(n, t, -1).mean(1))
+        return self.head(torch.tanh(self.inner(x.transpose(0, 1).reshape(n * t, -1))).view(t, n, -1).mean(0))
+
+
+def test_folded_positions() -> None:
+    compare(seeded(lambda: Folded(True)), torch.randn(N, 6, 6))
+    # Which sample a row belongs to cannot be told from shapes: gradients are checked, activations are not.
+    compare(seeded(lambda: Folded(False)), torch.randn(N, 6, 6), notes=1, latent=False)
+
+
+class Attention(nn.Module):
+    """Self-attention with both masks, then attention to other positions, batch first or positions first."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        self.itself = nn.MultiheadAttention(24, 4, batch_first=batch_first)
+        self.other = nn.MultiheadAttention(24, 3, batch_first=batch_first, bias=False)
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        causal = torch.triu(torch.ones(7, 7, dtype=torch.bool, device=x.device), 1)
+        padding = torch.zeros(len(x), 7, dtype=torch.bool, device=x.device)
+        padding[:, -1] = True
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = x + self.itself(x, x, x, key_padding_mask=padding, attn_mask=causal)[0]
+        values = torch.tanh(x)
+        x = self.other(x, values, 2 * values, need_weights=False)[0]
+        return self.head(torch.tanh(x.mean(1 if self.batch_first else 0)))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of the exact engine
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_multihead_attention(batch_first: bool) -> None:
+    module = seeded(lambda: Attention(batch_first))
+    for attention in (module.itself, module.other):
+        for name, own in attention.named_parameters():
+            if name.endswith("bias"):
+                nn.init.normal_(own)
+    compare(module, torch.randn(N, 7, 24))
+    compare(module, torch.randn(7, 7, 24))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_transformer_encoder() -> None:
+    layer = nn.TransformerEncoderLayer(24, 4, 48, batch_first=True, norm_first=True)
+    module = seeded(lambda: Head(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), 24, -1))
+    compare(module, torch.randn(N, 6, 24))
+
+
+class Scale(nn.Module):
+    """A layer that no table knows."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor, shift: float = 0.0) -> Tensor:
+        return torch.sigmoid(x * self.scale + shift)
+
+
+class Unknown(nn.Module):
+    """Layers without a rule: one of ours, a transposed convolution, a rectifier with a slope."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.slope, self.scale = nn.ConvTranspose1d(3, 8, 3), nn.PReLU(8), Scale(12)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.scale(self.slope(self.up(x)), shift=0.3).mean(1))
+
+
+def test_layers_without_a_rule() -> None:
+    compare(seeded(Unknown), torch.randn(N, 3, 10))
+
+
+class Checkpointed(nn.Module):
+    """The same blocks with and without activation checkpointing."""
+
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.head = nn.Linear(10, 20), nn.Linear(20, 4)
+        self.block = nn.Sequential(nn.Linear(20, 20), nn.BatchNorm1d(20), nn.ReLU(inplace=True), nn.Linear(20, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        if self.reentrant is None:
+            return self.head(self.block(x))
+        return self.head(checkpoint(self.block, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activation_checkpointing(reentrant: bool) -> None:
+    plain = seeded(lambda: Checkpointed(None)).eval()
+    other = Checkpointed(reentrant).eval()
+    other.load_state_dict(plain.state_dict())
+    x, fast = torch.randn(N, 10), extractor(other)
+    agree(fast.rows(batch(x)), extractor(plain, "exact").rows(batch(x)), fast.norm_kinds)
+    assert not fast.notes
+
+
+def test_autocast_and_half_precision() -> None:
+    module = seeded(lambda: Head(IMAGES["batch-norm"](), 20)).eval()
+    x = torch.randn(N, 3, 12, 12)
+    wanted = extractor(module, "exact").rows(batch(x))
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    for fast, inputs in ((extractor(module, amp="bf16"), x), (extractor(half), x.bfloat16())):
+        found = fast.rows(batch(inputs))
+        assert not fast.notes
+        for layer, rows in wanted.functional.items():
+            flat = (found.functional[layer] * rows).sum(1)
+            lengths = np.linalg.norm(found.functional[layer], axis=1) * np.linalg.norm(rows, axis=1)
+            assert (flat > 0.98 * lengths).all(), f"{layer}: directions differ beyond reduced precision"
 
 
 class ChangesItsInput(nn.Module):

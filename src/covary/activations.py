@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,28 +36,49 @@ def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def pool(layer: nn.Module, output: Any) -> Float[Tensor, "n C"]:
-    """Mean of a layer's output over positions: all dimensions but the sample and the channel."""
-    if isinstance(output, (tuple, list)):
-        output = output[0]
+def first_tensor(output: Any) -> Tensor:
+    """A layer's output, or the first of several."""
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
+def pool(layer: nn.Module, output: Any, n: int | None = None, axis: int = 0) -> Float[Tensor, "n C"]:
+    """Mean of a layer's output over positions: all dimensions but the sample and the channel.
+
+    `axis` is the sample's dimension. With `n` samples given, a first dimension of other size is a position if the
+    second one has that size, and samples with positions folded in if it is a multiple.
+    """
+    output = first_tensor(output)
+    if axis == 0 and n is not None and output.shape[0] != n and output.ndim > 2 and output.shape[1] == n:
+        axis = 1
+    output = output.movedim(axis, 0)
     if output.ndim <= 2:
-        return output.reshape(output.shape[0], -1)
-    if isinstance(layer, _CHANNELS_SECOND):
-        return output.flatten(2).mean(-1)
-    return output.flatten(1, -2).mean(1)
+        pooled = output.reshape(output.shape[0], -1)
+    elif isinstance(layer, _CHANNELS_SECOND):
+        pooled = output.flatten(2).mean(-1)
+    else:
+        pooled = output.flatten(1, -2).mean(1)
+    folded = n is not None and pooled.shape[0] != n and pooled.shape[0] % n == 0
+    return pooled.unflatten(0, (n, -1)).mean(1) if folded else pooled
 
 
 @contextmanager
-def pooled_activations(module: nn.Module) -> Iterator[dict[str, Float[Tensor, "n C"]]]:
-    """Collects pooled activations of the forward passes that run inside; a layer called twice gives their mean."""
+def pooled_activations(
+    module: nn.Module, n: int | None = None, axes: Mapping[str, int] | None = None
+) -> Iterator[dict[str, Float[Tensor, "n C"]]]:
+    """Collects pooled activations of the forward passes that run inside; a layer called twice gives their mean.
+
+    `n` is the number of samples, `axes` the sample's dimension where it is known of a layer (see `pool`).
+    """
     sums: dict[str, Tensor] = {}
     calls: dict[str, int] = {}
     result: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
+        axis = (axes or {}).get(name, 0)
+
         def save(layer: nn.Module, _: Any, output: Any) -> None:
             # Cloned, because with nothing to average it is a view that an in-place activation would change.
-            pooled = pool(layer, output).detach().clone()
+            pooled = pool(layer, output, n, axis).detach().clone()
             sums[name] = sums[name] + pooled if name in sums else pooled
             calls[name] = calls.get(name, 0) + 1
             result[name] = sums[name] / calls[name]

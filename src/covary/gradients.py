@@ -60,7 +60,7 @@ def exact_gradients(
     def one(moving: Mapping[str, Tensor], sample: Any) -> tuple[Tensor, tuple[Any, ...]]:
         batch = tree_map(lambda leaf: leaf.unsqueeze(0), sample)
         everything = {**still, **moving}
-        with pooled_activations(module) as activations:
+        with pooled_activations(module, 1) as activations:
             if user_observable is not None:
                 value = user_observable(everything, buffers, batch)[0]
                 # torch.func carries tensors alone: an empty one stands for no logits.

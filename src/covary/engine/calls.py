@@ -22,6 +22,7 @@ class Call:
         inputs: what the rule asked to keep, first dimension = samples.
         d: gradient of the sum of the observables with respect to the output, first dimension = samples.
         through: whether the rule is to return the gradient of the first input.
+        arguments: everything the layer was called with, for rules that ask for it.
     """
 
     layer: nn.Module
@@ -29,6 +30,7 @@ class Call:
     inputs: Sequence[Tensor]
     d: Tensor
     through: bool = False
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 
 
 class Rule(Protocol):

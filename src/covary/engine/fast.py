@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
+from covary.activations import watched_layers
+from covary.engine import LEAF_RULE
+from covary.engine.axes import sample_axes
 from covary.engine.check import wrong_layers
 from covary.engine.hooks import HookedPass, RuleFailed
 from covary.engine.ledger import Ledger
@@ -167,6 +170,16 @@ class FastEngine:
 
     def _check(self, x: Any) -> None:
         """Compares rows with autograd; a layer that disagrees is left to exact gradients, and noted."""
+        hooked = {name: layer for name, (layer, _, _) in self.hooked.rules.items()}
+        self.hooked.axes = sample_axes({**watched_layers(self.module), **hooked}, x, self._forward)
+        odd = [
+            full
+            for name, (_, rule, own) in self.hooked.rules.items()
+            if self.hooked.axes.get(name) and (rule.own_backward or rule is LEAF_RULE)
+            for full in own.values()
+        ]
+        self.hooked.forget(odd)
+        self._note(odd, "of a kind without a rule for positions before samples")
         got = self._run(x, nullcontext)
         self._bytes_per_sample = self.hooked.bytes / len(got.observable)
         self.ledger.norm_kinds.clear()

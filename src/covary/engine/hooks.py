@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from covary.activations import pooled_activations
-from covary.engine import LAYER_RULES, LayerRule
+from covary.engine import LAYER_RULES, LEAF_RULE, LayerRule
 from covary.engine.calls import Call, Tap
 from covary.engine.ledger import Ledger
 
@@ -31,6 +32,7 @@ class HookedPass:
         ledger: where contributions go; its places say which parameters are wanted.
 
     Attributes:
+        axes: the sample's dimension in layers' outputs, by name; 0 where it is not told.
         bytes: size of the hooked layers' outputs in the last pass.
         unknown: parameters that no hook sees to.
     """
@@ -40,20 +42,25 @@ class HookedPass:
         self.rules: dict[str, tuple[nn.Module, LayerRule, dict[str, str]]] = {}
         first = {id(parameter): name for name, parameter in module.named_parameters()}
         known: set[str] = set()
+        covered: set[tuple[nn.Module, str]] = set()
         refused: set[str] = set()
         for name, layer in module.named_modules():
-            own = {key: first[id(p)] for key, p in layer.named_parameters(recurse=False)}
-            own = {key: full for key, full in own.items() if full in ledger.places}
-            rule = LAYER_RULES.get(type(layer))
-            if rule is None or not own or not rule.holds(layer) or not set(own) <= {"weight", "bias"}:
-                refused.update(own.values())
-                continue
-            self.rules[name] = layer, rule, own
-            known.update(own.values())
+            direct = {key: first[id(p)] for key, p in layer.named_parameters(recurse=False)}
+            direct = {key: full for key, full in direct.items() if full in ledger.places}
+            rule = LAYER_RULES.get(type(layer), LEAF_RULE)
+            inside = {key: first[id(p)] for key, p in layer.named_parameters()}
+            own = {key: inside[key] for key in rule.parameters or direct if inside.get(key) in ledger.places}
+            holds = rule.holds(layer) and set(direct) <= set(own)
+            if own and holds:
+                self.rules[name] = layer, rule, own
+                known.update(own.values())
+                covered.update((child, key) for child, key in _owners(layer, own))
+            refused.update(full for key, full in direct.items() if (layer, key) not in covered)
         # A weight shared between a known and an unknown layer would be summed over the known one alone.
         self.unknown = [name for name in ledger.places if name not in known or name in refused]
         self._drop(set(self.unknown))
         self.bytes = 0
+        self.axes: dict[str, int] = {}
 
     def forget(self, parameters: Sequence[str]) -> None:
         """Leaves these parameters to another engine from now on."""
@@ -81,17 +88,18 @@ class HookedPass:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(without_weight_gradients(self.module))
-            activations = stack.enter_context(pooled_activations(self.module))
+            activations = stack.enter_context(pooled_activations(self.module, n, self.axes))
             token = torch.zeros((), requires_grad=True)
             self._hook(stack, token)
             with autocast():
                 value, more = forward()
             if value.requires_grad:
-                torch.autograd.grad(value.sum(), token, allow_unused=True)
+                # Not autograd.grad: reentrant checkpointing refuses it. Nothing but the token is there to accumulate.
+                value.sum().backward()
             return value.detach(), more, activations
 
     def _hook(self, stack: ExitStack, token: Tensor) -> None:
-        def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str]) -> None:
+        def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str], axis: int) -> None:
             detached: list[Tensor] = []
 
             def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -100,33 +108,53 @@ class HookedPass:
                 detached.append(inputs[0])
                 return inputs[0].detach(), *inputs[1:]
 
-            def after(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+            def after(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
                 # Checkpointing runs layers without gradients first; calls count where the graph is built.
                 if not torch.is_grad_enabled():
                     return None
-                self.bytes += output.numel() * output.element_size()
+                out = output if isinstance(output, Tensor) else output[0]
+                self.bytes += out.numel() * out.element_size()
                 own = detached.pop() if detached else None
-                kept = own if own is not None else (inputs[0] if inputs else next(iter(kwargs.values()))).detach()
+                leaves, structure = tree_flatten((inputs, kwargs))
+                tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+                tensors = tensors if rule.all_arguments else tensors[:1]
+                kept = [leaves[i].detach() for i in tensors] if own is None else [own]
 
                 def consume(d: Tensor, saved: tuple[Tensor, ...]) -> Tensor | None:
                     through = own is not None and own.requires_grad
+                    arguments = ((), {})
+                    if rule.all_arguments:
+                        # The same tensor twice stays the same object: attention asks whether query is key.
+                        same = {id(leaves[i]): tensor for i, tensor in zip(tensors, saved, strict=True)}
+                        filled = [same.get(id(leaf), leaf) for leaf in leaves]
+                        arguments = tree_unflatten(filled, structure)
+                    if axis and not rule.all_arguments:
+                        d, saved = d.movedim(axis, 0), tuple(leaf.movedim(axis, 0) for leaf in saved)
                     try:
-                        return rule.rule(Call(layer, names, saved, d, through), self.ledger)
+                        return rule.rule(Call(layer, names, saved, d, through, arguments), self.ledger)
                     except (RuntimeError, ValueError) as problem:
                         if "out of memory" in str(problem).lower():
                             raise
                         raise RuleFailed(list(names.values()), problem) from problem
 
-                # Marking a view as changed in place would drag its base along.
-                output = output.clone() if output._is_view() and not output.requires_grad else output
-                return Tap.apply(output, token, consume, kept)
+                # Marking a view as changed in place would drag its base along, and what an unknown layer returns may
+                # be something it keeps.
+                out = out.clone() if rule is LEAF_RULE or (out._is_view() and not out.requires_grad) else out
+                tapped = Tap.apply(out, token, consume, *kept)
+                return tapped if isinstance(output, Tensor) else (tapped, *output[1:])
 
             if rule.own_backward:
                 stack.callback(layer.register_forward_pre_hook(before).remove)
             stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
 
-        for layer, rule, names in self.rules.values():
-            attach(layer, rule, names)
+        for name, (layer, rule, names) in self.rules.items():
+            attach(layer, rule, names, self.axes.get(name, 0))
+
+
+def _owners(layer: nn.Module, keys: Iterable[str]) -> Iterator[tuple[nn.Module, str]]:
+    for key in keys:
+        path, _, own = key.rpartition(".")
+        yield layer.get_submodule(path), own
 
 
 @contextmanager
