@@ -129,13 +129,7 @@ class SequenceFirst(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-@pytest.mark.parametrize(
-    "engine",
-    [
-        "exact",
-        pytest.param("hooks", marks=pytest.mark.xfail(reason="pooling takes the first dimension for the samples'")),
-    ],
-)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_layers_whose_samples_come_second_are_pooled_per_sample(engine):
     torch.manual_seed(0)
     one = FeatureExtractor(SequenceFirst().eval(), as_logits, engine=engine)
