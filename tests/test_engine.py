@@ -347,7 +347,10 @@ def test_the_module_is_left_as_it_was() -> None:
     module.body[0].weight.requires_grad_(False)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    module.head.bias.grad = torch.ones(4)
     extractor(module).rows(batch(torch.randn(N, 3, 12, 12)))
+    assert torch.equal(module.head.bias.grad, torch.ones(4))
+    module.head.bias.grad = None
     assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
     assert all(p.grad is None for p in module.parameters())
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
@@ -363,6 +366,10 @@ def test_spaces_nll_and_inference_mode() -> None:
     fast, wanted = extractor(module), extractor(module, "exact").rows(batch(x))
     with torch.inference_mode():
         agree(fast.rows(batch(x.clone())), wanted, fast.norm_kinds)
+        frozen = copy.deepcopy(module)
+        assert next(frozen.parameters()).is_inference()
+    fast = extractor(frozen)
+    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
 
 
 def test_grouping_into_batches_does_not_matter() -> None:

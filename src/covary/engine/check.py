@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from covary.engine.ledger import Ledger
@@ -12,42 +13,53 @@ from covary.engine.ledger import Ledger
 # Of the rows' total length; a wrong rule or a missed use of a weight is off by order one, reduced precision is not.
 TOLERANCE, TOLERANCE_HALF = 0.02, 0.1
 
-# (parameters, by name) -> observables (n,)
-Observe = Callable[[Mapping[str, Tensor]], Tensor]
-
 
 def wrong_layers(
-    module: nn.Module, ledger: Ledger, rows: Mapping[str, Tensor], observe: Observe, weights: Tensor
+    module: nn.Module,
+    ledger: Ledger,
+    rows: Mapping[str, Tensor],
+    observe: Callable[[], Tensor],
+    weights: Float[Tensor, " n"],
 ) -> list[str]:
-    """Layers whose rows disagree with automatic differentiation, over one training-like backward pass.
+    """Layers whose rows disagree with autograd, over one training-like backward pass.
 
     With weights c_i, sum_i c_i row_i = P grad(sum_i c_i f_i). Unequal weights also show where the first dimension of a
     layer's input is not the sample, or where samples influence each other. Gradients are projected as they come and
-    freed, so no second copy of the weights is held.
+    freed, so no second copy of the weights is held; the parameters' own `grad` is put back.
     """
-    expected = {layer: torch.zeros_like(r[0], dtype=torch.float64) for layer, r in rows.items()}
     sums: dict[tuple[str, int], Tensor] = {}
-    leaves = {name: p.detach() for name, p in module.named_parameters()}
-    leaves = {name: p.clone() if p.is_inference() else p for name, p in leaves.items()}
 
     def collect(name: str) -> Callable[[Tensor], None]:
-        def project(leaf: Tensor) -> None:
+        def project(parameter: Tensor) -> None:
             place = ledger.places[name]
-            assert leaf.grad is not None
-            share = place.block.project(place.block.matrix({name: leaf.grad.unsqueeze(0).float()}))
+            assert parameter.grad is not None
+            share = place.block.project(place.block.matrix({name: parameter.grad.unsqueeze(0).float()}))
             key = place.layer, place.position
             sums[key] = sums[key] + share if key in sums else share
-            leaf.grad = None
+            parameter.grad = None
 
         return project
 
-    with torch.inference_mode(False), torch.enable_grad():
-        for name in ledger.places:
-            leaves[name] = leaves[name].detach().requires_grad_(True)
-            leaves[name].register_post_accumulate_grad_hook(collect(name))
-        value = observe(leaves)
-        if value.requires_grad:
-            (value * weights.to(value)).sum().backward()
+    parameters = dict(module.named_parameters())
+    before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
+    handles = []
+    try:
+        for name, parameter in parameters.items():
+            # The parameters themselves, not stand-ins: checkpointed layers look them up again in the backward pass.
+            parameter.requires_grad_(name in ledger.places)
+            parameter.grad = None
+            if name in ledger.places:
+                handles.append(parameter.register_post_accumulate_grad_hook(collect(name)))
+        with torch.inference_mode(False), torch.enable_grad():
+            value = observe()
+            if value.requires_grad:
+                (value * weights.to(value)).sum().backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, (requires, gradient) in before.items():
+            parameters[name].requires_grad_(requires)
+            parameters[name].grad = gradient
     wrong = []
     for layer, found in rows.items():
         blocks = ledger.projections[layer].blocks
@@ -55,12 +67,12 @@ def wrong_layers(
             sums[layer, i][0] if (layer, i) in sums else torch.zeros(b.numbers, device=found.device)
             for i, b in enumerate(blocks)
         ]
-        expected[layer] = torch.cat(parts).double()
+        expected = torch.cat(parts).double()
         got = (found.double() * weights.double().to(found.device).unsqueeze(-1)).sum(0)
         scale = float((found.double().norm(dim=-1) * weights.double().abs().to(found.device)).sum())
-        scale = max(scale, float(expected[layer].norm()))
-        half = any(leaves[name].dtype in (torch.float16, torch.bfloat16) for name in ledger.layers[layer])
-        off = float((got - expected[layer]).norm())
+        scale = max(scale, float(expected.norm()))
+        half = any(parameters[name].dtype in (torch.float16, torch.bfloat16) for name in ledger.layers[layer])
+        off = float((got - expected).norm())
         if not off <= (TOLERANCE_HALF if half else TOLERANCE) * scale:
             wrong.append(layer)
     return wrong

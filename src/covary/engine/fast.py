@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.activations import watched_layers
@@ -62,6 +62,8 @@ class FastEngine:
         choose_logits: ChooseLogits,
         user_observable: UserObservable | None,
     ) -> None:
+        # Weights made under inference_mode cannot be saved for a backward pass.
+        module = copy.deepcopy(module) if any(p.is_inference() for p in module.parameters()) else module
         self.module, self.layers = module, layers
         self.observable, self.choose_logits, self.user_observable = observable, choose_logits, user_observable
         self.ledger = Ledger(layers, projections)
@@ -117,14 +119,13 @@ class FastEngine:
         self.ledger.begin(0)
         return Compressed(rows, norms, value, predicted, logits, activations)
 
-    def _forward(self, x: Any, parameters: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Any]:
+    def _forward(self, x: Any, attached: bool = False) -> tuple[Tensor, Any]:
         if self.user_observable is not None:
-            held = parameters or {name: p.detach() for name, p in self.module.named_parameters()}
+            held = {name: p if attached else p.detach() for name, p in self.module.named_parameters()}
             value = self.user_observable(held, dict(self.module.named_buffers()), x)
             return value, (torch.zeros(len(value), dtype=torch.long, device=value.device), None)
         assert self.observable is not None
-        out = self.module(x) if parameters is None else functional_call(self.module, dict(parameters), (x,))
-        logits = self.choose_logits(out).float()
+        logits = self.choose_logits(self.module(x)).float()
         predicted = logits.detach().argmax(-1)
         return self.observable(logits, predicted), (predicted, logits.detach())
 
@@ -185,7 +186,7 @@ class FastEngine:
         self.ledger.norm_kinds.clear()
         weights = torch.tensor([1.0, -0.6, 1.7, 0.3])[: len(got.observable)]
         wrong = wrong_layers(
-            self.module, self.ledger, got.rows, lambda held: self._forward(x, held)[0], weights.to(got.observable)
+            self.module, self.ledger, got.rows, lambda: self._forward(x, attached=True)[0], weights.to(got.observable)
         )
         names = [name for layer in wrong for name in self.layers[layer] if name not in self.hooked.unknown]
         self.hooked.forget(names)
