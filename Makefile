@@ -15,7 +15,7 @@ demo: $(VENV)/.ready
 	$(BIN)/covary demo --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check src tests
