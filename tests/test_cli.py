@@ -288,7 +288,7 @@ BAD = {
     "label out of range": (["--trusted", "label.npz"], "Label 12 of input"),
     "NaN": (["--trusted", "nan.npz"], "holds NaN or infinity"),
     "NaN inputs": (["--inputs", "nan-inputs.npz"], "holds NaN or infinity"),
-    "wrong shape": (["--trusted", "colour.npz", "--inputs", "colour.npz"], "Layer `0` takes 1 channel, and inputs have shape 3x8x8"),
+    "wrong shape": (["--trusted", "colour.npz", "--inputs", "colour.npz"], "Layer `0` takes 1 channel, and inputs"),
     "wrong shape of trusted": (["--trusted", "colour.npz"], "Inputs are 1x8x8 float32, trusted inputs 3x8x8"),
     "wrong shape of inputs": (["--inputs", "colour.npz"], "3x8x8"),
     "label of inputs": (["--inputs", "label-inputs.npz"], "Label 12 of input"),

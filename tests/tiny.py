@@ -28,7 +28,7 @@ def network() -> nn.Module:
 @cache
 def images() -> tuple[np.ndarray, np.ndarray]:
     """All 1,797 digits, uint8 (n, 8, 8), in random order, and their classes."""
-    x, y = load_digits(return_X_y=True)
+    x, y = map(np.asarray, load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(x))
     return (x.reshape(-1, 8, 8) * 15).astype(np.uint8)[order], y.astype(np.int64)[order]
 

@@ -169,7 +169,7 @@ def settings(*groups: Any) -> dict[str, Any]:
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:
     """Lets a command take groups: each parameter whose type is a dataclass gives way to the fields of that class."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     spread = []
     for parameter in inspect.signature(command).parameters.values():
         if parameter.name not in groups:
