@@ -66,6 +66,8 @@ def test_resume_is_the_uninterrupted_run_to_the_bit(tmp_path, monkeypatch, kill_
 def test_a_process_killed_by_a_signal_resumes(tmp_path):
     code = """
 import sys, time
+import torch
+torch.set_num_threads(1)  # as here: sums of another order would make another network
 from sampling_cases import plan, tiny
 from covary.traces import record_traces
 network, data, x, ids = tiny()
