@@ -85,7 +85,9 @@ class Head(nn.Module):
 IMAGES = {
     "conv": lambda: nn.Sequential(nn.Conv2d(3, 24, 3), nn.ReLU(), nn.Conv2d(24, 20, 3, padding=1)),
     "no-bias": lambda: nn.Sequential(nn.Conv2d(3, 24, 3, bias=False), nn.Tanh(), nn.Conv2d(24, 20, 3, bias=False)),
-    "stride-dilation": lambda: nn.Conv2d(3, 20, (5, 3), stride=(2, 3), padding=(4, 1), dilation=(2, 1)),
+    "stride-dilation": lambda: nn.Sequential(
+        nn.Conv2d(3, 30, 1), nn.Conv2d(30, 20, (5, 3), stride=(2, 3), padding=(4, 1), dilation=(2, 1))
+    ),
     "groups": lambda: nn.Sequential(nn.Conv2d(3, 36, 3), nn.Tanh(), nn.Conv2d(36, 20, 3, groups=2, dilation=2)),
     "depthwise": lambda: nn.Sequential(nn.Conv2d(3, 40, 1), nn.Tanh(), nn.Conv2d(40, 40, 5, groups=40)),
     "same": lambda: nn.Conv2d(3, 20, 5, padding="same", dilation=2),
@@ -124,8 +126,8 @@ def test_one_and_three_dimensions() -> None:
 
 
 def test_positions() -> None:
-    layers = nn.Linear(7, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 30), nn.RMSNorm(30), nn.Tanh()
-    compare(seeded(lambda: Head(nn.Sequential(*layers), 30, channels=-1)), torch.randn(N, 6, 7))
+    layers = nn.Linear(7, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 300), nn.RMSNorm(300), nn.Tanh()
+    compare(seeded(lambda: Head(nn.Sequential(*layers), 300, channels=-1)), torch.randn(N, 6, 7))
 
 
 def test_vectors_have_exact_norms() -> None:
@@ -135,11 +137,12 @@ def test_vectors_have_exact_norms() -> None:
     assert set(compare(module, torch.randn(N, 30)).norm_kinds.values()) == {"exact"}
 
 
-def test_tokens() -> None:
+@pytest.mark.parametrize("vocabulary", [50, 400])
+def test_tokens(vocabulary: int) -> None:
     module = seeded(
-        lambda: Head(nn.Sequential(nn.Embedding(50, 30, padding_idx=0), nn.Linear(30, 30), nn.Tanh()), 30, -1)
+        lambda: Head(nn.Sequential(nn.Embedding(vocabulary, 30, padding_idx=0), nn.Linear(30, 30), nn.Tanh()), 30, -1)
     )
-    compare(module, torch.randint(0, 50, (N, 9)))
+    compare(module, torch.randint(0, vocabulary, (N, 9)) * torch.tensor([0, 1, 1, 1, 1, 1, 1, 1, 1]))
 
 
 class TiedTwice(nn.Module):
@@ -147,8 +150,8 @@ class TiedTwice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.mix = nn.Embedding(50, 20), nn.Linear(20, 20)
-        self.logits = nn.Linear(20, 50, bias=False)
+        self.embed, self.mix = nn.Embedding(400, 40), nn.Linear(40, 40)
+        self.logits = nn.Linear(40, 400, bias=False)
         self.logits.weight = self.embed.weight
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -158,7 +161,7 @@ class TiedTwice(nn.Module):
 
 
 def test_shared_weights_and_repeated_calls() -> None:
-    compare(seeded(TiedTwice), torch.randint(0, 50, (N, 9)))
+    compare(seeded(TiedTwice), torch.randint(0, 400, (N, 9)))
 
 
 class Functional(nn.Module):
@@ -277,7 +280,9 @@ class Unknown(nn.Module):
         self.head = nn.Linear(12, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.scale(self.slope(self.up(x)), shift=0.3).mean(1))
+        x = self.slope(self.up(x))
+        n, t, _ = x.shape
+        return self.head(self.scale(x.reshape(n * t, -1), shift=0.3).view(n, t, -1).mean(1))
 
 
 def test_layers_without_a_rule() -> None:
@@ -378,3 +383,20 @@ def test_grouping_into_batches_does_not_matter() -> None:
     together = fast.rows(batch(x))
     parts = Rows.concatenate([fast.rows(batch(x[:3])), fast.rows(batch(x[3:4])), fast.rows(batch(x[4:]))])
     agree(parts, together, dict.fromkeys(together.functional, "exact"))
+
+
+def test_little_memory_means_small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = seeded(Functional).eval()
+    x = torch.randn(9, 12)
+    wanted, roomy = extractor(module, "exact").rows(batch(x)), extractor(module)
+    roomy.rows(batch(x))
+    monkeypatch.setattr("covary.engine.fast.PASS_BYTES", {"cpu": 2000, "gpu": 0})
+    fast = extractor(module)
+    assert 1 <= fast._fast.samples_at_once(x) < 9
+    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    monkeypatch.undo()
+    # Parameters left to exact gradients come a few samples at a time too; their norms are then those of the rows.
+    monkeypatch.setattr("covary.engine.fast.WHOLE_BYTES", 2000)
+    fast = extractor(module)
+    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    assert fast.norm_kinds["first"] == "projected" != roomy.norm_kinds["first"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -267,6 +268,8 @@ def _root(
 
 def main() -> None:
     """Entry point: bad input is one sentence on stderr and exit code 2."""
+    # Before torch is loaded: threads that spin while they wait cost a busy machine most of its time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except CovaryError as problem:
