@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from covary.engine.allocator import keep_freed_memory
 from covary.fingerprints import versions
 
 HERE = Path(__file__).parent
@@ -94,7 +95,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     path = HERE / "results" / f"speed-{machine()}.json"
     record = json.loads(path.read_text()) if path.is_file() else {}
-    record |= {"versions": versions(), "threads": options.threads, "gpu": "not measured"}
+    kept = keep_freed_memory()
+    record |= {
+        "versions": versions(),
+        "threads": options.threads,
+        "gpu": "not measured",
+        "allocator": "keeps freed memory, for forwards and features alike" if kept else "as it comes",
+    }
     for name in options.sections or SECTIONS:
         if name in record and not options.again:
             continue

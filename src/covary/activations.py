@@ -78,7 +78,7 @@ def pooled_activations(
 
         def save(layer: nn.Module, _: Any, output: Any) -> None:
             # Cloned, because with nothing to average it is a view that an in-place activation would change.
-            pooled = pool(layer, output, n, axis).detach().clone()
+            pooled = pool(layer, first_tensor(output).detach(), n, axis).clone()
             sums[name] = sums[name] + pooled if name in sums else pooled
             calls[name] = calls.get(name, 0) + 1
             result[name] = sums[name] / calls[name]

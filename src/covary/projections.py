@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 MOST, LEAST, BUDGET = 256, 64, 4096
+# Of the first stage: matrices up to WHOLE numbers skip it, others become at most SKETCH numbers in COLUMNS columns.
+WHOLE, COLUMNS, SKETCH = 1024, 16, 4096
 
 
 def numbers_per_layer(layers: int) -> int:
@@ -37,33 +39,40 @@ def orthogonal_rows(rows: int, columns: int, seed: int, *names: str) -> Float[Te
     return (q * torch.sign(torch.diagonal(r))).T.mul(math.sqrt(columns / rows)).float().contiguous()
 
 
-def sides(rows: int, columns: int, k: int) -> tuple[int, int]:
-    """Sides (p, q) of a rows x columns matrix's projection with p * q <= k, as square as the shape allows."""
-    if rows * columns <= k:
+def sides(rows: int, columns: int) -> tuple[int, int]:
+    """Sides (p, q) of the first, two-sided stage for a rows x columns matrix.
+
+    Narrow enough that the second stage stays small, wide enough that nearly all of the error is the second stage's: a
+    small matrix is taken whole, otherwise 16 combinations of columns (a convolution's inputs are cheapest in sixteens)
+    and as many rows as leave 4,096 numbers.
+    """
+    if rows * columns <= WHOLE:
         return rows, columns
-    p = q = math.isqrt(k)
-    if rows < p:
-        p, q = rows, k // rows
-    if columns < q:
-        p, q = k // columns, columns
-    return min(p, rows), min(q, columns)
+    q = min(columns, COLUMNS)
+    return min(rows, SKETCH // q), q
 
 
 @dataclass(frozen=True)
 class Block:
-    """Parameters of one layer that share their leading dimension, side by side as one matrix of rows x columns."""
+    """Parameters of one layer that share their leading dimension, side by side as one matrix of rows x columns.
+
+    Attributes:
+        left, right: the first stage P_O G P_I^T; None where that side is kept whole.
+        last: the second stage, on the flattened result; None where it is small enough.
+    """
 
     parameters: tuple[str, ...]
     rows: int
     columns: int
     left: Float[Tensor, "p rows"] | None
     right: Float[Tensor, "q columns"] | None
+    last: Float[Tensor, "k pq"] | None = None
     widths: tuple[int, ...] = ()
     _cast: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sides(self) -> tuple[int, int]:
-        """(p, q) of the compressed matrix."""
+        """(p, q) of the first stage."""
         return (
             self.rows if self.left is None else self.left.shape[0],
             self.columns if self.right is None else self.right.shape[0],
@@ -72,11 +81,11 @@ class Block:
     @property
     def numbers(self) -> int:
         """How many numbers the block keeps."""
-        return self.sides[0] * self.sides[1]
+        return self.sides[0] * self.sides[1] if self.last is None else self.last.shape[0]
 
     def cast(self, side: str, like: Tensor) -> Tensor | None:
-        """`left` or `right` with the device and the type of `like`; None where that side is kept whole."""
-        own = self.left if side == "left" else self.right
+        """`left`, `right` or `last` with the device and the type of `like`; None where there is none."""
+        own = {"left": self.left, "right": self.right, "last": self.last}[side]
         if own is None:
             return None
         key = side, like.device, like.dtype
@@ -98,18 +107,26 @@ class Block:
         )
 
     def project(self, matrix: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n k"]:
-        """P_O G P_I^T, flattened."""
+        """Both stages: the flattened P_O G P_I^T, times the dense last projection."""
         left, right = self.cast("left", matrix), self.cast("right", matrix)
         if right is not None:
             matrix = matrix @ right.T
         if left is not None:
             matrix = left @ matrix
-        return matrix.flatten(1)
+        return self.finish(matrix)
+
+    def finish(self, share: Float[Tensor, "n p q"]) -> Float[Tensor, "n k"]:
+        """The second stage alone."""
+        last = self.cast("last", share)
+        return share.flatten(1) if last is None else share.flatten(1) @ last.T
 
 
 class LayerProjection:
-    """Two-sided projection of one layer's gradient, sum over its blocks of P_O G P_I^T.
+    """Two-stage projection of one layer's gradient matrix G: first P_O G P_I^T, then a dense P on what is left.
 
+    The first stage acts on the layer's inputs and output gradients, so G need not be formed; alone it would lose far
+    more than its k numbers must, because the errors of two small sides add up (relative variance 2/p + 2/q of a
+    rank-one gradient's squared norm). The second brings it down to nearly that of k unstructured random numbers, 2/k.
     Unbiased: E<Pg, Pg'> = <g, g'>. Layers of at most k numbers are kept exactly. Parameters whose leading dimensions
     differ (an attention's joint weight beside a scale, say) form blocks with sides of their own and their projections
     are put side by side, each with its share of k.
@@ -126,10 +143,11 @@ class LayerProjection:
         for rows, names in groups.items():
             widths = tuple(math.prod(shapes[name]) // rows for name in names)
             columns = sum(widths)
-            p, q = sides(rows, columns, share)
+            p, q = (rows, columns) if rows * columns <= share else sides(rows, columns)
             left = None if p == rows else orthogonal_rows(p, rows, seed, layer, str(rows), "left")
             right = None if q == columns else orthogonal_rows(q, columns, seed, layer, str(rows), "right")
-            self.blocks.append(Block(tuple(names), rows, columns, left, right, widths))
+            last = None if p * q <= share else orthogonal_rows(share, p * q, seed, layer, str(rows), "last")
+            self.blocks.append(Block(tuple(names), rows, columns, left, right, last, widths))
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, "n k"]:
         """Compressed rows of the layer's per-sample gradients, each parameter (n, *shape)."""
@@ -139,4 +157,5 @@ class LayerProjection:
 def projection_fingerprint(seed: int) -> str:
     """What the seeded stream gives on this installation; a saved detector refuses to score where it differs."""
     draw = torch.randn(64, generator=_generator(seed, "fingerprint"), dtype=torch.float64)
-    return hashlib.sha256(draw.numpy().round(9).tobytes()).hexdigest()[:16]
+    scheme = f"{MOST} {LEAST} {BUDGET} {WHOLE} {COLUMNS} {SKETCH}".encode()
+    return hashlib.sha256(scheme + draw.numpy().round(9).tobytes()).hexdigest()[:16]

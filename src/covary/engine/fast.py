@@ -147,7 +147,7 @@ class FastEngine:
             if step >= n:
                 self.ledger.add_whole(name, got[0])
             else:
-                self.ledger.add_block(place, torch.cat(got).unflatten(1, place.block.sides))
+                self.ledger.add_compressed(place, torch.cat(got).float())
 
     def _exact(self, x: Any, autocast: Callable[[], Any]) -> dict[str, Tensor]:
         def run(vectorised: bool) -> dict[str, Tensor]:

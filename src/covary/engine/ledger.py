@@ -47,6 +47,7 @@ class Ledger:
         self.n = n
         self._whole: dict[str, Tensor] = {}
         self._blocks: dict[tuple[str, int], Tensor] = {}
+        self._final: dict[tuple[str, int], Tensor] = {}
         self._squares: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
 
@@ -69,6 +70,12 @@ class Ledger:
         if squares is not None:
             self._squares[place.layer] = squares
 
+    def add_compressed(self, place: Place, share: Float[Tensor, "n k"]) -> None:
+        """A share of one block that went through both stages already."""
+        key = place.layer, place.position
+        self._final[key] = self._final[key] + share if key in self._final else share
+        self._calls[place.layer] = self._calls.get(place.layer, 0) + 1
+
     def seen(self, layer: str) -> bool:
         """Whether any call contributed to the layer."""
         return self._calls.get(layer, 0) > 0 or any(name in self._whole for name in self.layers[layer])
@@ -82,11 +89,16 @@ class Ledger:
             share = self._blocks.get((layer, position))
             if own:
                 added = block.project(block.matrix(own))
-                share = added if share is None else share.flatten(1) + added
+                share = added if share is None else block.finish(share) + added
+            elif share is not None:
+                share = block.finish(share)
+            final = self._final.get((layer, position))
+            if final is not None:
+                share = final if share is None else share + final
             if share is None:
                 some = next(iter(whole.values()), None) if whole else next(iter(self._blocks.values()))
                 share = torch.zeros(self.n, block.numbers, device=some.device if some is not None else None)
-            parts.append(share.flatten(1))
+            parts.append(share)
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         squares = None
         if layer not in self._calls and whole:
