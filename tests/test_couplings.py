@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,21 @@ def test_on_traces_they_are_the_published_moments():
             assert pearson[i, j] == pytest.approx(cov / (sd_i + 1e-8) / (sd_j + 1e-8))
             lin = 2 * cov / (sd_i**2 + sd_j**2 + (mean[i] - mean[j]) ** 2 + 1e-8)
             assert concordance[i, j] == pytest.approx(lin)
+
+
+def test_the_scale_comes_with_the_rows():
+    # Gradients are moved by sigma = 0.01, traces by the draws themselves; the two never meet.
+    gradients, _ = synthetic(5, 3)
+    traces = replace(gradients, sigma=1.0)
+    means = gradients.observable
+    for rows in (gradients, traces):
+        expected = ccc(vectors(rows), vectors(rows), means, means, sigma=rows.sigma)
+        np.testing.assert_array_equal(couple("ccc", rows, rows), expected)
+    assert not np.allclose(couple("ccc", traces, traces), couple("ccc", gradients, gradients))
+    assert traces.take([1]).sigma == type(traces).concatenate([traces, traces]).sigma == 1.0
+    for name in COUPLINGS:
+        with pytest.raises(CovaryError, match="scale 1 against a reference of scale 0.01"):
+            couple(name, traces, gradients)
 
 
 def test_a_coupling_with_itself():

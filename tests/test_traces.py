@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from covary.chains import Minibatches
-from covary.couplings import ccc, couple
+from covary.couplings import couple
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
 from covary.observables import margin, nll
@@ -113,8 +113,7 @@ def test_rows_have_the_traces_moments():
     np.testing.assert_allclose(couple("covariance", rows, rows), np.cov(traces.T, bias=True), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(couple("cosine", rows, rows), np.corrcoef(traces.T), atol=1e-5)
     np.testing.assert_allclose(rows.functional_norms[:, 0], traces.std(0), rtol=1e-5)
-    wide = rows.functional["trace"].astype(np.float64)
-    lin = ccc(wide, wide, rows.observable, rows.observable, sigma=1.0)
+    lin = couple("ccc", rows, rows)
     for i, j in [(0, 1), (3, 3), (7, 12)]:
         a, b = traces[:, i], traces[:, j]
         by_definition = 2 * np.mean((a - a.mean()) * (b - b.mean()))

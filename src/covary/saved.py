@@ -11,10 +11,12 @@ import numpy as np
 
 from covary import store
 from covary.errors import CovaryError
-from covary.fingerprints import versions
-from covary.types import Rows
+from covary.fingerprints import digest_file, versions
+from covary.receipts import write_receipt
+from covary.types import SIGMA, Rows
+from covary.verify import refuse_changed
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "detector.json"
 WHAT = "a folder written by `covary fit`"
 ROWS, THUMBNAILS, WEIGHTS = "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"
@@ -93,18 +95,21 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         if weights is not None:
             store.write_tensors(part / WEIGHTS, weights)
         store.seal(part, record, RECORD)
+        write_receipt(part)
 
 
 def open_record(folder: Path) -> dict[str, Any]:
     """What is told of a detector, after every byte of its folder has been checked.
 
     Raises:
-        CovaryError: a missing, damaged or foreign folder, or another format.
+        CovaryError: a missing, damaged or foreign folder, another format, or a receipt that does not fit.
     """
     record = store.open_sealed(folder, RECORD, WHAT)
     if record.get("format") != FORMAT:
         remedy = f"it was written by covary {record.get('versions', {}).get('covary')}; use that, or fit again"
         raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", remedy)
+    # The seal has just read every file; the receipt need not read them again.
+    refuse_changed(Path(folder), {**record["files"], RECORD: digest_file(Path(folder) / RECORD)})
     return record
 
 
@@ -144,7 +149,7 @@ def rows_to_arrays(rows: Rows, prefix: str) -> tuple[dict[str, np.ndarray], dict
         **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
     }
     names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
-    return arrays, {"ids": list(rows.ids), **names}
+    return arrays, {"ids": list(rows.ids), "sigma": rows.sigma, **names}
 
 
 def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], prefix: str) -> Rows:
@@ -157,4 +162,5 @@ def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]
         functional_norms=arrays[f"{prefix}.functional_norms"],
         latent={name: arrays[f"{prefix}.latent.{i}"] for i, name in enumerate(record["latent"])},
         confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
+        sigma=record.get("sigma", SIGMA),
     )

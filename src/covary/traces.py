@@ -195,8 +195,8 @@ def rows_from_traces(
     """Rows whose products are the traces' moments: functional = (f(x; w_s) - mean over draws) / sqrt(S).
 
     The product of two rows is the covariance of their traces, their cosine Pearson's correlation (population moments),
-    and `couplings.ccc` with sigma = 1 is Lin's concordance, for which `observable` holds the mean over draws in place
-    of f(x; w*). Norms are standard deviations. All chains' draws count together. One `Traces` gives one entry,
+    and `couplings.ccc` is Lin's concordance (their sigma is 1), for which `observable` holds the mean over draws in
+    place of f(x; w*). Norms are standard deviations. All chains' draws count together. One `Traces` gives one entry,
     `trace`; a mapping from layer to traces recorded while that layer alone moved gives one entry a layer. `index`
     picks samples.
     """
@@ -218,4 +218,5 @@ def rows_from_traces(
         functional=functional,
         functional_norms=np.stack(norms, 1),
         confidence={"margin": first.at_w_star["margin"][index]} if "margin" in first.at_w_star else {},
+        sigma=1.0,
     )

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+# Standard deviation of a weight under which CCC takes the moments of gradients; its ranking depends on it.
+SIGMA = 0.01
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -22,6 +25,8 @@ class Rows:
         functional_norms: exact gradient norm of every layer, (n, L), in the order of `functional`.
         latent: per layer, the pooled activation, (n, k_l), float32; not centred.
         confidence: named one-number evidence such as `margin` and `energy`, each (n,).
+        sigma: what functional rows are multiplied by before their products are covariances: a weight's standard
+            deviation for gradients, 1 for traces, which carry that of their draws.
     """
 
     ids: Sequence[str]
@@ -31,6 +36,7 @@ class Rows:
     functional_norms: Float[np.ndarray, "n L"]
     latent: Mapping[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
     confidence: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    sigma: float = SIGMA
 
     def __len__(self) -> int:
         return len(self.ids)
