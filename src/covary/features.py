@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.activations import compress, watched_layers
+from covary.curvature import Metric, Moments, under_metric
 from covary.engine.fast import Compressed, FastEngine
 from covary.errors import CovaryError, unknown_name
 from covary.gradients import ChooseLogits, Gradients, exact_gradients
@@ -39,6 +40,7 @@ class FeatureExtractor:
         amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
         channels_last: memory format of four-dimensional inputs.
         engine: `hooks` (layer inputs and output gradients, `covary.engine`) or `exact` (`vmap(grad)`, the oracle).
+        metric: roots of Sigma that are multiplied into the projections (see `covary.curvature`); None = identity.
 
     The same projections in both engines: rows agree up to rounding. `notes` says, in words, which parameters the fast
     engine left to the exact one, and whether a network that cannot run under `vmap` was run sample by sample.
@@ -57,6 +59,7 @@ class FeatureExtractor:
         amp: str | None = None,
         channels_last: bool = False,
         engine: str = "hooks",
+        metric: Metric | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
@@ -72,6 +75,8 @@ class FeatureExtractor:
             layer: LayerProjection(layer, {name: shapes[name] for name in names}, self.k, seed)
             for layer, names in self.layers.items()
         }
+        if metric is not None:
+            self.projections = under_metric(self.projections, metric)
         self.seed, self.engine = seed, engine
         self.notes: list[str] = []
         self._vectorised = True
@@ -92,7 +97,19 @@ class FeatureExtractor:
     @property
     def norm_kinds(self) -> dict[str, str]:
         """Per layer, `exact` or `projected`; of the hooks engine known after the first batch."""
-        return dict.fromkeys(self.layers, "exact") if self.engine == "exact" else dict(self._fast.norm_kinds)
+        if self.engine == "exact":
+            return {name: "projected" if p.weighted else "exact" for name, p in self.projections.items()}
+        return dict(self._fast.norm_kinds)
+
+    def moments(self, batches: Iterable[Batch], kind: str) -> Moments:
+        """Second moments of whole gradients, from which a metric is made; exact gradients, a slice at a time."""
+        moments = Moments(self.projections, kind)
+        for batch in batches:
+            x = tree_map(self._place, batch.x)
+            for start in range(0, len(batch), self._slice):
+                part = tree_map(lambda t, s=start: t[s : s + self._slice], x)
+                moments.add(self._gradients(part).parameters)
+        return moments
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
@@ -149,6 +166,9 @@ class FeatureExtractor:
         for layer, names in self.layers.items():
             own = {name: got.parameters[name].float() for name in names}
             rows[layer] = self.projections[layer](own)
+            if self.projections[layer].weighted:
+                norms[layer] = rows[layer].double().norm(dim=-1)
+                continue
             norms[layer] = torch.stack([g.double().flatten(1).square().sum(-1) for g in own.values()]).sum(0).sqrt()
         return Compressed(rows, norms, got.observable, got.predicted, got.logits, got.activations)
 

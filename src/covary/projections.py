@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ class Block:
     Attributes:
         left, right: the first stage P_O G P_I^T; None where that side is kept whole.
         last: the second stage, on the flattened result; None where it is small enough.
+        weighted: whether a metric is multiplied into the sides, so that norms are those under the metric.
     """
 
     parameters: tuple[str, ...]
@@ -68,6 +70,7 @@ class Block:
     right: Float[Tensor, "q columns"] | None
     last: Float[Tensor, "k pq"] | None = None
     widths: tuple[int, ...] = ()
+    weighted: bool = False
     _cast: dict[Any, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -148,6 +151,17 @@ class LayerProjection:
             right = None if q == columns else orthogonal_rows(q, columns, seed, layer, str(rows), "right")
             last = None if p * q <= share else orthogonal_rows(share, p * q, seed, layer, str(rows), "last")
             self.blocks.append(Block(tuple(names), rows, columns, left, right, last, widths))
+
+    def with_blocks(self, blocks: list[Block]) -> LayerProjection:
+        """The same layer with other blocks."""
+        other = copy.copy(self)
+        other.blocks = blocks
+        return other
+
+    @property
+    def weighted(self) -> bool:
+        """Whether a metric is multiplied in."""
+        return any(block.weighted for block in self.blocks)
 
     def __call__(self, gradients: Mapping[str, Tensor]) -> Float[Tensor, "n k"]:
         """Compressed rows of the layer's per-sample gradients, each parameter (n, *shape)."""

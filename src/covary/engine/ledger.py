@@ -101,7 +101,9 @@ class Ledger:
             parts.append(share)
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         squares = None
-        if layer not in self._calls and whole:
+        if self.projections[layer].weighted:
+            pass  # norms under a metric are those of the rows
+        elif layer not in self._calls and whole:
             squares = torch.stack([g.flatten(1).double().square().sum(-1) for g in whole.values()]).sum(0)
         elif self._calls.get(layer) == 1 and layer in self._squares and not whole:
             squares = self._squares[layer].double()
