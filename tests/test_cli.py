@@ -24,7 +24,7 @@ from covary.scores import SCORES
 from covary.spaces import SPACES
 
 X, Y, TRUTH = tiny.inputs()
-COMMANDS = ["demo", "check", "fit", "score", "scan", "report", "inspect"]
+COMMANDS = ["demo", "check", "fit", "score", "scan", "report", "inspect", "verify", "sign", "keygen"]
 SUMMARY = ["n", "n_flagged", "fpr_target", "p_min", "n_reference", "n_fit", "n_calibration", "seconds"]
 FIGURES = ["auroc", "auroc_masked", "tpr_at_1", "tpr_at_5", "fpr", "der", "der_masked", "der_ceiling"]
 
@@ -63,7 +63,7 @@ def test_scan_writes_a_run(run_cli, usual, tmp_path):
     code, out, err = run_cli("scan", *usual, "--out", tmp_path / "run", "--target", 3)
     assert (code, err) == (0, "")
     assert re.match(r"\d+ of 160 inputs flagged at a false-alarm rate of 1 %\.", out)
-    files = {"results.csv", "summary.json", "run.json", "report.json", "report.html"}
+    files = {"results.csv", "summary.json", "run.json", "report.json", "report.html", "receipt.json", "receipt.sha256"}
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == files
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(SUMMARY + FIGURES) <= set(summary)

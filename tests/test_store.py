@@ -13,6 +13,7 @@ import pytest
 from covary import saved, store
 from covary.detector import Detector
 from covary.errors import CovaryError
+from covary.receipts import write_receipt
 
 
 def write_one(folder, kind="detector", content=b"{}"):
@@ -138,7 +139,8 @@ def test_a_full_disk_is_recognised_inside_safetensors(fitted, tmp_path, monkeypa
 
 
 def test_no_pickle_anywhere(saved_folder):
-    assert names(saved_folder) == ["detector.json", "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"]
+    arrays = ["rows.safetensors", "thumbnails.safetensors", "weights.safetensors"]
+    assert names(saved_folder) == ["detector.json", "receipt.json", "receipt.sha256", *arrays]
     for file in saved_folder.iterdir():
         assert not file.read_bytes().startswith((b"\x80", b"PK"))
 
@@ -234,9 +236,9 @@ def test_an_added_file_is_refused(fitted, saved_folder, tmp_path):
 def test_another_format_is_refused_with_the_version_that_wrote_it(detector_folder):
     record = json.loads((detector_folder / "detector.json").read_text())
     record.pop("digest")
-    record["format"] = 2
+    record["format"] = saved.FORMAT + 1
     store.write_json(detector_folder / "detector.json", {**record, "digest": store.digest_json(record)})
-    with pytest.raises(CovaryError, match=r"has format 2; expected format 1; it was written by covary"):
+    with pytest.raises(CovaryError, match=r"has format 3; expected format 2; it was written by covary"):
         Detector.load(detector_folder)
 
 
@@ -245,6 +247,7 @@ def test_other_projections_are_refused(detector_folder):
     record.pop("digest")
     record |= {"projection": "0" * 16, "versions": {**record["versions"], "torch": "9.9"}}
     store.write_json(detector_folder / "detector.json", {**record, "digest": store.digest_json(record)})
+    write_receipt(detector_folder)
     with pytest.raises(CovaryError, match=r"draws other random projections than torch 9\.9"):
         Detector.load(detector_folder)
 

@@ -1,4 +1,4 @@
-"""The command line: `covary demo`, `check`, `fit`, `score`, `scan`, `report`, `inspect`."""
+"""The command line: `covary demo`, `check`, `fit`, `score`, `scan`, `report`, `inspect`, and those of `commands`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from covary import __version__
+from covary import __version__, commands
 from covary.console import print_error, print_findings, print_json, print_record, print_summary
 from covary.errors import CovaryError
 from covary.options import (
@@ -205,9 +205,11 @@ def report(run: Annotated[Path, Argument(help="RUN folder.")], json: Json = Fals
 
     `covary report runs/a`
     """
+    from covary.receipts import renew
     from covary.report import write_report
 
     path = write_report(run)
+    renew(run, path.name)
     print_json({"report": str(path)}) if json else print(path)
 
 
@@ -250,6 +252,9 @@ def demo(
 
 def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
     print_json(summary) if json else print_summary(summary, out / "report.html")
+
+
+commands.add_to(app)
 
 
 def _version(wanted: bool) -> bool:

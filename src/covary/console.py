@@ -107,6 +107,17 @@ def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
                 console.print(f"        [dim]{escape(finding['change'])}[/]")
 
 
+def print_differences(found: Mapping[str, Any]) -> None:
+    """Whether a folder is what its receipt says, and what differs."""
+    for difference in found["differences"]:
+        stdout.print(f"[red]differs[/] [bold]{escape(difference['name'])}[/] {escape(difference['what'])}")
+    if found["intact"]:
+        signed = f", signed with the key {found['signed_by']}" if found["signed_by"] else ""
+        stdout.print(f"[green]intact[/] {escape(found['folder'])}: receipt {found['receipt']}{signed}")
+    for note in found["notes"]:
+        stdout.print(f"  [dim]{escape(note)}[/]")
+
+
 def print_record(record: Mapping[str, Any]) -> None:
     """What a folder holds, one line a fact."""
     table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)

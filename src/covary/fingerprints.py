@@ -27,7 +27,12 @@ def canonical_json(value: Any) -> str:
 
 def digest_json(value: Any) -> str:
     """sha256 of the canonical JSON of `value`, in hex."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return digest_bytes(canonical_json(value).encode())
+
+
+def digest_bytes(content: bytes) -> str:
+    """sha256 of bytes, in hex."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def digest_file(path: str | Path) -> str:

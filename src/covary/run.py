@@ -17,6 +17,7 @@ from covary.data import Source
 from covary.detector import Detector, Progress
 from covary.fingerprints import digest_file, versions
 from covary.metrics import auroc, evaluate, masked, thinned_roc
+from covary.receipts import write_receipt
 from covary.refusals import refuse_labels, refuse_target
 from covary.scores.layers import per_layer_deviation
 from covary.shown import shown
@@ -124,6 +125,7 @@ def write_run(
         store.write_json(folder / "summary.json", summary)
         if report is not None:
             report(folder)
+        write_receipt(folder)
     return summary
 
 

@@ -198,7 +198,7 @@ def replay(run: Path, out: Path | None = None, *, quiet: bool = False) -> tuple[
     out = (out or replay_folder(run)).absolute()
     if out == run.absolute():
         raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
-    with _working_in(Path(old["folder"])):
+    with working_in(Path(old["folder"])):
         summary = scan(Plan(**old["plan"]), out, quiet=quiet)
     new = store.read_json(out / "run.json", "the RUN just written")
     changed = {
@@ -210,7 +210,7 @@ def replay(run: Path, out: Path | None = None, *, quiet: bool = False) -> tuple[
 
 
 @contextmanager
-def _working_in(folder: Path) -> Iterator[None]:
+def working_in(folder: Path) -> Iterator[None]:
     """In the folder where a RUN was made its relative paths and Python names mean what they meant then."""
     here = Path.cwd()
     if folder.is_dir():
