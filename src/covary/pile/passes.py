@@ -1,0 +1,53 @@
+"""The second pass, partition by partition: counting p-values, then setting flags by one threshold for all."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from covary.pile import fdr
+from covary.pile.partitions import part_name
+from covary.pile.place import Place
+from covary.pile.verdicts import read_part, with_flags, write_part
+
+Record = dict[str, Any]
+
+
+def fixed_rule(fpr: float) -> str:
+    """The rule of a detector's own false-alarm rate, in the words of a partition's footer."""
+    return f"p <= {fpr!r}"
+
+
+class Tally:
+    """Counts the p-values of partitions: the first half of a second pass."""
+
+    def __init__(self, out: str) -> None:
+        self.place = Place(out)
+
+    def __call__(self, number: int, part: str) -> Record:
+        """Counts of one partition, and what its footer says."""
+        started = time.perf_counter()
+        table, record = read_part(self.place, part_name(number), ("p_value", "flagged"))
+        p = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False)
+        flagged = int(np.count_nonzero(table["flagged"].combine_chunks().to_numpy(zero_copy_only=False)))
+        seconds = time.perf_counter() - started
+        return {**record, "number": number, "n": len(p), "counts": fdr.counts_of(p), "n_flagged": flagged,
+                "seconds": seconds}  # fmt: skip
+
+
+class Flagger:
+    """Sets the flags of partitions by one threshold for the whole pile: the second half of that pass."""
+
+    def __init__(self, out: str, rule: str, limit: float) -> None:
+        self.place, self.rule, self.limit = Place(out), rule, limit
+
+    def __call__(self, number: int, part: str) -> Record:
+        """Writes one partition again with flagged = p_value <= limit."""
+        started = time.perf_counter()
+        table, record = read_part(self.place, part_name(number))
+        flagged = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False) <= self.limit
+        write_part(self.place, part_name(number), with_flags(table, flagged), {**record, "rule": self.rule})
+        seconds = time.perf_counter() - started
+        return {"number": number, "n": len(table), "n_flagged": int(flagged.sum()), "seconds": seconds}
