@@ -35,6 +35,7 @@ from covary.options import (
     grouped,
     settings,
 )
+from covary.pile.asked import OutOrUrl, Partitioned
 
 # Typer's exit code for Ctrl-C.
 INTERRUPTED = 130
@@ -137,28 +138,38 @@ def fit(
 def score(
     *,
     detector: Annotated[Path, Argument(help="Folder written by `covary fit`.")],
-    data: Annotated[str, Argument(help="Inputs to judge: .npz, folder of images, or `package.module:dataset`.")],
-    out: Out,
+    data: Annotated[
+        str,
+        Argument(help="Inputs to judge: .npz, folder of images, `package.module:dataset`; in partitions also parquet, "
+                 "JSON Lines, WebDataset, and URLs of them."),
+    ],
+    out: OutOrUrl,
     model: MaybeModel = None,
     weights: Weights = None,
     pile: Pile,
+    partitioned: Partitioned,
     machine: Machine,
     json: Json = False,
-) -> None:
-    """Judge inputs by a saved detector; writes a RUN as `covary scan` does.
+) -> None:  # fmt: skip
+    """Judge inputs by a saved detector; writes a RUN as `covary scan` does, or a pile's verdicts in partitions.
 
     **Examples**
 
     `covary score detectors/resnet today.npz --out runs/today --fail-on-flag`
 
     `covary score detectors/bare today.npz --out runs/today --model nets:resnet --weights w.safetensors`
-    """
-    from covary import scan as scanning
 
-    summary = scanning.score(
-        detector, data, out, model=model, weights=weights, **pile.given(), **settings(machine), quiet=json
-    )
-    _show(summary, out, json)
+    `covary score detectors/resnet s3://bucket/pile/ --out s3://bucket/verdicts --ray auto --fdr .1`
+    """
+    given = {"model": model, "weights": weights, **settings(machine), "quiet": json}
+    if partitioned.wanted(data, out):
+        summary = partitioned.score(detector, data, out, pile.given(), **given)
+        print_json(summary) if json else print_summary(summary, out)
+    else:
+        from covary import scan as scanning
+
+        summary = scanning.score(detector, data, Path(out), **pile.given(), **given)
+        _show(summary, Path(out), json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
 
 
