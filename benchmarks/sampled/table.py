@@ -103,6 +103,15 @@ def chains(name: str, cache: Path) -> list[dict[str, Any]]:
             rows += both(whole, everyone[burn_in // EVERY : length // EVERY], stage, images="all", every=EVERY, **about)
             rows += both(subset, kept[EVERY - 1 :: EVERY], stage, images="a tenth", every=EVERY, **about)
             rows += both(subset, kept, stage, images="a tenth", every=1, **about)
+        # What fewer draws are worth: the first n after the burn-in.
+        for n in DRAWS if stage in ("paper", "devinterp 1.3.2") else ():
+            if len(every) < BURN_IN + n:
+                break
+            about = {"steps": BURN_IN + n, "burn_in": BURN_IN, "first": n}
+            rows += both(subset, every[BURN_IN : BURN_IN + n], stage, images="a tenth", every=1, **about)
+            if n >= 10 * EVERY:
+                some = everyone[BURN_IN // EVERY : (BURN_IN + n) // EVERY]
+                rows += both(whole, some, stage, images="all", every=EVERY, **about)
     return rows
 
 

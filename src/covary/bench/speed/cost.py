@@ -1,4 +1,4 @@
-"""Cost of features in units of a plain forward, and of the published estimator in units of ours."""
+"""Cost of features in units of a plain forward."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from covary.bench.datasets import load
-from covary.bench.public import NETWORKS, load_public
+from covary.bench.public import load_public
+from covary.bench.speed.images import test_images
 from covary.features import FeatureExtractor
 from covary.types import Batch
 
@@ -61,13 +61,9 @@ def ratios(times: dict[str, tuple[float, float]]) -> dict[str, Any]:
     return found
 
 
-def images(network: str) -> Tensor:
-    """256 test images as the network wants them."""
-    about = NETWORKS[network]
-    x = torch.from_numpy(load(about.dataset).x[:IMAGES].copy()).permute(0, 3, 1, 2).float().div(255).contiguous()
-    if about.mean is None:
-        return x
-    return ((x - torch.tensor(about.mean).view(-1, 1, 1)) / torch.tensor(about.std).view(-1, 1, 1)).contiguous()
+def laid_out(name: str, layout: torch.memory_format) -> nn.Module:
+    """A public network in a memory format."""
+    return load_public(name).to(memory_format=layout)  # pyright: ignore[reportCallIssue]  # missing in torch's stubs
 
 
 def image_networks() -> dict[str, Any]:
@@ -77,18 +73,20 @@ def image_networks() -> dict[str, Any]:
 
 def image_network(name: str) -> dict[str, Any]:
     """One of them."""
-    x = images(name)
+    x, _ = test_images(name, IMAGES)
     ids = [str(i) for i in range(len(x))]
     todo: dict[str, Callable[[], Any]] = {}
+    kept = 0
     for label, layout in FORMATS.items():
-        network = load_public(name).to(memory_format=layout)
+        network = laid_out(name, layout)
         placed = x.contiguous(memory_format=layout)
         for size in (64, 128, 256):
             todo[f"forward {label} {size}"] = forward(network, placed, size)
-        moved = load_public(name).to(memory_format=layout).requires_grad_(True)
+        moved = laid_out(name, layout).requires_grad_(True)
         fast = FeatureExtractor(moved, lambda out: out, channels_last=label == "channels_last")
+        kept = fast.k
         todo[f"hooks {label}"] = lambda fast=fast: fast.rows(Batch(ids, x))
-    found = ratios(interleaved(todo, REPEATS)) | {"images": len(x), "numbers_per_layer": fast.k}
+    found = ratios(interleaved(todo, REPEATS)) | {"images": len(x), "numbers_per_layer": kept}
     exact = FeatureExtractor(load_public(name).requires_grad_(True), lambda out: out, engine="exact")
     few = {"forward": forward(load_public(name), x[:64], 64), "exact": lambda: exact.rows(Batch(ids[:64], x[:64]))}
     times = interleaved(few, 3)
@@ -141,47 +139,6 @@ def transformer_blocks() -> dict[str, Any]:
         x = torch.randint(0, 512, (64, 64)) if llama else torch.rand(64, 3, 32, 32)
         fast = FeatureExtractor(network, lambda out: out)
         todo = {f"forward {size}": forward(network, x, size) for size in (16, 32, 64)}
-        todo["hooks"] = lambda fast=fast, x=x: fast.rows(Batch([str(i) for i in range(len(x))], x))
-        found[name] = ratios(interleaved(todo, 7)) | {"samples": len(x), "notes": fast.notes}
-    return found
-
-
-def speedup() -> dict[str, Any]:
-    """2,000 published draws against one pass of ours, counted and measured, for 2,500 trusted and 5,000 queries.
-
-    A draw evaluates every trusted sample and query once and takes one training step on 256 samples, forward and
-    backward, counted as three forwards each. Ours: features of the same samples. The measured side times one draw's
-    evaluation of 256 images and one training step in this run, and multiplies out to 2,000.
-    """
-    draws, trusted, queries, minibatch = 2000, 2500, 5000, 256
-    found: dict[str, Any] = {"draws": draws, "trusted": trusted, "queries": queries, "multiplied_out": True}
-    for name in TARGETS:
-        x = images(name)
-        network = load_public(name).to(memory_format=torch.channels_last)
-        placed = x.contiguous(memory_format=torch.channels_last)
-        learner = load_public(name).requires_grad_(True).train()
-        moved = load_public(name).to(memory_format=torch.channels_last).requires_grad_(True)
-        fast = FeatureExtractor(moved, lambda out: out, channels_last=True)
-
-        def step(learner: nn.Module = learner, x: Tensor = x) -> None:
-            loss = F.cross_entropy(learner(x), torch.zeros(len(x), dtype=torch.long))
-            torch.autograd.grad(loss, list(learner.parameters()))
-
-        times = interleaved(
-            {
-                "forward": forward(network, placed, 256),
-                "step": step,
-                "hooks": lambda fast=fast, x=x: fast.rows(Batch([str(i) for i in range(len(x))], x)),
-            },
-            7,
-        )
-        cost = times["hooks"][1] / times["forward"][1]
-        samples = trusted + queries
-        sampled = draws * (times["forward"][1] / len(x) * samples + times["step"][1])
-        found[name] = {
-            "cost_in_forwards": round(cost, 2),
-            "by_counted_forwards": round(draws * (samples + 3 * minibatch) / (cost * samples)),
-            "queries_alone_by_counted_forwards": round(draws / cost),
-            "measured_processor_time": round(sampled / (times["hooks"][1] / len(x) * samples)),
-        }
+        whole: Callable[[], Any] = lambda fast=fast, x=x: fast.rows(Batch([str(i) for i in range(len(x))], x))  # noqa: E731
+        found[name] = ratios(interleaved({**todo, "hooks": whole}, 7)) | {"samples": len(x), "notes": fast.notes}
     return found

@@ -130,7 +130,7 @@ def recompressed(fast: FeatureExtractor, x: torch.Tensor, k: int) -> dict[str, n
 def correlations(rows: Mapping[str, np.ndarray], grams: dict[str, np.ndarray]) -> dict[str, Any]:
     """Pearson correlation over pairs of different images of compressed with exact couplings, cosine and covariance."""
     upper = np.triu_indices(PAIRS, 1)
-    layers, sums = {}, {"found": 0.0, "exact": 0.0}
+    layers, sums = {}, {"found": np.zeros((PAIRS, PAIRS)), "exact": np.zeros((PAIRS, PAIRS))}
     cosines = {}
     for layer, own in rows.items():
         own = own[:PAIRS].astype(np.float64)
