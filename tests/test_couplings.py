@@ -86,7 +86,7 @@ def test_the_scale_comes_with_the_rows():
     assert not np.allclose(couple("ccc", traces, traces), couple("ccc", gradients, gradients))
     assert traces.take([1]).sigma == type(traces).concatenate([traces, traces]).sigma == 1.0
     for name in COUPLINGS:
-        with pytest.raises(CovaryError, match="scale 1 against a reference of scale 0.01"):
+        with pytest.raises(CovaryError, match=r"scale 1 against a reference of scale 0\.01"):
             couple(name, traces, gradients)
 
 

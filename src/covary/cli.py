@@ -29,6 +29,8 @@ from covary.options import (
     Output,
     Pile,
     Preparation,
+    Sampled,
+    Sampling,
     Seed,
     Trusted,
     Weights,
@@ -60,9 +62,11 @@ def scan(
     inputs: MaybeInputs = None,
     out: Annotated[Path | None, Option("--out", help="RUN folder to write.")] = None,
     calibration: Calibration = None,
+    sampling: Sampling = None,
     fpr: Fpr = 0.01,
     pile: Pile,
     method: Method,
+    sampled: Sampled,
     preparation: Preparation,
     output: Output,
     machine: Machine,
@@ -79,6 +83,8 @@ def scan(
 
     `covary scan --model nets:resnet --weights w.pt --trusted good/ --inputs pile/ --out runs/b --fdr .1 --fail-on-flag`
 
+    `covary scan --model nets:resnet --weights w.pt --trusted good/ --inputs pile/ --out runs/c --estimator gaussian`
+
     `covary scan --replay runs/a --out runs/a-again`
     """
     from covary import scan as scanning
@@ -93,7 +99,8 @@ def scan(
         raise CovaryError(f"{', '.join(missing)} missing", "--model, --trusted, --inputs and --out, or --replay RUN")
     plan = scanning.Plan.checked(
         model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
-        **preparation.given(), **pile.given(), settings={"fpr": fpr, **settings(method, output, machine)},
+        sampling=sampling, **preparation.given(), **pile.given(),
+        settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     )  # fmt: skip
     summary = scanning.scan(plan, out, quiet=json)
     _show(summary, out, json)
@@ -109,8 +116,10 @@ def fit(
     trusted: Trusted,
     out: Out,
     calibration: Calibration = None,
+    sampling: Sampling = None,
     fpr: Fpr = 0.01,
     method: Method,
+    sampled: Sampled,
     preparation: Preparation,
     output: Output,
     machine: Machine,
@@ -127,7 +136,8 @@ def fit(
 
     plan = scanning.Plan.checked(
         model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration,
-        **preparation.given(), settings={"fpr": fpr, **settings(method, output, machine)},
+        sampling=sampling, **preparation.given(),
+        settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     )  # fmt: skip
     record = scanning.fit(plan, out, weights=not no_weights, quiet=json)
     print_json(record) if json else print_record(record)

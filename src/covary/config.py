@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from covary.couplings import COUPLINGS
 from covary.errors import CovaryError, unknown_name
+from covary.estimators import ESTIMATORS, estimator_named
 from covary.scores import SCORES
+
+SAMPLED_ONLY = (
+    "draws", "chains", "burn_in", "thinning", "sigma", "batchnorm", "constants", "layerwise", "half_draws",
+    "draws_at_once", "compiled", "stop_when_stable",
+)  # fmt: skip
+
+
+def _sampled_names() -> str:
+    return ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.preset)
 
 
 class Settings(BaseModel):
@@ -22,6 +32,8 @@ class Settings(BaseModel):
         fpr: false-alarm rate asked for, in (0, 1).
         per_class: rank p-values within predicted classes where calibration suffices.
         allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
+        metric: how far weights may move, `identity`, `diagonal` or `kronecker` (see `METRICS`).
+        damping: of the metric's factors, in units of their mean eigenvalue, > 0.
         seed: of roles and projections.
         output: key or index of the logits in what the network returns.
         device: where the network runs.
@@ -29,6 +41,23 @@ class Settings(BaseModel):
         amp: `bf16` or `fp16` autocast, or None.
         channels_last: memory format of images.
         engine: how per-sample gradients are taken: `hooks` (one pass) or `exact` (torch.func).
+        estimator: gradients at w* (`first-order`) or traces along draws of weights (see `ESTIMATORS`), which sets the
+            defaults of `observable`, `score` and `coupling`.
+
+    Of the sampled estimators alone; None takes the estimator's own:
+        draws: kept draws of each chain.
+        chains: independent chains.
+        burn_in: steps whose draws are dropped.
+        thinning: every so-many-th step is kept.
+        sigma: standard deviation of a weight (`gaussian`); None chooses it on trusted accuracy.
+        batchnorm: `drift` or `frozen` running statistics along chains.
+        constants: other constants of the sampler, by name, such as step_size.
+        layerwise: one layer moves at a time, so that every layer gets rows of its own; the score is then `profile`.
+        half_draws: keep draws in float16.
+        draws_at_once: draws that go through one vectorised pass.
+        compiled: run forward passes through torch.compile.
+        stop_when_stable: stop drawing when half of the draws rank trusted inputs as all do, to this Spearman
+            correlation; None takes all draws.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +69,8 @@ class Settings(BaseModel):
     fpr: float = Field(default=0.01, gt=0, lt=1)
     per_class: bool = False
     allow_missing_classes: bool = False
+    metric: Literal["identity", "diagonal", "kronecker"] = "identity"
+    damping: float = Field(default=0.1, gt=0)
     seed: int = Field(default=0, ge=0)
     output: str | int | None = None
     device: str = "cpu"
@@ -47,6 +78,32 @@ class Settings(BaseModel):
     amp: Literal["bf16", "fp16"] | None = None
     channels_last: bool = False
     engine: Literal["hooks", "exact"] = "hooks"
+    estimator: str = "first-order"
+    draws: int | None = Field(default=None, ge=4)
+    chains: int = Field(default=1, ge=1)
+    burn_in: int | None = Field(default=None, ge=0)
+    thinning: int | None = Field(default=None, ge=1)
+    sigma: float | None = Field(default=None, gt=0)
+    batchnorm: Literal["drift", "frozen"] | None = None
+    constants: dict[str, float] = Field(default_factory=dict)
+    layerwise: bool = False
+    half_draws: bool = False
+    draws_at_once: int = Field(default=1, ge=1)
+    compiled: bool = False
+    stop_when_stable: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_estimator(cls, values: dict[str, Any]) -> dict[str, Any]:
+        estimator = ESTIMATORS.get(values.get("estimator", "first-order"), ESTIMATORS["first-order"])
+        given = {name: value for name, value in values.items() if value is not None}
+        score = "profile" if given.get("layerwise") and estimator.preset else estimator.score
+        return {"observable": estimator.observable, "score": score, "coupling": estimator.coupling, **given}
+
+    @property
+    def sampled(self) -> bool:
+        """Whether rows are traces along draws rather than gradients."""
+        return estimator_named(self.estimator).preset is not None
 
     @staticmethod
     def checked(**values: Any) -> Settings:
@@ -55,10 +112,25 @@ class Settings(BaseModel):
             settings = Settings(**values)
         except ValidationError as problem:
             raise wrong_value(problem) from None
-        for kind, name, table in (("score", settings.score, SCORES), ("coupling", settings.coupling, COUPLINGS)):
-            if name not in table:
-                raise unknown_name(kind, name, table)
+        tables = {"score": SCORES, "coupling": COUPLINGS, "estimator": ESTIMATORS}
+        for kind, table in tables.items():
+            if getattr(settings, kind) not in table:
+                raise unknown_name(kind, getattr(settings, kind), table)
+        settings._refuse_what_does_nothing()
         return settings
+
+    def _refuse_what_does_nothing(self) -> None:
+        if self.sampled:
+            if self.compiled and self.draws_at_once > 1:
+                raise CovaryError("compiled passes take one draw at a time", "draws_at_once 1, or no compiled")
+            if self.metric != "identity":
+                found = f"metric {self.metric!r} with the estimator {self.estimator}, whose draws know none"
+                raise CovaryError(found, "metric identity", "or use --estimator first-order")
+            return
+        for name in SAMPLED_ONLY:
+            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                remedy = f"choose one of them (--estimator), or leave --{name.replace('_', '-')} away"
+                raise CovaryError(f"{name} says nothing to the estimator {self.estimator}", _sampled_names(), remedy)
 
 
 def wrong_value(problem: ValidationError) -> CovaryError:

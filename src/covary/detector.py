@@ -11,7 +11,9 @@ import torch
 
 from covary import saved
 from covary.config import Settings
+from covary.curvature import Metric, metric_from_arrays, metric_to_arrays
 from covary.data import Source, open_data
+from covary.draws import load_bank
 from covary.errors import CovaryError
 from covary.evidence import Evidence, Explainer
 from covary.features import FeatureExtractor
@@ -20,6 +22,9 @@ from covary.models import Network, as_logits, load_network
 from covary.names import is_object_name, load_object
 from covary.projections import projection_fingerprint
 from covary.refusals import network_at_work, refuse_labels, refuse_missing_classes, refuse_other_shape, shape_of_one
+from covary.roles import CROSS_CONFORMAL_BELOW
+from covary.sampled_features import SampledExtractor, refuse_own_observable
+from covary.sampled_fit import take_draws, tell
 from covary.types import Batch, Rows
 
 if TYPE_CHECKING:
@@ -42,7 +47,8 @@ class Detector:
     Args:
         model: a trained `torch.nn.Module`, or the name `package.module:factory` of a function that makes one.
         weights: a safetensors or torch file to load into it.
-        observable: `margin`, `nll`, or a function of (parameters, buffers, batch) with one scalar per sample.
+        observable: `margin`, `nll`, or a function of (parameters, buffers, batch) with one scalar per sample; None
+            takes the estimator's own.
         settings: see `Settings`; the same names as the command line's.
     """
 
@@ -51,14 +57,14 @@ class Detector:
         model: nn.Module | str,
         *,
         weights: str | Path | None = None,
-        observable: str | UserObservable = "margin",
+        observable: str | UserObservable | None = None,
         **settings: Any,
     ) -> None:
-        function = observable
-        if isinstance(observable, str) and is_object_name(observable):
-            function = load_object(observable, "observable")
-        name = observable if isinstance(observable, str) else _name_of(observable)
+        name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
         self.settings = Settings.checked(observable=name, **settings)
+        function = self.settings.observable if observable is None else observable
+        if isinstance(function, str) and is_object_name(function):
+            function = load_object(function, "observable")
         s = self.settings
         self.preprocessing: dict[str, Any] = {"mean": None, "std": None, "transform": None}
         self._transform: Callable[..., Any] | None = None
@@ -67,7 +73,16 @@ class Detector:
         self.trusted_fingerprint = ""
         self.thumbnails: dict[str, np.ndarray] = {}
         self.network: Network = load_network(model, weights, device=s.device, output=s.output)
-        self.extractor = FeatureExtractor(
+        self._function = function
+        self.metric: Metric | None = None
+        self.extractor = self._extractor()
+
+    def _extractor(self) -> FeatureExtractor | SampledExtractor:
+        s, function = self.settings, self._function
+        if s.sampled:
+            refuse_own_observable(function, s)
+            return SampledExtractor(self.network.module, lambda out: as_logits(out, self.network.output), s)
+        return FeatureExtractor(
             self.network.module,
             lambda out: as_logits(out, self.network.output),
             observable=function,
@@ -78,6 +93,7 @@ class Detector:
             channels_last=s.channels_last,
             # A user's function may run another copy of the network, which hooks on this one never see.
             engine=s.engine if isinstance(function, str) else "exact",
+            metric=self.metric,
         )
 
     def fit(
@@ -86,6 +102,7 @@ class Detector:
         y: Any = None,
         *,
         calibration: Any = None,
+        sampling: Any = None,
         mean: Any = None,
         std: Any = None,
         transform: Any = None,
@@ -94,7 +111,8 @@ class Detector:
         """Learns from trusted inputs: anything `open_data` takes, such as a path, a Dataset, an array or (x, y).
 
         Labels `y`, where there are any, only tell which trusted inputs the network gets wrong. A separate
-        `calibration` set replaces the split of the trusted one. `mean`, `std` and `transform` are remembered and
+        `calibration` set replaces the split of the trusted one. Chains of the estimators `paper` and `sgld` descend on
+        the labelled `sampling` set, or on half of the trusted inputs. `mean`, `std` and `transform` are remembered and
         applied to every later input.
         """
         source = open_data(trusted, y=y, mean=mean, std=std, transform=transform)
@@ -104,20 +122,52 @@ class Detector:
         self.preprocessing, self._transform = source.preprocessing, source.transform
         self.class_names = source.class_names
         self.trusted_fingerprint = source.fingerprint()
+        self._look(source, source.y)
+        moved_by: list[str] = []
+        if isinstance(self.extractor, SampledExtractor):
+            apart = sampling
+            if apart is not None:
+                apart = open_data(apart, mean=source.mean, std=source.std, transform=source.transform)
+            source, moved_by = take_draws(self.extractor, source, apart, held)
+        elif sampling is not None:
+            found = f"a sampling set for the estimator {self.settings.estimator}, which takes no draws"
+            raise CovaryError(found, "no --sampling", "or choose --estimator paper or sgld")
         labels = source.y
-        self._look(source, labels)
         rows = self.rows(source, progress)
+        if isinstance(self.extractor, SampledExtractor):
+            tell(self.extractor, rows)
         self._refuse_missing_classes(rows)
         if not self.classes:
             labels = None  # no answers that could be wrong
         elif labels is not None:
             # -1 says that nobody knows, so the network is not known to be wrong.
             labels = np.where(labels < 0, rows.predicted, labels)
-        self.fit_rows(rows, labels, None if held is None else self.rows(held, progress))
+        held_rows = None if held is None else self.rows(held, progress)
+        if self.settings.metric != "identity":
+            self._fit_metric(source, self.fit_rows(rows, labels, held_rows).judge)
+            rows, held_rows = self.rows(source, progress), None if held is None else self.rows(held, progress)
+        self.fit_rows(rows, labels, held_rows)
+        if moved_by:
+            self.judge.roles["sampling"] = moved_by
         wanted = set(self.judge.reference.ids)
         pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
         self.thumbnails = {name: picture for name, picture in pictures.items() if picture is not None}
         return self
+
+    def _fit_metric(self, source: Source, judge: Judge) -> None:
+        # Of reference inputs alone: calibration and queries must meet a metric that has seen neither.
+        if "reference" not in judge.roles:
+            raise CovaryError(
+                f"metric {self.settings.metric!r} with {len(source)} trusted inputs",
+                f"at least {CROSS_CONFORMAL_BELOW}, since its own inputs may not calibrate",
+                "trust more inputs, or leave the metric at identity",
+            )
+        wanted = set(judge.roles["reference"])
+        chosen = source.take([i for i, name in enumerate(source.ids) if name in wanted])
+        assert isinstance(self.extractor, FeatureExtractor)
+        moments = self.extractor.moments(chosen.batches(self.settings.batch_size), self.settings.metric)
+        self.metric = moments.metric(self.settings.damping)
+        self.extractor = self._extractor()
 
     def fit_rows(self, rows: Rows, labels: np.ndarray | None = None, calibration: Rows | None = None) -> Detector:
         """The same on rows that are there already."""
@@ -200,6 +250,9 @@ class Detector:
             calibration_scores=self.judge.calibration_scores,
             roles=self.judge.roles,
             thumbnails=self.thumbnails,
+            metric={} if self.metric is None else metric_to_arrays(self.metric),
+            draws=self.extractor.bank if isinstance(self.extractor, SampledExtractor) else None,
+            sampling=self.extractor.told if isinstance(self.extractor, SampledExtractor) else {},
         )
         saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None)
         return Path(folder)
@@ -229,6 +282,8 @@ class Detector:
             record["factory"] if model is None else model, weights=weights, **{**what.settings, **changes}
         )
         detector._take_over(what, record["versions"]["torch"])
+        if isinstance(detector.extractor, SampledExtractor):
+            detector.extractor.take(load_bank(folder / saved.DRAWS, detector.extractor.network), what.sampling)
         return detector
 
     def _take_over(self, what: saved.Saved, torch_then: str) -> None:
@@ -248,7 +303,12 @@ class Detector:
         self.class_names, self.classes = what.class_names, what.classes
         self.input_shape = None if what.input_shape is None else tuple(what.input_shape)
         self.trusted_fingerprint, self.thumbnails = what.trusted_fingerprint, what.thumbnails
+        if what.metric:
+            self.metric = metric_from_arrays(what.metric, self.extractor.layers)
+            self.extractor = self._extractor()
         self.fit_rows(what.trusted, what.labels, what.calibration)
+        if "sampling" in what.roles:
+            self.judge.roles["sampling"] = what.roles["sampling"]
         if not np.allclose(self.judge.calibration_scores, what.calibration_scores, rtol=1e-4, atol=1e-4):
             raise CovaryError(
                 "this installation computes other calibration scores from the saved rows", "the saved ones", "fit again"

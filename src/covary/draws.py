@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ class Bank:
         deltas: per moving parameter w_s - w*, (S, *shape).
         buffers: per buffer that left w*, its value at every draw, (S, *shape).
         plan: what made them, as plain JSON values.
+        loss, accuracy: of every step's minibatch, (chain, step); nan for a sampler without gradients.
     """
 
     deltas: dict[str, Tensor]
     buffers: dict[str, Tensor]
     plan: dict[str, Any]
+    loss: Float[np.ndarray, "c _"] = field(default_factory=lambda: np.zeros((0, 0)))
+    accuracy: Float[np.ndarray, "c _"] = field(default_factory=lambda: np.zeros((0, 0)))
 
     def __len__(self) -> int:
         return len(next(iter(self.deltas.values())))
@@ -44,6 +48,11 @@ class Bank:
     def bytes(self) -> int:
         """Size in memory and, but for a short header, on disk."""
         return sum(t.numel() * t.element_size() for t in (*self.deltas.values(), *self.buffers.values()))
+
+    def to(self, device: torch.device) -> Bank:
+        """The same draws on a device, so that every batch meets them there."""
+        deltas = {name: t.to(device) for name, t in self.deltas.items()}
+        return replace(self, deltas=deltas, buffers={name: t.to(device) for name, t in self.buffers.items()})
 
     def at(self, s: int, network: FunctionalNetwork, only: list[str] | None = None) -> tuple[Params, Buffers]:
         """Weights and buffers of draw s; with `only`, those parameters alone move and buffers stay at w*."""
@@ -57,12 +66,24 @@ class Bank:
         return weights, buffers
 
 
-def draw_bank(network: FunctionalNetwork, plan: SamplingPlan, data: SamplingData | None = None) -> Bank:
+def draw_bank(
+    network: FunctionalNetwork,
+    plan: SamplingPlan,
+    data: SamplingData | None = None,
+    *,
+    watch: Callable[[Params, Buffers], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    block: int = 50,
+) -> Bank:
     """Runs the plan's chains and keeps their draws.
 
+    `watch` is shown every draw of the first chain; `stop` is asked after each of its blocks whether those are enough,
+    and the other chains then take as many.
+
     Raises:
-        CovaryError: a chain diverged.
+        CovaryError: a chain diverged, or the draws do not fit in memory.
     """
+    _refuse_too_large(network, plan)
     deltas: dict[str, list[Tensor]] = {name: [] for name in network.moving}
     buffers: dict[str, list[Tensor]] = {name: [] for name in network.buffers}
 
@@ -72,16 +93,51 @@ def draw_bank(network: FunctionalNetwork, plan: SamplingPlan, data: SamplingData
         for name, value in now.items():
             buffers[name].append(value.cpu())
 
+    def keep_and_show(weights: Params, now: Buffers) -> None:
+        keep(weights, now)
+        if watch is not None:
+            watch(weights, now)
+
+    limit, losses, accuracies = plan.draws, [], []
     for number in range(plan.chains):
         chain, done = start(network, plan, number), 0
-        while done < plan.draws:
-            size = min(50, plan.draws - done)
-            chain, _ = run_block(chain, network, plan, data, size, keep)
+        along = []
+        while done < limit:
+            size = min(block, limit - done)
+            chain, stretch = run_block(chain, network, plan, data, size, keep_and_show if number == 0 else keep)
+            along.append(stretch)
             done += size
+            if number == 0 and stop is not None and stop():
+                limit = done
+        losses.append(np.concatenate([stretch.loss for stretch in along]))
+        accuracies.append(np.concatenate([stretch.accuracy for stretch in along]))
     stacked = {name: torch.stack(values) for name, values in buffers.items()}
     moved = {name: v for name, v in stacked.items() if not torch.equal(v, network.buffers[name].cpu().expand_as(v))}
-    about = json.loads(json.dumps({**asdict(plan), "settings": asdict(plan.resolved())}))
-    return Bank({name: torch.stack(values) for name, values in deltas.items()}, moved, about)
+    steps = plan.burn_in + limit * plan.thinning
+    about = json.loads(json.dumps({**asdict(plan), "settings": asdict(plan.resolved()), "steps": steps}))
+    stacked = {name: torch.stack(deltas.pop(name)) for name in list(deltas)}
+    return Bank(stacked, moved, about, np.stack(losses), np.stack(accuracies))
+
+
+def _refuse_too_large(network: FunctionalNetwork, plan: SamplingPlan) -> None:
+    numbers = sum(value.numel() for value in network.moving.values())
+    wanted, free = 4 * numbers * plan.draws * plan.chains, free_memory()
+    if free is not None and wanted > free:
+        raise CovaryError(
+            f"{plan.draws * plan.chains:,} draws of {numbers:,} weights take {wanted / 2**30:.1f} GB",
+            f"at most the {free / 2**30:.1f} GB that are free",
+            "take fewer draws, move fewer weights (--space), or use --estimator first-order",
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that can be had, or None where the system does not say."""
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def halved(bank: Bank) -> Bank:
@@ -93,9 +149,12 @@ def halved(bank: Bank) -> Bank:
     for name, delta in bank.deltas.items():
         largest = float(delta.abs().max())
         if largest > 65504 or 0 < largest < 1e-3:
-            raise CovaryError(f"deltas of {name} reach {largest:g}", "between 1e-3 and 65504 for half precision",
-                              "keep this bank in full precision")
-    return Bank({name: delta.half() for name, delta in bank.deltas.items()}, bank.buffers, bank.plan)
+            raise CovaryError(
+                f"deltas of {name} reach {largest:g}",
+                "between 1e-3 and 65504 for half precision",
+                "keep this bank in full precision",
+            )
+    return replace(bank, deltas={name: delta.half() for name, delta in bank.deltas.items()})
 
 
 def save_bank(bank: Bank, path: str | Path) -> None:
@@ -105,7 +164,13 @@ def save_bank(bank: Bank, path: str | Path) -> None:
     part = path.with_name(path.name + ".part")
     tensors = {f"delta/{name}": t.contiguous() for name, t in bank.deltas.items()}
     tensors |= {f"buffer/{name}": t.contiguous() for name, t in bank.buffers.items()}
-    save_file(tensors, part, {"format": FORMAT, "plan": json.dumps(bank.plan)})
+    along = {"loss": bank.loss, "accuracy": bank.accuracy}
+    tensors |= {f"along/{name}": torch.from_numpy(np.ascontiguousarray(t)) for name, t in along.items()}
+    try:
+        save_file(tensors, part, {"format": FORMAT, "plan": json.dumps(bank.plan)})
+    except SafetensorError as problem:
+        part.unlink(missing_ok=True)
+        raise OSError(str(problem)) from problem
     os.replace(part, path)
 
 
@@ -126,11 +191,12 @@ def load_bank(path: str | Path, network: FunctionalNetwork | None = None) -> Ban
         raise CovaryError(f"{path} is damaged: {problem}", "a bank of draws", "make it again") from problem
     if about.get("format") != FORMAT:
         raise CovaryError(f"{path} is of format {about.get('format')!r}", FORMAT)
-    groups: dict[str, dict[str, Tensor]] = {"delta": {}, "buffer": {}}
+    groups: dict[str, dict[str, Tensor]] = {"delta": {}, "buffer": {}, "along": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
         groups[kind][rest] = tensor
-    bank = Bank(groups["delta"], groups["buffer"], json.loads(about["plan"]))
+    along = {name: tensor.numpy() for name, tensor in groups["along"].items()}
+    bank = Bank(groups["delta"], groups["buffer"], json.loads(about["plan"]), **along)
     if network is not None:
         found = {name: tuple(delta.shape[1:]) for name, delta in bank.deltas.items()}
         expected = {name: tuple(value.shape) for name, value in network.moving.items()}

@@ -17,6 +17,7 @@ from typer import Option
 from covary.errors import CovaryError
 
 NETWORK, DATA, DETECTOR, VERDICTS = "The network", "The data", "The detector", "Verdicts and figures"
+SAMPLED = "Sampled estimators"
 
 _MODEL = Option("--model", help="Factory of the network, `package.module:factory`.", rich_help_panel=NETWORK)
 _TRUSTED = Option(
@@ -36,6 +37,11 @@ Weights = Annotated[
 Calibration = Annotated[
     str | None, Option("--calibration", help="Calibrate on these instead of a split.", rich_help_panel=DATA)
 ]
+Sampling = Annotated[
+    str | None,
+    Option("--sampling", help="Labelled inputs that chains descend on; by default half of the trusted ones.",
+           rich_help_panel=DATA),
+]  # fmt: skip
 Fpr = Annotated[float, Option("--fpr", help="False-alarm rate.", rich_help_panel=VERDICTS)]
 Out = Annotated[Path, Option("--out", help="Folder to write.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document and nothing else on stdout.")]
@@ -89,17 +95,23 @@ class Preparation:
 class Method:
     """How the detector judges."""
 
+    estimator: Annotated[
+        str, Option("--estimator", help="first-order (gradients), or by draws of weights: gaussian, paper, sgld.",
+                    rich_help_panel=DETECTOR)
+    ] = "first-order"  # fmt: skip
     score: Annotated[
-        str,
-        Option("--score", help="combined, profile, explained, class-max, mean, own-class, top-k.",
-               rich_help_panel=DETECTOR),
-    ] = "combined"  # fmt: skip
+        str | None,
+        Option("--score", help="combined, profile, explained, class-max, mean, own-class, top-k; by default combined "
+               "first-order, else class-max.", rich_help_panel=DETECTOR),
+    ] = None  # fmt: skip
     coupling: Annotated[
-        str, Option("--coupling", help="cosine, covariance or ccc, for the coupling scores.", rich_help_panel=DETECTOR)
-    ] = "cosine"
+        str | None, Option("--coupling", help="cosine, covariance or ccc, for the coupling scores; by default cosine, "
+                           "of paper ccc.", rich_help_panel=DETECTOR)
+    ] = None  # fmt: skip
     observable: Annotated[
-        str, Option("--observable", help="margin, nll or `package.module:function`.", rich_help_panel=DETECTOR)
-    ] = "margin"
+        str | None, Option("--observable", help="margin, nll or `package.module:function`; by default margin, of paper "
+                           "nll.", rich_help_panel=DETECTOR)
+    ] = None  # fmt: skip
     space: Annotated[
         str, Option("--space", help="all, last-layer, modules:A,B or pattern:GLOB.", rich_help_panel=DETECTOR)
     ] = "all"
@@ -107,6 +119,10 @@ class Method:
         str, Option("--engine", help="hooks (one fast pass) or exact (torch.func, the oracle).",
                     rich_help_panel=DETECTOR)
     ] = "hooks"  # fmt: skip
+    metric: Annotated[
+        str, Option("--metric", help="identity, diagonal or kronecker: how far each weight direction may move.",
+                    rich_help_panel=DETECTOR)
+    ] = "identity"  # fmt: skip
     seed: Seed = 0
     per_class: Annotated[
         bool,
@@ -119,6 +135,51 @@ class Method:
     ] = False  # fmt: skip
     amp: Amp = None
     channels_last: ChannelsLast = False
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """How a sampled estimator takes its draws; what is left away is the estimator's own."""
+
+    draws: Annotated[int | None, Option("--draws", help="Kept draws of each chain.", rich_help_panel=SAMPLED)] = None
+    chains: Annotated[int, Option("--chains", help="Independent chains.", rich_help_panel=SAMPLED)] = 1
+    burn_in: Annotated[
+        int | None, Option("--burn-in", help="Steps whose draws are dropped.", rich_help_panel=SAMPLED)
+    ] = None
+    thinning: Annotated[
+        int | None, Option("--thinning", help="Keep every so-many-th step.", rich_help_panel=SAMPLED)
+    ] = None
+    sigma: Annotated[
+        float | None, Option("--sigma", help="Deviation of a weight (gaussian); by default chosen on trusted accuracy.",
+                             rich_help_panel=SAMPLED)
+    ] = None  # fmt: skip
+    batchnorm: Annotated[
+        str | None, Option("--batchnorm", help="drift or frozen running statistics along chains.",
+                           rich_help_panel=SAMPLED)
+    ] = None  # fmt: skip
+    constants: Annotated[
+        str | None, Option("--constants", help="Other constants of the sampler, as in step_size=1e-7,nbeta=0.",
+                           rich_help_panel=SAMPLED)
+    ] = None  # fmt: skip
+    layerwise: Annotated[
+        bool, Option("--layerwise", help="Move one layer at a time, for the profile: so many times the passes.",
+                     rich_help_panel=SAMPLED)
+    ] = False  # fmt: skip
+    half_draws: Annotated[
+        bool, Option("--half-draws", help="Keep draws in float16; what it costs is told.", rich_help_panel=SAMPLED)
+    ] = False
+    draws_at_once: Annotated[
+        int, Option("--draws-at-once", help="Draws a vectorised pass.", rich_help_panel=SAMPLED)
+    ] = 1
+    compiled: Annotated[bool, Option("--compiled", help="Use torch.compile.", rich_help_panel=SAMPLED)] = False
+    stop_when_stable: Annotated[
+        float | None, Option("--stop-when-stable", help="Stop when half of the draws rank trusted inputs as all do, to "
+                             "this Spearman correlation.", rich_help_panel=SAMPLED)
+    ] = None  # fmt: skip
+
+    def given(self) -> dict[str, Any]:
+        """Loose settings, the constants as numbers by name."""
+        return {**asdict(self), "constants": named_numbers(self.constants, "--constants")}
 
 
 @dataclass(frozen=True)
@@ -137,6 +198,10 @@ class Pile:
         str | None,
         Option("--target", help="The attacker's label, or all-to-all; for figures only.", rich_help_panel=VERDICTS),
     ] = None
+    offline: Annotated[
+        bool, Option("--offline", help="Judge the pile as a whole: UMAP of all couplings, distance to trusted inputs.",
+                     rich_help_panel=VERDICTS)
+    ] = False  # fmt: skip
     fail_on_flag: Annotated[
         bool, Option("--fail-on-flag", help="Exit with 1 when anything is flagged.", rich_help_panel=VERDICTS)
     ] = False
@@ -148,7 +213,7 @@ class Pile:
             if not target.lstrip("-").isdigit():
                 raise CovaryError(f"--target is {target!r}", "a class number or all-to-all")
             target = int(target)
-        return {"fdr": self.fdr, "truth": self.truth, "target": target}
+        return {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:
@@ -159,6 +224,15 @@ def numbers(text: str | None, name: str) -> list[float] | None:
         return [float(part) for part in text.replace(",", " ").split()]
     except ValueError:
         raise CovaryError(f"{name} is {text!r}", "numbers separated by commas", f"as in {name} 0.5,0.5,0.5") from None
+
+
+def named_numbers(text: str | None, name: str) -> dict[str, float]:
+    """Numbers by name, as in `a=1,b=2`."""
+    pairs = [part.partition("=") for part in (text or "").replace(",", " ").split()]
+    try:
+        return {key: float(value) for key, _, value in pairs}
+    except ValueError:
+        raise CovaryError(f"{name} is {text!r}", "names with numbers", f"as in {name} step_size=1e-7,nbeta=0") from None
 
 
 def settings(*groups: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from covary.data import Source
 from covary.detector import Detector, Progress
 from covary.fingerprints import digest_file, versions
 from covary.metrics import auroc, evaluate, masked, thinned_roc
+from covary.offline import judged_together
 from covary.receipts import write_receipt
 from covary.refusals import refuse_labels, refuse_target
 from covary.scores.layers import per_layer_deviation
@@ -48,6 +49,7 @@ def write_run(
     *,
     fdr: float | None = None,
     target: int | str | None = None,
+    offline: bool = False,
     config: dict[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
     findings: list[dict[str, Any]] | None = None,
@@ -61,6 +63,7 @@ def write_run(
         detector, inputs, out: what judges, what is judged, and where the RUN goes.
         fdr: flag by Benjamini-Hochberg over the pile at this rate.
         target: the attacker's label or `all-to-all`, for figures alone.
+        offline: judge the pile as a whole (see `covary.offline`).
         config: where things came from, to be told beside the detector's settings.
         plan: what `scan` needs to do it all again.
         findings: what a check found.
@@ -74,6 +77,8 @@ def write_run(
         refuse_target(target, detector.classes)
         if inputs.reader.cheap and inputs.y is not None:
             refuse_labels(inputs.y, detector.classes, inputs.name)
+    if offline:
+        detector = judged_together(detector, inputs, progress)
     with store.whole_folder(Path(out), "RUN") as folder:
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
@@ -93,6 +98,7 @@ def write_run(
                 "layers": detector.explainer.layer_names["functional"],
                 "latent_layers": detector.explainer.layer_names["latent"],
                 "layer_range": _layer_range(detector),
+                "sampling": getattr(detector.extractor, "told", None),
                 **cards,
             },
         )
@@ -105,6 +111,7 @@ def write_run(
                     **detector.settings.model_dump(),
                     "fdr": fdr,
                     "target": target,
+                    "offline": offline,
                 },
                 "plan": plan,
                 "folder": str(Path.cwd()),
@@ -205,6 +212,10 @@ def _summary(
         "score": detector.settings.score,
         "statements": statements,
     }
+    if told := getattr(detector.extractor, "told", None):
+        summary["n_sampling"] = len(judge.roles.get("sampling", []))
+        names = ("estimator", "draws", "chains", "settings", "bank", "verdict")
+        summary["sampling"] = {name: told[name] for name in names}
     if inputs.truth is not None:
         summary |= evaluate(
             kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), inputs.y, target, classes,

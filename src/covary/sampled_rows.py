@@ -43,12 +43,14 @@ def rows_on_draws(
     observable: str = "margin",
     layerwise: bool = False,
     batch_size: int = BATCH_SIZE,
+    draws_at_once: int = 1,
 ) -> Rows:
     """Rows of one batch: its centred traces over the bank's draws, divided by sqrt(S).
 
     Memory does not grow with the number of batches, and rows do not depend on how samples are grouped beyond rounding.
     With `layerwise` one layer moves at a time, at layers x draws forward passes, and each layer gets its own entry.
-    `observable` of the rows is the mean over draws; `confidence` holds margin and energy at w*.
+    `observable` of the rows is the mean over draws; `confidence` holds margin and energy at w*. `draws_at_once` of them
+    share a vectorised pass and, as `batch_size`, change rows by rounding alone.
     """
     x = network.place(batch.x)
     labels = predictions(network, x, batch_size)
@@ -59,11 +61,13 @@ def rows_on_draws(
     predicted = labels.cpu().numpy().astype(np.int64)
     traces = {}
     for layer, only in groups.items():
-        draws = (bank.at(s, network, only) for s in range(len(bank)))
-        values = torch.stack(
-            [evaluate(network, [draw], x, labels, [observable], batch_size)[0, 0] for draw in draws]
-        )
-        stacked = {observable: values.cpu().numpy()[None]}
+        # Running statistics that drift differ from draw to draw: such draws go one by one.
+        step = 1 if only is None and bank.buffers else draws_at_once
+        parts = []
+        for start in range(0, len(bank), step):
+            draws = [bank.at(s, network, only) for s in range(start, min(start + step, len(bank)))]
+            parts.append(evaluate(network, draws, x, labels, [observable], batch_size)[:, 0])
+        stacked = {observable: torch.cat(parts).cpu().numpy()[None]}
         traces[layer] = Traces(batch.ids, predicted, base, stacked)
     for layer, found in traces.items():
         bad = ~np.isfinite(found.values[observable]).all(axis=(0, 1))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from covary import store
+from covary.draws import Bank, save_bank
 from covary.errors import CovaryError
 from covary.fingerprints import digest_file, versions
 from covary.receipts import write_receipt
@@ -20,6 +21,7 @@ FORMAT = 2
 RECORD = "detector.json"
 WHAT = "a folder written by `covary fit`"
 ROWS, THUMBNAILS, WEIGHTS = "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"
+DRAWS = "draws.safetensors"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Saved:
         input_shape: shape of one trusted input.
         trusted_fingerprint: of the trusted data.
         trusted: rows of the trusted inputs; calibration: of a separate calibration set.
+        metric: arrays of the metric, empty for the identity.
+        draws: the bank of draws of a sampled estimator, written but read by `load_bank`, which needs the network.
+        sampling: what is told of those draws.
         labels: classes of the trusted inputs, (n,), where known.
         calibration_scores: scores of the calibration samples, in order.
         roles: ids of the trusted inputs by role.
@@ -58,6 +63,9 @@ class Saved:
     calibration_scores: np.ndarray
     roles: dict[str, list[str]]
     thumbnails: dict[str, np.ndarray]
+    metric: dict[str, np.ndarray] = field(default_factory=dict)
+    draws: Bank | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
 
 
 def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None) -> None:
@@ -70,6 +78,7 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
     if saved.labels is not None:
         arrays["labels"] = np.asarray(saved.labels, np.int64)
     arrays["calibration_scores"] = saved.calibration_scores
+    arrays |= saved.metric
     record = {
         "format": FORMAT,
         "settings": saved.settings,
@@ -84,6 +93,7 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         "trusted": trusted,
         "calibration": calibration,
         "roles": saved.roles,
+        "sampling": saved.sampling,
         "versions": versions(),
     }
     with store.whole_folder(folder, "detector") as part:
@@ -92,6 +102,8 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
             # Numbered, since an id may be anything.
             record["thumbnails"] = list(saved.thumbnails)
             store.write_arrays(part / THUMBNAILS, {str(i): p for i, p in enumerate(saved.thumbnails.values())})
+        if saved.draws is not None:
+            save_bank(saved.draws, part / DRAWS)
         if weights is not None:
             store.write_tensors(part / WEIGHTS, weights)
         store.seal(part, record, RECORD)
@@ -135,6 +147,8 @@ def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
         calibration_scores=arrays["calibration_scores"],
         roles=record["roles"],
         thumbnails={name: pictures[str(i)] for i, name in enumerate(names)},
+        metric={name: array for name, array in arrays.items() if name.startswith("metric.")},
+        sampling=record.get("sampling", {}),
     )
 
 

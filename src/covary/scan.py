@@ -19,6 +19,7 @@ from covary.console import print_findings, progress, waiting
 from covary.data import Source, open_data
 from covary.detector import Detector
 from covary.errors import CovaryError
+from covary.estimators import estimator_named
 from covary.fingerprints import digest_file
 from covary.models import load_network
 from covary.names import is_object_name
@@ -35,6 +36,7 @@ class Pile(BaseModel):
     truth: str | None = None
     target: int | str | None = None
     fdr: float | None = Field(default=None, gt=0, lt=1)
+    offline: bool = False
 
     @staticmethod
     def checked(**values: Any) -> Pile:
@@ -52,6 +54,7 @@ class Plan(Pile):
     weights: str | None = None
     trusted: str
     calibration: str | None = None
+    sampling: str | None = None
     inputs: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -79,6 +82,10 @@ class Plan(Pile):
         """The separate calibration inputs, if any."""
         return None if self.calibration is None else open_data(self.calibration, **self.preprocessing)
 
+    def open_sampling(self) -> Source | None:
+        """The separate sampling inputs, if any."""
+        return None if self.sampling is None else open_data(self.sampling, **self.preprocessing)
+
     def open_inputs(self) -> Source | None:
         """The inputs to judge, if any."""
         return None if self.inputs is None else open_data(self.inputs, truth=self.truth, **self.preprocessing)
@@ -86,6 +93,12 @@ class Plan(Pile):
 
 # What the features of one input cost, in forward passes, for the estimate before the work.
 FORWARDS = {"hooks": 4.0, "exact": 8.0}
+
+
+def _forwards(s: Settings) -> float:
+    estimator = estimator_named(s.estimator)
+    draws = estimator.draws if s.draws is None else s.draws
+    return FORWARDS[s.engine] if estimator.preset is None else 1.0 + draws * s.chains
 
 
 def check_plan(plan: Plan) -> CheckReport:
@@ -99,7 +112,7 @@ def check_plan(plan: Plan) -> CheckReport:
         fpr=s.fpr,
         calibration=plan.open_calibration(),
         batch_size=s.batch_size,
-        forwards_per_input=FORWARDS[s.engine],
+        forwards_per_input=_forwards(s),
     )
 
 
@@ -128,8 +141,11 @@ def _checked(plan: Plan, quiet: bool) -> list[dict[str, Any]]:
 
 def _fitted(plan: Plan, quiet: bool) -> Detector:
     detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
+    sampling = plan.open_sampling()
     with progress("trusted inputs", quiet) as bar:
-        return detector.fit(plan.open_trusted(), calibration=plan.open_calibration(), progress=bar)
+        return detector.fit(
+            plan.open_trusted(), calibration=plan.open_calibration(), sampling=sampling, progress=bar
+        )  # fmt: skip
 
 
 def scan(plan: Plan, out: Path, *, quiet: bool = False) -> dict[str, Any]:
@@ -141,11 +157,11 @@ def scan(plan: Plan, out: Path, *, quiet: bool = False) -> dict[str, Any]:
         raise CovaryError("there is nothing to judge", "--inputs")
     findings = _checked(plan, quiet)
     detector = _fitted(plan, quiet)
-    told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "inputs", "truth"})
+    told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
     with progress("inputs", quiet) as bar:
         return write_run(
-            detector, inputs, out, fdr=plan.fdr, target=plan.target, config=told, plan=plan.model_dump(),
-            findings=findings, started=started, progress=bar, report=write_report,
+            detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, config=told,
+            plan=plan.model_dump(), findings=findings, started=started, progress=bar, report=write_report,
         )  # fmt: skip
 
 
@@ -167,21 +183,22 @@ def score(
     fdr: float | None = None,
     truth: str | None = None,
     target: int | str | None = None,
+    offline: bool = False,
     device: str = "cpu",
     batch_size: int = 64,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Judges inputs by a saved detector; returns the summary of the RUN written to `out`."""
     started = time.perf_counter()
-    pile = Pile.checked(fdr=fdr, truth=truth, target=target)
+    pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline)
     store.refuse_taken(out, "RUN")
     detector = Detector.load(folder, model, weights=weights, device=device, batch_size=batch_size)
     inputs = detector.open(data, truth=pile.truth)
     told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
     with progress("inputs", quiet) as bar:
         return write_run(
-            detector, inputs, out, fdr=pile.fdr, target=pile.target, config=told, started=started, progress=bar,
-            report=write_report,
+            detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, config=told,
+            started=started, progress=bar, report=write_report,
         )  # fmt: skip
 
 

@@ -22,7 +22,14 @@ RECEIPT, HASH, SIGNATURE = "receipt.json", "receipt.sha256", "signature.json"
 _OWN = (RECEIPT, HASH, SIGNATURE)
 # What covary writes, by kind; the first file of a kind tells that a folder is one.
 FILES = {
-    "detector": ("detector.json", "rows.safetensors", "thumbnails.safetensors", "weights.safetensors", *_OWN),
+    "detector": (
+        "detector.json",
+        "rows.safetensors",
+        "thumbnails.safetensors",
+        "weights.safetensors",
+        "draws.safetensors",
+        *_OWN,
+    ),
     "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", *_OWN),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
 }
