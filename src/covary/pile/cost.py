@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from covary.errors import CovaryError
-from covary.pile.partitions import INPUTS_PER_PARTITION
+from covary.pile.asked import INPUTS_PER_PARTITION
+from covary.pile.partitions import SUMMARY
+from covary.pile.place import TROUBLE, Place
 
 
 def estimate(
@@ -71,3 +74,24 @@ def estimate(
         "parts": {"start": start_seconds, "network": network, "reading": reading, "lost to killed actors": lost,
                   "last partition": partition, "second pass": second},
     }  # fmt: skip
+
+
+def measured(out: str) -> dict[str, float]:
+    """What a pile scored before tells of the costs: the arguments of `estimate` by name.
+
+    Raises:
+        CovaryError: no such pile, or its last run scored nothing.
+    """
+    try:
+        summary = json.loads(Place(out).read(SUMMARY))
+    except TROUBLE as problem:
+        found = f"{out} has no readable {SUMMARY} ({problem})"
+        raise CovaryError(found, "a finished pile of `covary score`") from problem
+    if not isinstance(summary, dict) or not summary.get("seconds_per_input"):
+        remedy = "score it into a new --out"
+        raise CovaryError(f"the last run into {out} scored nothing", "a pile scored in one run", remedy)
+    return {
+        "seconds_per_input": summary["seconds_per_input"],
+        "bytes_per_input": summary["stored_bytes"] / summary["n"],
+        "second_pass_seconds_per_input": summary["second_pass_seconds"] / summary["n"],
+    }

@@ -11,12 +11,12 @@ from typing import Any
 from covary.errors import CovaryError
 from covary.fingerprints import canonical_json, digest_json, versions
 from covary.names import is_object_name
+from covary.pile.asked import INPUTS_PER_PARTITION
 from covary.pile.place import Place
 from covary.pile.sources import SOURCES, recognise
 
 FORMAT = 1
 PLAN, SUMMARY = "pile.json", "summary.json"
-INPUTS_PER_PARTITION = 8192
 # What decides the bits of a verdict and is not in the detector.
 VERSIONS = ("covary", "torch", "numpy")
 

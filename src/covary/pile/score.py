@@ -17,7 +17,8 @@ from covary.errors import CovaryError
 from covary.fingerprints import digest_json
 from covary.pile import fdr as counted
 from covary.pile import local, on_ray, partitions
-from covary.pile.partitions import INPUTS_PER_PARTITION, SUMMARY, part_name
+from covary.pile.asked import INPUTS_PER_PARTITION
+from covary.pile.partitions import SUMMARY, part_name
 from covary.pile.passes import Flagger, Record, Tally, fixed_rule
 from covary.pile.place import Place
 from covary.pile.verdicts import arrow
