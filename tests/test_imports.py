@@ -10,7 +10,10 @@ from pathlib import Path
 import covary
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = ("mlxtend", "matplotlib", "pandas", "xarray", "zarr", "arviz_stats", "hypothesis", "pytest", "selenium")
+EXTRAS = (
+    "mlxtend", "matplotlib", "pandas", "pyarrow", "ray", "xarray", "zarr", "arviz_stats", "hypothesis", "pytest",
+    "selenium",
+)  # fmt: skip
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(covary.__path__, "covary.")

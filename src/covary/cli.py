@@ -37,7 +37,7 @@ from covary.options import (
     grouped,
     settings,
 )
-from covary.pile.asked import OutOrUrl, Partitioned
+from covary.pile.asked import INPUTS_PER_PARTITION, OutOrUrl, Partitioned
 
 # Typer's exit code for Ctrl-C.
 INTERRUPTED = 130
@@ -181,6 +181,48 @@ def score(
         summary = scanning.score(detector, data, Path(out), **pile.given(), **given)
         _show(summary, Path(out), json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
+
+
+@app.command()
+def cost(
+    inputs: Annotated[float, Option("--inputs", help="Inputs in the pile, as in 1e9.")],
+    actors: Annotated[int, Option("--actors", help="Copies of the network.")],
+    measured: Annotated[
+        str | None, Option("--measured", help="OUT of `covary score` in partitions: seconds and bytes an input.")
+    ] = None,
+    seconds_per_input: Annotated[float | None, Option("--seconds-per-input", help="Of one actor.")] = None,
+    bytes_per_input: Annotated[float | None, Option("--bytes-per-input", help="As stored.")] = None,
+    bandwidth: Annotated[
+        float | None, Option("--bandwidth", help="Bytes per second from storage to all actors together.")
+    ] = None,
+    efficiency: Annotated[
+        float, Option("--efficiency", help="Share of its speed that an actor keeps beside the others, up to 1.")
+    ] = 1.0,
+    partition_size: Annotated[int, Option("--partition-size", help="Inputs a partition.")] = INPUTS_PER_PARTITION,
+    start_seconds: Annotated[float, Option("--start-seconds", help="To start an actor.")] = 60.0,
+    failures: Annotated[float, Option("--failures", help="Actors killed per actor and hour.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Say how long a pile takes on a cluster, from the seconds that one actor was measured to take.
+
+    **Examples**
+
+    `covary cost --inputs 1e9 --actors 512 --measured runs/sample --bandwidth 10e9`
+
+    `covary cost --inputs 1e9 --actors 64 --seconds-per-input 0.002 --failures 0.01`
+    """
+    from covary.pile import cost as costs
+
+    known = {} if measured is None else costs.measured(measured)
+    given = {"seconds_per_input": seconds_per_input, "bytes_per_input": bytes_per_input}
+    known |= {name: value for name, value in given.items() if value is not None}
+    if "seconds_per_input" not in known:
+        raise CovaryError("nothing says how long one input takes", "--seconds-per-input, or --measured OUT")
+    told = costs.estimate(
+        inputs, actors=actors, bandwidth=bandwidth, efficiency=efficiency, partition_size=partition_size,
+        start_seconds=start_seconds, failures_per_actor_hour=failures, **known,
+    )  # fmt: skip
+    print_json(told) if json else print_record(told)
 
 
 @app.command()
