@@ -25,6 +25,7 @@ from covary.judge import Judge
 from covary.metrics import auroc, masked, tpr_at
 
 NEIGHBOURS = (1, 5, 10, 20, 50)
+COMPARED = ("gradient norm", "max softmax", "energy", "KNN on features", "class-max cosine")
 SEEDS, RESAMPLES = 5, 400
 SUMMARY = (
     "auroc", "auroc_masked", "tpr_at_1", "tpr_at_5", "fpr", "fpr_interval", "tpr", "der", "der_masked", "der_ceiling",
@@ -84,7 +85,7 @@ def run_case(folder: Path, out: Path) -> dict[str, Any]:
     features = [last_features(detector.network.module, source.batches(64)) for source in (trusted, inputs)]
     material = Material(rows.take(inside), queries, features[0][inside], features[1])
     ours = {"combined": verdicts.score, **verdicts.parts}
-    baselines = {name: score(material) for name, score in BASELINES.items()}
+    baselines = {name: BASELINES[name](material) for name in COMPARED}
     neighbours = {k: nearest_neighbours(material.trusted_features, material.query_features, k) for k in NEIGHBOURS}
     splits = []
     for seed in range(SEEDS):
@@ -103,7 +104,7 @@ def run_case(folder: Path, out: Path) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one row a case, masked AUROC of the combined score, its parts and the baselines, best in bold."""
-    names = ["combined", "functional", "latent", "confidence", *BASELINES]
+    names = ["combined", "functional", "latent", "confidence", *COMPARED]
     lines = ["| case | " + " | ".join(names) + " | TPR at 1 % | FPR (99 % law) |", "| --- " * (len(names) + 3) + "|"]
     for result in results:
         every = {**result["ours"], **result["baselines"]}

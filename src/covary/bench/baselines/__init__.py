@@ -1,36 +1,84 @@
-"""Baselines: what a detector has to beat, each on the same trusted and query samples, higher = more anomalous."""
+"""Baselines: what a detector has to beat, each on the same trusted and query samples, higher = more anomalous.
+
+By what they look at:
+    the answer              max softmax, energy
+    last features           KNN, Mahalanobis, Activation Clustering, Spectral Signatures
+    activations by layer    Mahalanobis by layer, profile on activations, TED, Beatrix
+    perturbed images        STRIP, TeCo, SCALE-UP
+    perturbed weights       IBD-PSC, own trace, the published method
+    gradients               gradient norm, class-max cosine, each part of the combined score alone
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from jaxtyping import Float
-
+from covary.bench.baselines.activation_clustering import activation_clustering
+from covary.bench.baselines.beatrix import beatrix
 from covary.bench.baselines.class_max import class_max_cosine
 from covary.bench.baselines.energy import energy
 from covary.bench.baselines.gradient_norm import gradient_norm
+from covary.bench.baselines.ibd_psc import ibd_psc
 from covary.bench.baselines.knn import nearest_neighbours
+from covary.bench.baselines.mahalanobis import one_sided, two_sided
+from covary.bench.baselines.mahalanobis_layers import by_layer
+from covary.bench.baselines.material import Baseline, Material, Probe
 from covary.bench.baselines.max_softmax import max_softmax
-from covary.types import Rows
+from covary.bench.baselines.own_trace import own_trace
+from covary.bench.baselines.parts import part_alone
+from covary.bench.baselines.profile_activations import profile_on_activations
+from covary.bench.baselines.published import published
+from covary.bench.baselines.scale_up import scale_up
+from covary.bench.baselines.spectral_signatures import spectral_signatures
+from covary.bench.baselines.strip import strip
+from covary.bench.baselines.teco import teco
+from covary.bench.baselines.ted import ted
+from covary.errors import unknown_name
 
-
-@dataclass(frozen=True)
-class Material:
-    """What every baseline gets: trusted rows (reference and fit together), query rows, and both's last features."""
-
-    trusted: Rows
-    queries: Rows
-    trusted_features: Float[np.ndarray, "n d"]
-    query_features: Float[np.ndarray, "q d"]
-
-
-# name -> score of the queries; adding one is one file and one line.
-BASELINES: dict[str, Callable[[Material], Float[np.ndarray, " q"]]] = {
-    "gradient norm": lambda m: gradient_norm(m.queries),
-    "max softmax": lambda m: max_softmax(m.queries),
-    "energy": lambda m: energy(m.queries),
-    "KNN on features": lambda m: nearest_neighbours(m.trusted_features, m.query_features),
-    "class-max cosine": lambda m: class_max_cosine(m.trusted, m.queries),
+# name -> score of the queries; adding one is one file and one line. The first value of a grid is the published one.
+BASELINES: dict[str, Baseline] = {
+    "max softmax": Baseline(lambda m: max_softmax(m.queries)),
+    "energy": Baseline(lambda m: energy(m.queries)),
+    "gradient norm": Baseline(lambda m: gradient_norm(m.queries)),
+    "class-max cosine": Baseline(lambda m: class_max_cosine(m.trusted, m.queries)),
+    "functional part": Baseline(lambda m: part_alone(m, "functional")),
+    "latent part": Baseline(lambda m: part_alone(m, "latent")),
+    "confidence part": Baseline(lambda m: part_alone(m, "confidence")),
+    "profile on activations": Baseline(profile_on_activations),
+    "KNN on features": Baseline(
+        lambda m, k: nearest_neighbours(m.trusted_features, m.query_features, k), "features", {"k": (10, 1, 5, 20, 50)}
+    ),
+    "Mahalanobis": Baseline(one_sided, "features"),
+    "Mahalanobis two-sided": Baseline(two_sided, "features"),
+    "Mahalanobis by layer": Baseline(lambda m: by_layer(m, 1)),
+    "Mahalanobis by layer two-sided": Baseline(lambda m: by_layer(m, 2)),
+    "TED": Baseline(ted, "rows", {"logarithm": (False, True)}),
+    "Activation Clustering": Baseline(activation_clustering, "features", {"components": (10, 2)}),
+    "Spectral Signatures": Baseline(spectral_signatures, "features", {"directions": (1, 5)}),
+    "Beatrix": Baseline(beatrix, "network", {"orders": (9, 1, 4)}),
+    "STRIP": Baseline(strip, "network", {"weight": (1.0, 0.5), "images": (16, 64)}),
+    "TeCo": Baseline(teco, "network", {"strength": (1.0, 0.5)}),
+    "SCALE-UP": Baseline(
+        scale_up, "network", {"factors": ((3, 5, 7, 9, 11), (2, 3, 4)), "data_limited": (True, False)}
+    ),
+    "IBD-PSC": Baseline(ibd_psc, "network", {"omega": (1.5, 1.3, 2.0), "error": (0.6, 0.4)}),
+    "own trace, mean": Baseline(lambda m, draws: own_trace(m, "mean", draws), "network", {"draws": (50, 25)}),
+    "own trace, spread": Baseline(lambda m, draws: own_trace(m, "spread", draws), "network", {"draws": (50, 25)}),
+    "published (CLC)": Baseline(lambda m: published(m, "pearson"), "chain"),
+    "published (Class CCC)": Baseline(lambda m: published(m, "ccc"), "chain"),
 }
+
+
+def baseline(name: str) -> Baseline:
+    """The baseline called `name` in `BASELINES`."""
+    if name not in BASELINES:
+        raise unknown_name("baseline", name, BASELINES)
+    return BASELINES[name]
+
+
+def cheap() -> dict[str, Any]:
+    """Those that need no more than rows and features."""
+    return {name: found for name, found in BASELINES.items() if found.needs in ("rows", "features")}
+
+
+__all__ = ["BASELINES", "Baseline", "Material", "Probe", "baseline", "cheap"]
