@@ -32,14 +32,14 @@ def differences(
     digests = file_digests(folder) if digests is None else digests
     try:
         record, content = read_receipt(folder)
-    except CovaryError as problem:
-        yield RECEIPT, str(problem)
+    except CovaryError:
+        yield RECEIPT, "was changed or damaged"
         return
     found = list(_against(folder, record, digests))
     claimed = (folder / HASH).read_bytes() if (folder / HASH).is_file() else b""
     if claimed != hash_line(digest_bytes(content)):
         # Where the record fits everything else, it is the hash that was touched.
-        yield (RECEIPT if found else HASH), f"{HASH} is not the SHA-256 of {RECEIPT}"
+        yield (RECEIPT, f"has not the SHA-256 in {HASH}") if found else (HASH, f"is not the SHA-256 of {RECEIPT}")
     yield from found
     if (wrong := _signature_trouble(folder, content, public_key)) is not None:
         yield SIGNATURE, wrong
@@ -52,21 +52,27 @@ def refuse_changed(folder: Path, digests: Mapping[str, str] | None = None) -> No
 
 
 def _against(folder: Path, record: Mapping[str, Any], digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for name, then in record["files"].items():
-        if name not in digests:
-            yield name, "is missing"
-        elif digests[name] != then:
-            yield name, f"was changed (sha256 {str(then)[:16]}, found {digests[name][:16]})"
-    yield from ((name, "was added") for name in digests if name not in record["files"])
+    files = list(_files(record["files"], digests))
+    yield from files
     try:
         now = record_of(folder, kind_of(folder), digests)
         inside = list(_inside(folder, now))
     except (*UNREADABLE, CovaryError) as problem:
-        yield RECEIPT, f"cannot be recomputed from the folder ({type(problem).__name__}: {problem})"
+        if not files:  # else that is why
+            yield RECEIPT, f"cannot be recomputed from the folder ({type(problem).__name__}: {problem})"
         return
     for name, then, found in changed({**record, "files": None}, {**now, "files": None}):
         yield name, f"the receipt says {then}, the folder {found}"
     yield from inside
+
+
+def _files(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for name, digest in then.items():
+        if name not in now:
+            yield name, "is missing"
+        elif now[name] != digest:
+            yield name, f"was changed (sha256 {str(digest)[:16]}, found {now[name][:16]})"
+    yield from ((name, "was added") for name in now if name not in then)
 
 
 def _inside(folder: Path, now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
