@@ -12,7 +12,7 @@ import covary
 ROOT = Path(__file__).parents[1]
 EXTRAS = (
     "mlxtend", "matplotlib", "pandas", "pyarrow", "ray", "xarray", "zarr", "arviz_stats", "hypothesis", "pytest",
-    "selenium",
+    "selenium", "fastapi", "starlette", "uvicorn", "prometheus_client", "tritonclient", "httpx",
 )  # fmt: skip
 MODULES = sorted(
     module.name
