@@ -61,17 +61,23 @@ class FastEngine:
         observable: Callable[[Logits, Labels], Tensor] | None,
         choose_logits: ChooseLogits,
         user_observable: UserObservable | None,
+        pooled: bool = True,
     ) -> None:
         # Weights made under inference_mode cannot be saved for a backward pass.
         module = copy.deepcopy(module) if any(p.is_inference() for p in module.parameters()) else module
         self.module, self.layers = module, layers
         self.observable, self.choose_logits, self.user_observable = observable, choose_logits, user_observable
         self.ledger = Ledger(layers, projections)
-        self.hooked = HookedPass(module, self.ledger)
+        self.hooked = HookedPass(module, self.ledger, pooled)
         self.notes: list[str] = []
         self._checked = False
         self._bytes_per_sample = 0.0
         self._note(self.hooked.unknown, "of a kind without a rule")
+
+    @property
+    def bytes_per_sample(self) -> float:
+        """Bytes of the hooked layers' outputs per sample of the first batch; 0 before it."""
+        return self._bytes_per_sample
 
     @property
     def norm_kinds(self) -> dict[str, str]:

@@ -30,6 +30,7 @@ class HookedPass:
     Args:
         module: the network; left as it was after every pass.
         ledger: where contributions go; its places say which parameters are wanted.
+        pooled: whether activations are pooled along the way.
 
     Attributes:
         axes: the sample's dimension in layers' outputs, by name; 0 where it is not told.
@@ -37,8 +38,8 @@ class HookedPass:
         unknown: parameters that no hook sees to.
     """
 
-    def __init__(self, module: nn.Module, ledger: Ledger) -> None:
-        self.module, self.ledger = module, ledger
+    def __init__(self, module: nn.Module, ledger: Ledger, pooled: bool = True) -> None:
+        self.module, self.ledger, self.pooled = module, ledger, pooled
         self.rules: dict[str, tuple[nn.Module, LayerRule, dict[str, str]]] = {}
         first = {id(parameter): name for name, parameter in module.named_parameters()}
         known: set[str] = set()
@@ -88,7 +89,9 @@ class HookedPass:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(without_weight_gradients(self.module))
-            activations = stack.enter_context(pooled_activations(self.module, n, self.axes))
+            activations: Mapping[str, Tensor] = {}
+            if self.pooled:
+                activations = stack.enter_context(pooled_activations(self.module, n, self.axes))
             token = torch.zeros((), requires_grad=True)
             self._hook(stack, token)
             with autocast():

@@ -1,0 +1,13 @@
+"""Language models: the same verdict on prompts and completions, through the same narrow waist.
+
+By what they do
+    records      JSONL, parquet and plain text -> prompts, completions, messages
+    pretrained   a local folder in Hugging Face's format (and an adapter) -> a network, a tokenizer and its task
+    tokens       texts -> token ids, positions of the answer, padded batches
+    completions  the model's own greedy answers
+    answers      one number per answer, and the same per token
+    features     batches of texts -> `Rows`
+    grouping     what takes the place of the predicted class
+    detector     `LanguageDetector`: fit -> score -> explain, as `Detector`
+    evidence     which tokens of an answer trusted texts account for least
+"""

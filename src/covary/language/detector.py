@@ -1,0 +1,152 @@
+"""The detector of texts: `Detector` with a language model before the waist and nothing else after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covary import saved
+from covary.config import Settings
+from covary.data import Source
+from covary.detector import CHANGEABLE, Detector, Progress
+from covary.errors import CovaryError
+from covary.language.completions import completed
+from covary.language.features import TextFeatures
+from covary.language.grouping import Grouping
+from covary.language.pretrained import LanguageModel, load_language_model
+from covary.language.records import read_texts
+from covary.language.settings import TextSettings
+from covary.language.source import TextReader, TextSource, label_numbers
+from covary.language.tokens import tokenise
+from covary.models import Network
+from covary.types import Batch, Rows
+
+
+class LanguageDetector(Detector):
+    """Tells, for each answer of a language model, whether the mechanism behind it is one seen on trusted texts.
+
+    >>> detector = LanguageDetector("models/assistant").fit("trusted.jsonl")      # doctest: +SKIP
+    >>> detector.score("inputs.jsonl").flagged                                    # doctest: +SKIP
+
+    Args:
+        model: a local folder in Hugging Face's format, or a `LanguageModel`.
+        text: a `TextSettings`, or a mapping of its values.
+        settings: see `Settings`.
+    """
+
+    def __init__(
+        self, model: LanguageModel | str | Path, *, text: TextSettings | dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        self.settings = Settings.checked(**settings)
+        self.text = text if isinstance(text, TextSettings) else TextSettings.checked(**(text or {}))
+        s, t = self.settings, self.text
+        if not isinstance(model, LanguageModel):
+            model = load_language_model(model, dtype=t.dtype, device=s.device, adapter=t.adapter)
+        self.model = model
+        self.input_shape, self.class_names = None, None
+        self.classes = 0
+        if model.task == "sequence":
+            self.class_names, self.classes = model.classes, len(model.classes)
+        self.trusted_fingerprint = ""
+        self.thumbnails: dict[str, np.ndarray] = {}
+        self.labels_known: list[str] = []
+        self.trusted_texts: dict[str, str] = {}
+        self.metric = None
+        self._transform = None
+        self.network = Network(model.module)
+        self.grouping: Grouping | None = None
+        self.extractor: Any = TextFeatures(
+            model, observable=s.observable, pooling=t.pooling, space=s.space, seed=s.seed, engine=s.engine, amp=s.amp,
+            side=t.side,
+        )  # fmt: skip
+        self._remember()
+
+    def _remember(self) -> None:
+        self.preprocessing: dict[str, Any] = {
+            "language": self.text.model_dump(), "folder": self.model.folder, "labels": self.labels_known,
+            "trusted_texts": self.trusted_texts,
+        }  # fmt: skip
+
+    def fit(
+        self, trusted: Any, *, calibration: Any = None, progress: Progress | None = None, **_: Any
+    ) -> LanguageDetector:
+        """Learns from trusted texts: a file of them, or a list of strings, mappings or `Text`s.
+
+        Texts without a completion are answered by the model first. `label` tells a classifier's wrong answers apart,
+        and groups texts where `groups` says so.
+        """
+        texts = read_texts(trusted)
+        if self.model.task == "causal":
+            self.labels_known = sorted({text.label for text in texts if text.label is not None})
+        source = self._source(texts, str(trusted) if isinstance(trusted, (str, Path)) else "the trusted texts")
+        held = None if calibration is None else self.open(calibration)
+        self.trusted_fingerprint = source.fingerprint()
+        self.grouping = None
+        rows = self.rows(source, progress)
+        self._refuse_missing_classes(rows)
+        held_rows = None if held is None else self.rows(held, progress)
+        if self.model.task == "causal":
+            self.grouping = Grouping(self.text.groups, self.settings.seed).fit(rows, source.y)
+            rows = self.grouping(rows, source.y)
+            held_rows = None if held is None or held_rows is None else self.grouping(held_rows, held.y)
+        labels = source.y if self.classes else None
+        labels = None if labels is None else np.where(labels < 0, rows.predicted, labels)
+        self.fit_rows(rows, labels, held_rows)
+        wanted = set(self.judge.reference.ids)
+        self.trusted_texts = {
+            text.id: text.shown if text.completion is None else f"{text.shown}\n→ {text.completion}"
+            for text in source.texts
+            if text.id in wanted
+        }
+        self._remember()
+        return self
+
+    def _passes(self, source: Source, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows]]:
+        for batch, rows in super()._passes(source, progress):
+            yield batch, rows if self.grouping is None else self.grouping(rows, batch.y)
+
+    def open(self, inputs: Any, *, truth: Any = None) -> Source:
+        """Texts to be judged; those without a completion are answered by the model."""
+        if isinstance(inputs, Source):
+            return inputs
+        if truth is not None:
+            raise CovaryError("truth is given beside the texts", "`truth` in each text")
+        return self._source(read_texts(inputs), str(inputs) if isinstance(inputs, (str, Path)) else "the texts given")
+
+    def _source(self, texts: list[Any], name: str) -> TextSource:
+        t = self.text
+        texts = completed(self.model, texts, max_new_tokens=t.max_new_tokens, max_length=t.max_length)
+        names = self.class_names or self.labels_known
+        reader = TextReader(texts, label_numbers(texts, names, self.model), self.class_names)
+        return TextSource(reader, [tokenise(self.model, text, t.max_length) for text in texts], name)
+
+    @staticmethod
+    def load(
+        folder: str | Path, model: Any = None, *, weights: str | Path | None = None, **changes: Any
+    ) -> LanguageDetector:
+        """A saved detector; the language model comes from its own folder, or is passed in.
+
+        Raises:
+            CovaryError: no detector of texts, or another model than it was fitted on.
+        """
+        record = saved.open_record(Path(folder))
+        what = saved.read_detector(Path(folder), record)
+        told = what.preprocessing
+        if "language" not in told:
+            raise CovaryError(f"{folder} holds a detector of arrays", "one of texts", "use Detector.load")
+        if forbidden := set(changes) - CHANGEABLE:
+            raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", ", ".join(CHANGEABLE))
+        if model is None and told["folder"] is None:
+            raise CovaryError(f"{folder} does not know where its language model is", "the model itself")
+        detector = LanguageDetector(
+            told["folder"] if model is None else model, text=told["language"], **{**what.settings, **changes}
+        )
+        detector.labels_known, detector.trusted_texts = told["labels"], told["trusted_texts"]
+        detector._take_over(what, record["versions"]["torch"])
+        if detector.model.task == "causal":
+            labels = what.trusted.predicted if detector.text.groups == "label" else None
+            detector.grouping = Grouping(detector.text.groups, detector.settings.seed).fit(what.trusted, labels)
+        return detector
