@@ -51,7 +51,7 @@ def tell(extractor: SampledExtractor, rows: Rows) -> None:
     """Adds to the extractor's `told` and `notes` what the trusted rows say of its draws."""
     assert extractor.bank is not None
     extractor.told |= diagnosed(extractor.bank, extractor.settings, rows)
-    extractor.notes += [f"Draws: {sentence}" for sentence in extractor.told["verdict"]["sentences"]]
+    extractor.notes += [f"Sampling: {sentence}" for sentence in extractor.told["verdict"]["sentences"]]
     extractor.told["notes"] = list(extractor.notes)
 
 

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from covary.report import charts, words
 from covary.report.axis import axis_for
+from covary.report.draws import draws
 from covary.report.panels import panels
 from covary.report.run_folder import PARTS, RunFolder, items, number, section
 
@@ -57,6 +58,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "where": _where(run),
         "evidence": evidence,
         "n_flagged": int(run.results.flagged.sum()),
+        "draws": draws(run),
         "diagnostics": _diagnostics(run),
         "table": table,
         "settings": _settings(run),

@@ -105,7 +105,7 @@ def _panel(
         "text_cut": isinstance(text, str) and len(text) > SHOWN_TEXT,
         "unexplained": whole(unexplained) if unexplained is not None else "",
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
-        "sentence": _sentence(raised_by, unexplained, worst),
+        "sentence": _sentence(raised_by, unexplained, worst, "trace" if run.sampled else "gradient"),
         "trusted": _trusted(run, entry),
         "parts": _parts(scales, entry),
         "classes": _classes(run, entry),
@@ -114,11 +114,11 @@ def _panel(
     }
 
 
-def _sentence(raised_by: str, unexplained: float | None, worst: str) -> str:
+def _sentence(raised_by: str, unexplained: float | None, worst: str, moved: str) -> str:
     sentences = [f"The {raised_by} part raised the alarm."] if raised_by else []
     if unexplained is not None:
         where = f", most of all in {layer(worst)}" if worst else ""
-        share = f"{whole(unexplained)} of its gradient"
+        share = f"{whole(unexplained)} of its {moved}"
         sentences.append(f"{share} is unexplained by the best mix of trusted samples{where}.")
     return " ".join(sentences)
 

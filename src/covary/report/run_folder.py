@@ -54,6 +54,11 @@ class RunFolder:
     run: dict[str, Any]
     evidence: dict[str, Any]
 
+    @property
+    def sampled(self) -> bool:
+        """Whether scores come from traces along draws rather than from gradients."""
+        return bool(section(self.evidence, "sampling"))
+
     def layers(self, family: str) -> list[str]:
         """Names of the layers in the order in which a family's per-layer lists are written."""
         own = items(self.evidence, f"{family}_layers")
