@@ -204,6 +204,26 @@ def mnist_small() -> Images:
     return Images(x, y.astype(np.int64), _numbered("mnist-small", range(len(x))))
 
 
+def _digits(train: bool) -> Images:
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    x = np.kron(np.round(found.images * (255 / 16)), np.ones((2, 2))).astype(np.uint8)[..., None]
+    images = Images(x, found.target.astype(np.int64), _numbered("digits", range(len(x))))
+    order = np.random.default_rng(0).permutation(len(images))
+    return images.take(order[:800] if train else order[800:])
+
+
+def digits_train() -> Images:
+    """800 of scikit-learn's 1,797 digits, 8x8 pixels shown as 16x16x1; nothing has to be fetched."""
+    return _digits(True)
+
+
+def digits_test() -> Images:
+    """The other 997 of scikit-learn's digits."""
+    return _digits(False)
+
+
 def cifar10_train() -> Images:
     """CIFAR-10's 50,000 training images in the original order; fetched (139 MB) on first use into the cache folder."""
     folder = Path(os.environ.get("COVARY_CIFAR10") or cache_folder() / "cifar10")
@@ -228,6 +248,8 @@ DATASETS: dict[str, Callable[[], Images]] = {
     "mnist-test": mnist_test,
     "mnist-train": mnist_train,
     "mnist-small": mnist_small,
+    "digits-train": digits_train,
+    "digits-test": digits_test,
     "photos": photos,
     "photos-all": photos_all,
 }
