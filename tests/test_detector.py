@@ -377,3 +377,27 @@ def test_memory_that_does_not_suffice_is_told(fitted, monkeypatch):
     monkeypatch.setattr(fitted.extractor, "rows", full)
     with pytest.raises(CovaryError, match=r"a batch of 64 does not fit .*; lower --batch-size"):
         fitted.score(X)
+
+
+# Metrics -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_comes_from_reference_inputs_alone_and_is_saved(tmp_path):
+    x, y = tiny.trusted()
+    detector = tiny.detector(metric="kronecker").fit((x, y))
+    moments = detector.extractor.moments([], "kronecker")
+    chosen = np.isin(detector.trusted_rows.ids, detector.judge.roles["reference"])
+    assert 0 < chosen.sum() < len(x) / 2
+    moments.add(detector.extractor._gradients(as_floats(x[chosen])).parameters)
+    assert detector.metric is not None
+    for layer, blocks in moments.metric(0.1).items():
+        for wanted, found in zip(blocks, detector.metric[layer], strict=True):
+            torch.testing.assert_close(found.left, wanted.left, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found.right, wanted.right, rtol=1e-3, atol=1e-4)
+    same(Detector.load(detector.save(tmp_path / "d"), tiny.trained()).score(X), detector.score(X))
+
+
+def test_a_metric_needs_a_trusted_set_that_can_be_split():
+    x, y = tiny.trusted()
+    with pytest.raises(CovaryError, match="at least 330"):
+        tiny.detector(metric="diagonal").fit((x[:300], y[:300]))

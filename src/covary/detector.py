@@ -178,8 +178,8 @@ class Detector:
         return self
 
     def rows(self, inputs: Source, progress: Progress | None = None) -> Rows:
-        """Rows of a set of inputs small enough to keep."""
-        return Rows.concatenate([rows for _, rows in self._passes(inputs, progress)])
+        """Rows of a set of inputs; those of very many are mapped from temporary files instead of kept in memory."""
+        return Rows.gather((rows for _, rows in self._passes(inputs, progress)), len(inputs))
 
     def _passes(self, source: Source, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows]]:
         done = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
+from covary import mapped
 from covary.couplings import vectors
 from covary.judge import Judge, Verdicts
 from covary.scores.explained import Explanation, explain
@@ -74,11 +76,22 @@ class Explainer:
 
     def __init__(self, judge: Judge) -> None:
         self.reference = judge.reference
-        self.units = unit(vectors(judge.reference))
         self.layer_names = {
             "functional": list(judge.reference.functional),
             "latent": list(judge.reference.latent),
         }
+
+    @functools.cached_property
+    def units(self) -> Float[np.ndarray, "r d"]:
+        """Unit vectors of the reference; of one too large for memory in float32, mapped from a file."""
+        rows = self.reference
+        if not any(mapped.is_mapped(part) for part in rows.functional.values()):
+            return unit(vectors(rows))
+        result = mapped.mapped((len(rows), sum(p.shape[1] for p in rows.functional.values())), np.dtype(np.float32))
+        for start in range(0, len(rows), mapped.STEP):
+            some = np.arange(start, min(start + mapped.STEP, len(rows)))
+            result[some] = unit(vectors(rows.take(some)))
+        return result
 
     def reconstruct(self, rows: Rows) -> tuple[Explanation, Float[np.ndarray, "n d"]]:
         """Weights of the reference samples for each query, and the queries' unit vectors."""

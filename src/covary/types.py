@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from covary import mapped
 
 # Standard deviation of a weight under which CCC takes the moments of gradients; its ranking depends on it.
 SIGMA = 0.01
@@ -50,11 +53,37 @@ class Rows:
             ids=[self.ids[i] for i in index],
             predicted=self.predicted[index],
             observable=self.observable[index],
-            functional={name: rows[index] for name, rows in self.functional.items()},
+            functional={name: mapped.take(rows, index) for name, rows in self.functional.items()},
             functional_norms=self.functional_norms[index],
-            latent={name: rows[index] for name, rows in self.latent.items()},
+            latent={name: mapped.take(rows, index) for name, rows in self.latent.items()},
             confidence={name: values[index] for name, values in self.confidence.items()},
         )
+
+    @property
+    def bytes(self) -> int:
+        """What functional and latent rows take."""
+        return sum(rows.nbytes for rows in (*self.functional.values(), *self.latent.values()))
+
+    @staticmethod
+    def gather(parts: Iterable[Rows], n: int) -> Rows:
+        """The n rows of several batches as they come: in memory, or mapped from files where they are too many."""
+        coming = iter(parts)
+        first = next(coming)
+        if first.bytes / max(len(first), 1) * n <= mapped.IN_MEMORY:
+            return Rows.concatenate([first, *coming])
+        large = {
+            kind: {name: mapped.mapped((n, r.shape[1]), r.dtype) for name, r in getattr(first, kind).items()}
+            for kind in ("functional", "latent")
+        }
+        some: list[Rows] = []
+        done = 0
+        for part in itertools.chain([first], coming):
+            for kind, arrays in large.items():
+                for name, rows in getattr(part, kind).items():
+                    arrays[name][done : done + len(part)] = rows
+            done += len(part)
+            some.append(replace(part, functional={}, latent={}))
+        return replace(Rows.concatenate(some), **large)
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
