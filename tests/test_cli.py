@@ -24,7 +24,8 @@ from covary.scores import SCORES
 from covary.spaces import SPACES
 
 X, Y, TRUTH = tiny.inputs()
-COMMANDS = ["demo", "check", "fit", "score", "cost", "scan", "report", "inspect", "verify", "sign", "keygen"]
+COMMANDS = ["demo", "check", "fit", "score", "cost", "scan", "report", "inspect", "verify", "sign", "keygen",
+            "compare", "gate"]  # fmt: skip
 SUMMARY = ["n", "n_flagged", "fpr_target", "p_min", "n_reference", "n_fit", "n_calibration", "seconds"]
 FIGURES = ["auroc", "auroc_masked", "tpr_at_1", "tpr_at_5", "fpr", "der", "der_masked", "der_ceiling"]
 

@@ -1,4 +1,4 @@
-"""Commands on what is finished: `verify`, `sign`, `keygen`, `receipts`."""
+"""Commands on what is finished: `verify`, `sign`, `keygen`, `receipts`, `compare`, `gate`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from covary.console import print_differences, print_json, print_record
+from covary.console import print_differences, print_gate, print_json, print_record
 from covary.errors import CovaryError
 from covary.options import Json
 
+ById = Annotated[bool, Option("--by-id", help="Inputs with the same id are the same input.")]
 Folder = Annotated[Path, Argument(help="RUN or detector.")]
 
 receipts = Typer(name="receipts", help="Put receipts together, or hash a record.", no_args_is_help=True)
@@ -89,6 +90,72 @@ def keygen(
     print_json(record) if json else print_record(record)
 
 
+def compare(
+    before: Annotated[Path, Argument(help="RUN folder.")],
+    after: Annotated[Path, Argument(help="RUN folder.")],
+    by_id: ById = False,
+    out: Annotated[Path | None, Option("--out", help="Write a page, too: FILE.html.")] = None,
+    json: Json = False,
+) -> None:
+    """Tell what changed between two RUNs: two networks, or two days.
+
+    **Examples**
+
+    `covary compare runs/monday runs/tuesday`
+
+    `covary compare runs/old-model runs/new-model --out changes.html`
+    """
+    from covary.compare import compare as compare_runs
+    from covary.compare_shown import print_comparison, write_page
+
+    found = compare_runs(before, after, by_id=by_id)
+    if out is not None:
+        write_page(found, out)
+    print_json(found) if json else print_comparison(found)
+
+
+def gate(
+    run: Annotated[Path, Argument(help="RUN folder.")],
+    max_flag_rate: Annotated[float | None, Option("--max-flag-rate", help="Share of inputs flagged.")] = None,
+    max_flagged: Annotated[int | None, Option("--max-flagged", help="Number of inputs flagged.")] = None,
+    max_fpr: Annotated[float | None, Option("--max-fpr", help="Share of clean inputs flagged; needs truth.")] = None,
+    min_tpr: Annotated[float | None, Option("--min-tpr", help="Share of anomalous ones flagged; needs truth.")] = None,
+    min_auroc: Annotated[float | None, Option("--min-auroc", help="AUROC; needs truth.")] = None,
+    min_accuracy: Annotated[float | None, Option("--min-accuracy", help="On clean inputs; needs truth, y.")] = None,
+    against: Annotated[Path | None, Option("--against", help="RUN than which it must not flag more.")] = None,
+    level: Annotated[float, Option("--level", help="Of that test, one-sided.")] = 0.01,
+    by_id: ById = False,
+    public_key: Annotated[Path | None, Option("--public-key", help="It must be signed with the key of this.")] = None,
+    no_warnings: Annotated[bool, Option("--no-warnings", help="What the check warned of fails.")] = False,
+    junit: Annotated[Path | None, Option("--junit", help="Write JUnit XML, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Decide a release: exit 0 where a RUN keeps every rule, 1 where it breaks one, 2 where that can't be told.
+
+    **Examples**
+
+    `covary gate runs/a --max-flag-rate 0.02 --junit gate.xml`
+
+    `covary gate runs/new --against runs/old --public-key team.pem.pub`
+    """
+    from covary.gate import gate as passes
+    from covary.junit import write_junit
+    from covary.signatures import read_public
+
+    asked = {
+        "max_flag_rate": max_flag_rate, "max_flagged": max_flagged, "max_fpr": max_fpr, "min_tpr": min_tpr,
+        "min_auroc": min_auroc, "min_accuracy": min_accuracy,
+    }  # fmt: skip
+    found = passes(
+        run, {name: float(limit) for name, limit in asked.items() if limit is not None}, against=against, level=level,
+        by_id=by_id, public_key=None if public_key is None else read_public(public_key), no_warnings=no_warnings,
+    )  # fmt: skip
+    if junit is not None:
+        write_junit(found, junit)
+    print_json(found) if json else print_gate(found)
+    raise Exit(int(not found["passed"]))
+
+
 @receipts.command()
 def merge(
     paths: Annotated[list[Path], Argument(help="RUNs, detectors and bundles.")],
@@ -129,6 +196,6 @@ def hash_record(
 
 def add_to(app: Typer) -> None:
     """Adds these commands to the command line."""
-    for command in (verify, sign, keygen):
+    for command in (verify, sign, keygen, compare, gate):
         app.command()(command)
     app.add_typer(receipts)

@@ -118,6 +118,14 @@ def print_differences(found: Mapping[str, Any]) -> None:
         stdout.print(f"  [dim]{escape(note)}[/]")
 
 
+def print_gate(found: Mapping[str, Any]) -> None:
+    """Each rule with what was found, then the decision."""
+    for rule in found["rules"]:
+        mark = "[green]passed[/]" if rule["passed"] else "[red]failed[/]"
+        stdout.print(f"{mark} [bold]{escape(rule['rule'])}[/]: {escape(rule['found'])}")
+    stdout.print(f"[bold]{'passed' if found['passed'] else 'failed'}[/] {escape(found['run'])}")
+
+
 def print_record(record: Mapping[str, Any]) -> None:
     """What a folder holds, one line a fact."""
     table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)
