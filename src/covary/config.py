@@ -34,6 +34,7 @@ class Settings(BaseModel):
         allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
         metric: how far weights may move, `identity`, `diagonal` or `kronecker` (see `METRICS`).
         damping: of the metric's factors, in units of their mean eigenvalue, > 0.
+        half_rows: keep rows of trusted inputs in float16, half the space on disk.
         seed: of roles and projections.
         output: key or index of the logits in what the network returns.
         device: where the network runs.
@@ -71,6 +72,7 @@ class Settings(BaseModel):
     allow_missing_classes: bool = False
     metric: Literal["identity", "diagonal", "kronecker"] = "identity"
     damping: float = Field(default=0.1, gt=0)
+    half_rows: bool = False
     seed: int = Field(default=0, ge=0)
     output: str | int | None = None
     device: str = "cpu"

@@ -17,6 +17,7 @@ from covary.draws import load_bank
 from covary.errors import CovaryError
 from covary.evidence import Evidence, Explainer
 from covary.features import FeatureExtractor
+from covary.half_rows import halved
 from covary.judge import Judge, Verdicts
 from covary.models import Network, as_logits, load_network
 from covary.names import is_object_name, load_object
@@ -172,6 +173,8 @@ class Detector:
     def fit_rows(self, rows: Rows, labels: np.ndarray | None = None, calibration: Rows | None = None) -> Detector:
         """The same on rows that are there already."""
         s = self.settings
+        if s.half_rows:
+            rows, calibration = halved(rows), None if calibration is None else halved(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
         self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed).fit(rows, labels, calibration)
         self.explainer = Explainer(self.judge)

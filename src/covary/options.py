@@ -123,6 +123,9 @@ class Method:
         str, Option("--metric", help="identity, diagonal or kronecker: how far each weight direction may move.",
                     rich_help_panel=DETECTOR)
     ] = "identity"  # fmt: skip
+    half_rows: Annotated[
+        bool, Option("--half-rows", help="Keep rows of trusted inputs in float16.", rich_help_panel=DETECTOR)
+    ] = False
     seed: Seed = 0
     per_class: Annotated[
         bool,

@@ -13,6 +13,7 @@ from covary import store
 from covary.draws import Bank, save_bank
 from covary.errors import CovaryError
 from covary.fingerprints import digest_file, versions
+from covary.half_rows import packed, unpacked
 from covary.receipts import write_receipt
 from covary.types import SIGMA, Rows
 from covary.verify import refuse_changed
@@ -70,10 +71,11 @@ class Saved:
 
 def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None) -> None:
     """Writes a detector to `folder`, whole or not at all, with the network's state dict unless `weights` is None."""
-    arrays, trusted = rows_to_arrays(saved.trusted, "trusted")
+    half = bool(saved.settings.get("half_rows"))
+    arrays, trusted = rows_to_arrays(saved.trusted, "trusted", half)
     calibration = None
     if saved.calibration is not None:
-        more, calibration = rows_to_arrays(saved.calibration, "calibration")
+        more, calibration = rows_to_arrays(saved.calibration, "calibration", half)
         arrays |= more
     if saved.labels is not None:
         arrays["labels"] = np.asarray(saved.labels, np.int64)
@@ -152,14 +154,14 @@ def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
     )
 
 
-def rows_to_arrays(rows: Rows, prefix: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Rows as named arrays and the JSON that puts them together again."""
+def rows_to_arrays(rows: Rows, prefix: str, half: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Rows as named arrays, in half the space where asked for, and the JSON that puts them together again."""
     arrays = {
         f"{prefix}.predicted": rows.predicted,
         f"{prefix}.observable": rows.observable,
         f"{prefix}.functional_norms": rows.functional_norms,
-        **{f"{prefix}.functional.{i}": part for i, part in enumerate(rows.functional.values())},
-        **{f"{prefix}.latent.{i}": part for i, part in enumerate(rows.latent.values())},
+        **_parts(rows.functional, f"{prefix}.functional", half),
+        **_parts(rows.latent, f"{prefix}.latent", half),
         **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
     }
     names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
@@ -172,9 +174,22 @@ def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]
         ids=record["ids"],
         predicted=arrays[f"{prefix}.predicted"],
         observable=arrays[f"{prefix}.observable"],
-        functional={name: arrays[f"{prefix}.functional.{i}"] for i, name in enumerate(record["functional"])},
+        functional={name: _part(arrays, f"{prefix}.functional.{i}") for i, name in enumerate(record["functional"])},
         functional_norms=arrays[f"{prefix}.functional_norms"],
-        latent={name: arrays[f"{prefix}.latent.{i}"] for i, name in enumerate(record["latent"])},
+        latent={name: _part(arrays, f"{prefix}.latent.{i}") for i, name in enumerate(record["latent"])},
         confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
         sigma=record.get("sigma", SIGMA),
     )
+
+
+def _parts(layers: Mapping[str, np.ndarray], prefix: str, half: bool) -> dict[str, np.ndarray]:
+    if not half:
+        return {f"{prefix}.{i}": part for i, part in enumerate(layers.values())}
+    pairs = [packed(part) for part in layers.values()]
+    numbers = {f"{prefix}.{i}": pair[0] for i, pair in enumerate(pairs)}
+    return numbers | {f"{prefix}.{i}.scale": pair[1] for i, pair in enumerate(pairs)}
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    scales = arrays.get(f"{name}.scale")
+    return arrays[name] if scales is None else unpacked(arrays[name], scales)
