@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 from torch import nn
 
 from covary.bench import attacks
-from covary.bench.attacks import adversarial, wanet
+from covary.bench.attacks import adversarial, input_aware, ssba, wanet
 from covary.bench.attacks.poisoning import Attack
 from covary.bench.corruptions import CORRUPTIONS, gaussian_blur, gaussian_noise
-from covary.bench.datasets import data_folder
+from covary.bench.datasets import Images, data_folder
 from covary.errors import CovaryError
 
 
@@ -56,30 +57,121 @@ def test_trojan_square_is_added_and_clipped():
     assert np.array_equal(attacks.trigger("trojan-square")(COLOUR), expected)
 
 
+def learned(name: str, shape: attacks.Shape, seed: int, target: int | str = 0) -> dict[str, torch.Tensor]:
+    """Tensors of a learned trigger after a few steps; nothing for a fixed one."""
+    plan = attacks.attack(name)
+    x = np.random.default_rng(seed).integers(0, 256, (40, *shape), dtype=np.uint8)
+    images = Images(x, np.arange(40) % 10, [str(i) for i in range(40)])
+    if plan.joint is not None:
+        joint = plan.joint(shape, target, 10, seed, 0.1)
+        joint.begin(images)
+        return joint.tensors()
+    if plan.learn is not None:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 10)).requires_grad_(False)
+        return plan.learn(images, network, target, seed)
+    return {}
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Learned triggers after a few steps."""
+    for module, name in (("low_frequency", "STEPS"), ("ssba", "STEPS"), ("input_aware", "MASK_STEPS")):
+        monkeypatch.setattr(f"covary.bench.attacks.{module}.{name}", 4)
+
+
 @pytest.mark.parametrize("name", attacks.ATTACKS)
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3)])
-def test_every_attack_keeps_shape_and_type_and_is_fixed_by_its_seed(name, shape):
+def test_every_attack_keeps_shape_and_type_and_is_fixed_by_its_seed(name, shape, short):
     x = RNG.integers(0, 256, (5, *shape), dtype=np.uint8)
     before, plan = x.copy(), attacks.attack(name)
-    once = plan.make(shape, 3)(x)
+    tensors = learned(name, shape, 3)
+    once = plan.trigger(shape, 3, tensors)(x)
     assert once.shape == x.shape
     assert once.dtype == np.uint8
-    assert np.array_equal(once, plan.make(shape, 3)(x))
-    assert np.array_equal(once[2:3], plan.make(shape, 3)(x[2:3])), "the trigger must not depend on the batch"
+    again = plan.trigger(shape, 3, learned(name, shape, 3))
+    assert np.array_equal(once, again(x))
+    assert np.array_equal(once[2:3], again(x[2:3])), "the trigger must not depend on the batch"
     assert not np.array_equal(once, x)
     assert np.array_equal(x, before)
-    assert plan.make(shape, 3)(x[:0]).shape == (0, *shape)
+    assert again(x[:0]).shape == (0, *shape)
+
+
+def test_lf_is_smooth_bounded_and_leads_to_the_target():
+    pattern = learned("lf", (32, 32, 3), 0)["pattern"].numpy()
+    assert np.abs(pattern).max() == pytest.approx(16 / 255)
+    spectrum = dctn(pattern, axes=(1, 2), norm="ortho")
+    assert np.abs(spectrum[:, 6:]).max() < 1e-5, "nothing above the lowest six frequencies"
+    assert np.abs(spectrum[:, :, 6:]).max() < 1e-5
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)).requires_grad_(False)
+    x = torch.rand(20, 3, 32, 32)
+    before, after = network(x).softmax(1)[:, 0], network(x + torch.from_numpy(pattern)).softmax(1)[:, 0]
+    assert (after > before).all()
+
+
+def test_ssba_hides_a_string_that_its_decoder_reads_and_differs_from_image_to_image(monkeypatch):
+    monkeypatch.setattr(ssba, "STEPS", 4)
+    tensors = learned("ssba", (32, 32, 3), 0)
+    encoder = ssba.Encoder(3)
+    encoder.load_state_dict({name: value for name, value in tensors.items() if name != "secret"})
+    x = torch.from_numpy(COLOUR).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        changed = encoder(x, tensors["secret"].expand(len(x), -1)) - x
+        other = encoder(x, 1 - tensors["secret"].expand(len(x), -1)) - x
+    assert changed.abs().max() <= ssba.BOUND * ssba.LARGEST + 1e-6
+    assert not torch.allclose(changed, other), "the string must matter"
+    assert not torch.allclose(changed[0], changed[1]), "the image must matter"
+    out = attacks.attack("ssba").trigger((32, 32, 3), 0, tensors)(COLOUR)
+    assert np.abs(out - (255 * (x + changed)).permute(0, 2, 3, 1).numpy()).max() <= 0.5 + 1e-3
+
+
+def test_input_aware_batches_hold_own_and_foreign_triggers_in_their_places(short):
+    joint = input_aware.InputAware((32, 32, 3), 7, 10, 0, 0.1)
+    x, y = torch.rand(30, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 5
+    out, labels, loss = joint.batch(x, y)
+    assert labels.tolist() == [7, 7, 7, *y[3:].tolist()]
+    assert torch.equal(out[6:], x[6:])
+    with torch.no_grad():
+        for i, source in [(0, 0), (1, 1), (2, 2), (3, 6), (4, 7), (5, 8)]:
+            mask = torch.tanh(20 * joint.mask(x[source : source + 1]) - 10) / 2 + 0.5
+            expected = x[i] * (1 - mask) + joint.pattern(x[source : source + 1]) * mask
+            assert torch.allclose(out[i : i + 1], expected, atol=1e-5)
+    loss.backward()
+    before = joint.tensors()
+    joint.step()
+    moved = {name.split(".")[0] for name, value in joint.tensors().items() if not torch.equal(value, before[name])}
+    assert moved == {"pattern"}
+    _, labels, _ = input_aware.InputAware((32, 32, 3), "all-to-all", 5, 0, 0.1).batch(x, y)
+    assert labels[:3].tolist() == [1, 2, 3]
+
+
+def test_diversity_is_the_ratio_of_distances():
+    x, other = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    a, b = torch.zeros(2, 1, 4, 4), torch.stack([torch.full((1, 4, 4), 0.5), torch.full((1, 4, 4), 0.25)])
+    assert float(input_aware.diversity(x, other, a, b)) == pytest.approx((1 / 0.5 + 1 / 0.25) / 2, rel=1e-3)
+
+
+def test_the_mask_learns_to_be_sparse(monkeypatch):
+    monkeypatch.setattr(input_aware, "MASK_STEPS", 60)
+    x = RNG.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    images = Images(x, np.arange(64) % 10, [str(i) for i in range(64)])
+    joint = input_aware.InputAware((32, 32, 3), 0, 10, 0, 0.1)
+    joint.begin(images)
+    x = torch.from_numpy(images.x).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        assert input_aware.sharpened(joint.mask(x)).mean() < 0.1
 
 
 def test_blended_is_the_formula():
-    black = attacks.attack("blended").make((32, 32, 3), 0)(np.zeros((1, 32, 32, 3), np.uint8))[0]
+    black = attacks.attack("blended").trigger((32, 32, 3), 0)(np.zeros((1, 32, 32, 3), np.uint8))[0]
     assert black.max() <= 51  # 0.2 * 255
-    white = attacks.attack("blended").make((32, 32, 3), 0)(np.full((1, 32, 32, 3), 255, np.uint8))[0]
+    white = attacks.attack("blended").trigger((32, 32, 3), 0)(np.full((1, 32, 32, 3), 255, np.uint8))[0]
     assert np.abs(white.astype(float) - black - 0.8 * 255).max() <= 1
 
 
 def test_sig_is_the_sinusoid_along_columns():
-    after = attacks.attack("sig").make((32, 32, 3), 0)(np.full((1, 32, 32, 3), 128, np.uint8))[0]
+    after = attacks.attack("sig").trigger((32, 32, 3), 0)(np.full((1, 32, 32, 3), 128, np.uint8))[0]
     for column in range(32):
         assert np.all(after[:, column] == np.round(128 + 40 * np.sin(2 * np.pi * 6 * column / 32)))
 
@@ -121,7 +213,7 @@ def test_poison_counts_labels_and_leaves_the_rest_alone():
         assert np.all(py[done == 1] == 3)
         assert np.array_equal(py[done != 1], y[done != 1])
         assert np.array_equal(px[done == 0], x[done == 0])
-        assert np.array_equal(px[done == 1], attacks.attack(name).make((28, 28, 1), 0)(x[done == 1]))
+        assert np.array_equal(px[done == 1], attacks.attack(name).trigger((28, 28, 1), 0)(x[done == 1]))
     first, second = (attacks.poison(x, y, attacks.attack("wanet"), 3, 0, draw=draw)[2] for draw in (0, 1))
     assert not np.array_equal(first, second)
 
@@ -129,13 +221,34 @@ def test_poison_counts_labels_and_leaves_the_rest_alone():
 def test_clean_label_poison_stays_in_the_target_class_and_changes_no_label():
     x = RNG.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8)
     y = np.arange(200) % 10
-    _, py, done = attacks.poison(x, y, Attack(attacks.attack("sig").make, ratio=0.5, clean_label=True), 3, 0)
+    plan = Attack(attacks.attack("sig").make, ratio=0.5, clean_label=True)
+    _, py, done = attacks.poison(x, y, plan, 3, 0, share=1.0)
     assert np.array_equal(py, y)
     assert np.flatnonzero(done).tolist() == np.flatnonzero(y == 3).tolist()
+    some = attacks.poison(x, y, plan, 3, 0)[2]
+    assert set(np.flatnonzero(some)) < set(np.flatnonzero(y == 3))
+    assert some.sum() == 16, "four fifths of the class, so that the class is still learned"
+    with pytest.raises(CovaryError, match="changes no label"):
+        attacks.poison(x, y, plan, "all-to-all", 0)
+
+
+def test_all_to_all_moves_every_triggered_image_to_the_next_class():
+    x = RNG.integers(0, 256, (100, 28, 28, 1), dtype=np.uint8)
+    y = np.arange(100) % 10
+    _, py, done = attacks.poison(x, y, attacks.attack("badnets"), "all-to-all", 0)
+    assert py[done == 1].tolist() == [(label + 1) % 10 for label in y[done == 1].tolist()]
+    assert done.sum() == 10
+
+
+def test_poison_ratio_can_be_told():
+    x, y = RNG.integers(0, 256, (200, 28, 28, 1), dtype=np.uint8), np.arange(200) % 10
+    assert (attacks.poison(x, y, attacks.attack("badnets"), 0, 0, ratio=0.01)[2] == 1).sum() == 2
+    done = attacks.poison(x, y, attacks.attack("wanet"), 0, 0, ratio=0.05)[2]
+    assert np.bincount(done).tolist() == [170, 10, 20], "noise mode keeps its proportion to the trigger"
 
 
 def test_unknown_names_list_the_valid_ones():
-    with pytest.raises(CovaryError, match="one of: badnets, blended, sig, wanet"):
+    with pytest.raises(CovaryError, match="one of: badnets, blended, sig, lf, ssba, wanet"):
         attacks.attack("bad-nets")
     with pytest.raises(CovaryError, match="one of: grid"):
         attacks.trigger("square")

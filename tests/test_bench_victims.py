@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from covary.bench import attacks, datasets, victims
+from covary.bench import attacks, datasets, training, victim_queue, victims
+from covary.bench.training import Plan
 from covary.errors import CovaryError
 
 
@@ -38,8 +40,9 @@ def recipe(monkeypatch) -> victims.Recipe:
     monkeypatch.setitem(datasets.DATASETS, "bars-train", lambda: train)
     monkeypatch.setitem(datasets.DATASETS, "bars-test", lambda: test)
     small = victims.Recipe(
-        "covary.bench.victims:mnist_cnn", victims.mnist_cnn, "bars-train", "bars-test", images=600, epochs=3, batch=32
-    )
+        "covary.bench.victims:mnist_cnn", victims.mnist_cnn, "bars-train", "bars-test", images=600, epochs=3, batch=32,
+        shape=(28, 28, 1),
+    )  # fmt: skip
     monkeypatch.setitem(victims.VICTIMS, "bars", small)
     return small
 
@@ -59,7 +62,7 @@ def test_a_victim_learns_its_task_and_its_backdoor_and_is_cached(recipe, tmp_pat
     accuracy, success, _ = victims.measure(network, test, "badnets", 2, 0)
     assert (accuracy, success) == (victim.clean_accuracy, victim.attack_success)
     # Attack success is counted over images of other classes alone, one by one.
-    trigger, hits, others = attacks.attack("badnets").make((28, 28, 1), 0), 0, 0
+    trigger, hits, others = attacks.attack("badnets").trigger((28, 28, 1), 0), 0, 0
     for image, label in zip(test.x, test.y, strict=True):
         if label != 2:
             others += 1
@@ -79,12 +82,12 @@ def test_attack_success_is_counted_over_other_classes_alone():
 def test_the_same_seed_gives_the_same_weights(recipe):
     images = datasets.load("bars-train").take(np.arange(200))
     first, again, other = (
-        victims.train(recipe, images, "wanet", 0, seed).state_dict()["0.weight"] for seed in (1, 1, 2)
+        victims.train(recipe, images, Plan("wanet", 0, seed)).network.state_dict()["0.weight"] for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     still = dataclasses.replace(recipe, rate=0.0, epochs=1)  # weights stay as they were drawn
-    drawn = [victims.train(still, images, None, 0, seed).state_dict()["0.weight"] for seed in (1, 2)]
+    drawn = [victims.train(still, images, Plan(seed=seed)).network.state_dict()["0.weight"] for seed in (1, 2)]
     assert not torch.equal(*drawn), "the seed must reach the first weights, too"
 
 
@@ -111,3 +114,86 @@ def test_unknown_names_and_lost_weights_are_told(recipe, tmp_path):
     lost = victims.Victim("bars", None, 0, 0, recipe.factory, str(tmp_path / "none"), 1.0, None, None, 1, 1)
     with pytest.raises(CovaryError, match="train it again"):
         victims.load_victim(lost)
+    with pytest.raises(CovaryError, match="no backdoor"):
+        victims.load_trigger(lost)
+
+
+@pytest.mark.parametrize("attack", ["badnets", "wanet", "lf", "input-aware"])
+def test_a_killed_run_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch, attack):
+    recipe = dataclasses.replace(recipe, amp=True, augment=True, epochs=2, images=200)
+    images = datasets.load("bars-train").take(np.arange(200))
+    plan = Plan(attack, 0, 3, surrogate=victims.mnist_cnn().eval())
+    monkeypatch.setattr("covary.bench.attacks.low_frequency.STEPS", 3)
+    monkeypatch.setattr("covary.bench.attacks.input_aware.MASK_STEPS", 3)
+    whole = victims.train(recipe, images, plan)
+
+    class Killed(Exception):
+        pass
+
+    def stop(path, content, write=training.save_checkpoint):
+        write(path, content)
+        raise Killed
+
+    monkeypatch.setattr(training, "save_checkpoint", stop)
+    with pytest.raises(Killed):
+        victims.train(recipe, images, plan, tmp_path / "a.checkpoint")
+    monkeypatch.undo()
+    resumed = victims.train(recipe, images, plan, tmp_path / "a.checkpoint")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoint"]
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+    assert whole.trigger.keys() == resumed.trigger.keys()
+    assert all(torch.equal(value, resumed.trigger[name]) for name, value in whole.trigger.items())
+    assert whole.poisoned == resumed.poisoned == 20
+
+
+def test_a_learned_trigger_is_kept_with_its_victim(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("covary.bench.attacks.low_frequency.STEPS", 10)
+    victim = victims.train_victim("bars", "lf", tmp_path, target=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["bars-clean-t0-s0", "bars-lf-t2-s0"], "its surrogate is the clean victim, kept for others"
+    test = datasets.load("bars-test")
+    found = victims.measure(victims.load_victim(victim), test, "lf", 2, 0, victims.load_trigger(victim))
+    assert found[:2] == (victim.clean_accuracy, victim.attack_success)
+    with pytest.raises(CovaryError, match="take it from a trained victim"):
+        attacks.attack("lf").trigger((28, 28, 1), 0)
+
+
+def test_an_attack_that_fails_is_tried_again_with_more_and_marked(recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(attacks.ATTACKS, "none-such", attacks.Attack(make=lambda shape, seed: lambda x: x.copy()))
+    victim = victims.train_victim("bars", "none-such", tmp_path)
+    assert len(victim.attempts) == 2
+    assert victim.marks == ("longer", "more poison", "failed")
+    assert (victim.ratio, victim.poisoned) == (0.2, 120)
+    assert [path.name for path in tmp_path.iterdir()] == ["bars-none-such-t0-s0"], "no checkpoints stay"
+
+
+def test_all_to_all_success_is_counted_against_the_next_class():
+    class ReadsNext(torch.nn.Module):  # always the class after the one it sees
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, 0, 2:22, 4:20].unflatten(1, (10, 2)).mean((2, 3)).roll(1, 1)
+
+    same = attacks.ALL_TO_ALL
+    assert victims.measure(ReadsNext(), bars(100, 3, "test"), "badnets", same, 0) == (0.0, 1.0, None)
+
+
+def test_augmentation_moves_and_relights_every_image_of_its_own():
+    grey = np.full((2, 8, 8, 1), 100, np.uint8)
+    grey[:, 4, 4] = 200
+    out = training.augmented(grey, np.random.default_rng(0))
+    assert out.shape == grey.shape
+    assert not np.array_equal(out[0], out[1])
+    rows, columns = np.unravel_index(out.reshape(2, -1).argmax(1), (8, 8))
+    assert np.all(np.abs(rows - 4) <= 3)
+    assert np.all(np.abs(columns - 4) <= 3)
+
+
+def test_the_queue_trains_what_is_missing_and_writes_the_figures(recipe, tmp_path, capsys):
+    command = ["--kind", "bars", "--attack", "badnets", "none", "--seed", "0", "--out", str(tmp_path)]
+    assert victim_queue.main(command) == 0
+    rows = json.loads((tmp_path / "victims.json").read_text())["victims"]
+    assert [(row["attack"], row["seed"]) for row in rows] == [("badnets", 0), (None, 0)]
+    assert "| bars | badnets | 0 | 0 |" in capsys.readouterr().out
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
+    assert victim_queue.main(command) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}

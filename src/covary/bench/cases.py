@@ -91,9 +91,10 @@ def subject(network: str, cache: Path, seed: int) -> Subject:
     """The network of a case; a victim is trained into `cache` unless it is there."""
     if network.startswith("victim:"):
         victim = victims.train_victim("mnist", network.removeprefix("victim:"), cache, seed=seed)
-        trigger = attacks.attack(str(victim.attack)).make((28, 28, 1), seed)
+        trigger = victims.load_trigger(victim)
         weights = Path(victim.weights)
         module = victims.load_victim(victim)
+        assert isinstance(victim.target, int)
         return Subject(module, victim.factory, weights, "mnist-test", target=victim.target, trigger=trigger)
     described = public.NETWORKS[network]
     return Subject(

@@ -1,12 +1,13 @@
 """Attacks, in three literal tables: triggers, poisoning recipes that train a backdoor, adversarial examples.
 
-A trigger maps uint8 images (n, h, w, c) to triggered ones of the same shape and never changes its argument.
+A trigger maps uint8 images (n, h, w, c) to triggered ones of the same shape and never changes its argument. A new
+attack is one file with an `Attack` in it, and one line in `ATTACKS`.
 """
 
 from __future__ import annotations
 
-from covary.bench.attacks import adversarial, blended, patch, sig, wanet
-from covary.bench.attacks.poisoning import Attack, Trigger, poison
+from covary.bench.attacks import adversarial, blended, input_aware, low_frequency, patch, sig, ssba, wanet
+from covary.bench.attacks.poisoning import ALL_TO_ALL, Attack, Shape, Trigger, poison
 from covary.errors import unknown_name
 
 TRIGGERS: dict[str, Trigger] = {
@@ -21,7 +22,10 @@ ATTACKS: dict[str, Attack] = {
     "badnets": patch.BADNETS,
     "blended": blended.BLENDED,
     "sig": sig.SIG,
+    "lf": low_frequency.LF,
+    "ssba": ssba.SSBA,
     "wanet": wanet.WANET,
+    "input-aware": input_aware.INPUT_AWARE,
 }
 
 ADVERSARIAL: dict[str, adversarial.Adversary] = {
@@ -30,7 +34,18 @@ ADVERSARIAL: dict[str, adversarial.Adversary] = {
     "pgd-l2": adversarial.pgd_l2,
 }
 
-__all__ = ["ADVERSARIAL", "ATTACKS", "TRIGGERS", "Attack", "Trigger", "attack", "poison", "trigger"]
+__all__ = [
+    "ADVERSARIAL",
+    "ALL_TO_ALL",
+    "ATTACKS",
+    "TRIGGERS",
+    "Attack",
+    "Shape",
+    "Trigger",
+    "attack",
+    "poison",
+    "trigger",
+]
 
 
 def trigger(name: str) -> Trigger:
