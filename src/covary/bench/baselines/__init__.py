@@ -39,9 +39,9 @@ from covary.errors import unknown_name
 BASELINES: dict[str, Baseline] = {
     "max softmax": Baseline(lambda m: max_softmax(m.queries)),
     "energy": Baseline(lambda m: energy(m.queries)),
-    "gradient norm": Baseline(lambda m: gradient_norm(m.queries)),
-    "class-max cosine": Baseline(lambda m: class_max_cosine(m.trusted, m.queries)),
-    "functional part": Baseline(lambda m: part_alone(m, "functional")),
+    "gradient norm": Baseline(lambda m: gradient_norm(m.queries), "gradients"),
+    "class-max cosine": Baseline(lambda m: class_max_cosine(m.trusted, m.queries), "gradients"),
+    "functional part": Baseline(lambda m: part_alone(m, "functional"), "gradients"),
     "latent part": Baseline(lambda m: part_alone(m, "latent")),
     "confidence part": Baseline(lambda m: part_alone(m, "confidence")),
     "profile on activations": Baseline(profile_on_activations),
@@ -52,7 +52,7 @@ BASELINES: dict[str, Baseline] = {
     "Mahalanobis two-sided": Baseline(two_sided, "features"),
     "Mahalanobis by layer": Baseline(lambda m: by_layer(m, 1)),
     "Mahalanobis by layer two-sided": Baseline(lambda m: by_layer(m, 2)),
-    "TED": Baseline(ted, "rows", {"logarithm": (False, True)}),
+    "TED": Baseline(ted, "forward", {"logarithm": (False, True)}),
     "Activation Clustering": Baseline(activation_clustering, "features", {"components": (10, 2)}),
     "Spectral Signatures": Baseline(spectral_signatures, "features", {"directions": (1, 5)}),
     "Beatrix": Baseline(beatrix, "network", {"orders": (9, 1, 4)}),
@@ -69,6 +69,9 @@ BASELINES: dict[str, Baseline] = {
 }
 
 
+CHEAP = ("forward", "features", "gradients")
+
+
 def baseline(name: str) -> Baseline:
     """The baseline called `name` in `BASELINES`."""
     if name not in BASELINES:
@@ -77,8 +80,8 @@ def baseline(name: str) -> Baseline:
 
 
 def cheap() -> dict[str, Any]:
-    """Those that need no more than rows and features."""
-    return {name: found for name, found in BASELINES.items() if found.needs in ("rows", "features")}
+    """Those that need no more than what one pass over the inputs has given already."""
+    return {name: found for name, found in BASELINES.items() if found.needs in CHEAP}
 
 
 __all__ = ["BASELINES", "Baseline", "Material", "Probe", "baseline", "cheap"]

@@ -108,12 +108,13 @@ class Baseline:
 
     Attributes:
         score: (material, settings by name) -> scores of the queries, higher = more anomalous.
-        needs: `rows`, `features`, `network` (forward passes on new images or weights) or `chain` (hours).
+        needs: `forward` (answers and pooled activations of one pass), `features` (what the last linear layer takes),
+            `gradients` (its backward pass, too), `network` (passes on new images or weights) or `chain` (hours).
         grid: values of each setting that tuning may choose among; the first is the published one.
     """
 
     score: Callable[..., Float[np.ndarray, " q"]]
-    needs: str = "rows"
+    needs: str = "forward"
     grid: dict[str, tuple] = field(default_factory=dict)
 
     def __call__(self, material: Material, **settings: object) -> Float[np.ndarray, " q"]:

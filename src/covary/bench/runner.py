@@ -1,0 +1,145 @@
+"""Runs a table cell by cell: every stage is written as it ends, so that a killed run goes on where it stood."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from covary import store
+from covary.bench import extras
+from covary.bench.baselines import BASELINES
+from covary.bench.cell import Cell
+from covary.bench.figures import figures
+from covary.bench.makers import maker
+from covary.bench.prepared import Prepared
+from covary.bench.scoring import OURS, ours, scored, scores_path
+from covary.bench.settings import chosen
+from covary.bench.summary import record
+from covary.bench.table import Table
+from covary.errors import CovaryError
+from covary.fingerprints import versions
+
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Says nothing."""
+
+
+def wanted_baselines(table: Table, work: Path, chains: bool) -> list[str]:
+    """Names in the table's order; those that take hours only if asked for, or if their scores are there already."""
+    names = list(table.size.baselines) or list(BASELINES)
+    for name in names:
+        if name not in BASELINES:
+            raise CovaryError(f"the table {table.name} names the baseline {name!r}", f"one of: {', '.join(BASELINES)}")
+    return [n for n in names if BASELINES[n].needs != "chain" or chains or scores_path(work, n).is_file()]
+
+
+def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
+             say: Say = silent) -> dict[str, Any]:  # fmt: skip
+    """Everything about one cell; stages that are there already are not done again."""
+    work = cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
+    case = work / "case"
+    began = time.perf_counter()
+    if not (case / "case.json").is_file():
+        maker(table.maker)(cell, table.size, cache, case)
+        say(f"{cell}: case made in {time.perf_counter() - began:.0f} s")
+    prepared = Prepared(case, work, table.fpr, device)
+    judged = ours(prepared)
+    inputs = prepared.inputs
+    kept = inputs.group != "hard"
+    found = {OURS: judged}
+    errors = {}
+    for name in wanted_baselines(table, work, chains):
+        try:
+            found[name] = scored(prepared, name, BASELINES[name], chosen(name))
+        except CovaryError as problem:
+            errors[name] = str(problem)
+    shown = inputs.take(kept)
+    detectors = {}
+    for name, one in found.items():
+        own = type(one)(one.score[kept], one.p_value[kept], one.seconds)
+        detectors[name] = figures(own, shown, table.fpr)
+    facts = {k: v for k, v in prepared.facts.items() if k not in ("model", "weights", "mean", "std")}
+    return {
+        **facts, "cell": str(cell), "detectors": detectors, "errors": errors,
+        "calibration": prepared.judge.mode, "n_calibration": len(prepared.judge.calibration_scores),
+        **extras.more(table.maker, prepared, found),
+    }  # fmt: skip
+
+
+def cell_path(table: Table, cell: Cell, cache: Path) -> Path:
+    """Where a cell's result is kept."""
+    return cache / "bench" / f"{table.name}-{table.scale}" / cell.slug / "result.json"
+
+
+def run_table(
+    table: Table,
+    cache: Path,
+    *,
+    only: Sequence[str] = (),
+    chains: bool = False,
+    again: bool = False,
+    device: str = "cpu",
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Runs the cells of a table that have no result yet, and returns the record of all there are.
+
+    `only` names cells to run, `again` runs them anew from their cached case, `chains` adds the baselines that take
+    hours to those that are done. A cell that cannot be made is missing, with its reason.
+    """
+    chosen_cells = [Cell.parse(name) for name in only] or table.cells
+    for cell in chosen_cells:
+        path = cell_path(table, cell, cache)
+        if path.is_file() and not (again or chains):
+            continue
+        if again:
+            for old in [path, *path.parent.glob("scores/*.npz"), path.with_name("rows.json")]:
+                old.unlink(missing_ok=True)
+        began = time.perf_counter()
+        try:
+            result = run_cell(table, cell, cache, chains=chains, device=device, say=say)
+        except CovaryError as problem:
+            result = {"cell": str(cell), "missing": str(problem)}
+        except Exception as problem:  # one broken cell must not cost the others
+            traceback.print_exc()
+            result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        store.write_json(path.with_suffix(".part"), result)
+        path.with_suffix(".part").rename(path)
+        say(one_line(result))
+    return record(table, results(table, cache, chosen_cells), about(device))
+
+
+def results(table: Table, cache: Path, also: Sequence[Cell] = ()) -> dict[str, dict[str, Any]]:
+    """Results of the table's cells so far, by name; a cell never run is missing."""
+    every = {str(cell): cell for cell in [*table.cells, *also]}
+    found = {}
+    for name, cell in every.items():
+        path = cell_path(table, cell, cache)
+        found[name] = json.loads(path.read_text()) if path.is_file() else {"cell": name, "missing": "not run"}
+    return found
+
+
+def one_line(result: Mapping[str, Any]) -> str:
+    """What to print when a cell has ended."""
+    if "missing" in result:
+        return f"{result['cell']}: missing, {result['missing']}"
+    masked = result["detectors"][OURS]["masked"]
+    told = ", ".join(f"{name} {masked[key]:.4f}" for name, key in (("AUROC", "auroc"), ("DER", "der_calibrated"))
+                     if masked[key] is not None)  # fmt: skip
+    return f"{result['cell']}: {told} in {result['seconds']:.0f} s"
+
+
+def about(device: str) -> dict[str, Any]:
+    """Where the figures were made."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {"device": name, "threads": torch.get_num_threads(), "versions": versions()}

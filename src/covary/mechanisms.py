@@ -1,0 +1,77 @@
+"""How many mechanisms are behind a pile of flagged inputs: clusters of the ways in which their explanation fails."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.linalg import cho_factor, cho_solve
+from sklearn.cluster import HDBSCAN
+from sklearn.decomposition import PCA
+
+from covary.judge import Verdicts
+from covary.scores.layers import LAMBDA, unit
+from covary.types import Rows
+
+LEAST_MEMBERS = 5
+SHARE_OF_FLAGGED = 0.03
+DIMENSIONS = 10
+NOISE = -1
+
+
+def unexplained_directions(rows: Rows, reference: Rows, lam: float = LAMBDA) -> Float[np.ndarray, "n d"]:
+    """What the reference leaves over of each input's direction, layer by layer, as one unit vector an input.
+
+    Per layer lam (Z^T Z + lam I)^-1 x for unit gradients x and unit reference gradients Z: the residual of the ridge
+    reconstruction, long where nothing accounts for x. Inputs whose explanation fails in the same directions of the
+    same layers point the same way, whatever class they are given.
+    """
+    parts = []
+    for name, own in rows.functional.items():
+        x, z = unit(np.asarray(own)), unit(np.asarray(reference.functional[name]))
+        factor = cho_factor(z.T @ z + lam * np.eye(z.shape[1]))
+        parts.append(lam * cho_solve(factor, x.T).T)
+    return unit(np.concatenate(parts, axis=1))
+
+
+def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.ndarray, " n"]:
+    """Cluster of each flagged input, 0 the largest; -1 = alone in how its explanation fails.
+
+    HDBSCAN (Campello et al. 2013) on the leading principal components of `unexplained_directions`; `least` members
+    make a mechanism, by default 3 % of the pile and at least five. The number of clusters is not given beforehand.
+    """
+    n = len(rows)
+    least = max(LEAST_MEMBERS, round(SHARE_OF_FLAGGED * n)) if least is None else least
+    if n < max(2 * least, LEAST_MEMBERS + 1):
+        return np.full(n, NOISE, np.int64) if n < least else np.zeros(n, np.int64)
+    directions = unexplained_directions(rows, reference)
+    points = PCA(min(DIMENSIONS, n - 1, directions.shape[1]), random_state=0).fit_transform(directions)
+    found = HDBSCAN(min_cluster_size=least, allow_single_cluster=True, copy=True).fit_predict(points)
+    return by_size(np.asarray(found, np.int64))
+
+
+def by_size(labels: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The same clusters numbered by falling size; noise stays -1."""
+    names, counts = np.unique(labels[labels >= 0], return_counts=True)
+    order = names[np.argsort(-counts, kind="stable")]
+    number = {int(name): i for i, name in enumerate(order)}
+    return np.array([number.get(int(label), NOISE) for label in labels], np.int64)
+
+
+def uncertainty(verdicts: Verdicts) -> Float[np.ndarray, " n"]:
+    """How far the margin lies below what trusted inputs of the predicted class show, in their standard deviations.
+
+    Higher = the network is less sure; zeros where the score kept no confidence residuals.
+    """
+    residuals = verdicts.residuals.get("confidence")
+    return np.zeros(len(verdicts)) if residuals is None else -residuals[:, 0]
+
+
+def mechanism_axis(verdicts: Verdicts) -> Float[np.ndarray, " n"]:
+    """The second axis: evidence of another mechanism minus being unsure, in trusted standard deviations.
+
+    The mean of the functional and latent parts minus `uncertainty`; higher = another mechanism behind a sure answer,
+    lower = an answer the network is unsure of, whose gradients and activations are odd for that alone.
+    """
+    parts = [values for kind, values in verdicts.parts.items() if kind != "confidence"]
+    evidence = np.mean(parts, axis=0) if parts else np.zeros(len(verdicts))
+    return evidence - uncertainty(verdicts)
