@@ -4,6 +4,7 @@ The main road
     Detector            fit(trusted) -> score(inputs) -> save(folder) / load(folder)
     Verdicts            score, p-value and verdict of every input
     Evidence            trusted samples behind a verdict
+    Monitor             outputs and verdicts from one pass, beside a live model
 By kind of evidence
     Rows, SCORES, COUPLINGS, OBSERVABLES, SPACES
 Errors
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from covary.evidence import Evidence
     from covary.judge import Judge, Verdicts
     from covary.models import load_network
+    from covary.monitor import Monitor
     from covary.observables import OBSERVABLES
     from covary.scores import SCORES
     from covary.spaces import SPACES
@@ -36,6 +38,7 @@ _HOMES = {
     "Verdicts": "judge",
     "Judge": "judge",
     "Evidence": "evidence",
+    "Monitor": "monitor",
     "Rows": "types",
     "Batch": "types",
     "Source": "data",
@@ -58,6 +61,7 @@ __all__ = [
     "Detector",
     "Evidence",
     "Judge",
+    "Monitor",
     "Rows",
     "Source",
     "Verdicts",

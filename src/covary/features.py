@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -93,6 +94,23 @@ class FeatureExtractor:
         )
         if engine == "hooks":
             self.notes = self._fast.notes
+
+    def beside(self, module: nn.Module, choose_logits: ChooseLogits) -> FeatureExtractor:
+        """The same extractor on another copy of the network, such as one that shares its weights: same projections."""
+        other = copy.copy(self)
+        other.module, other.choose_logits, other.notes = module, choose_logits, []
+        other._activation_projections = dict(self._activation_projections)
+        other._fast = FastEngine(
+            module,
+            self.layers,
+            self.projections,
+            observable=self.observable,
+            choose_logits=choose_logits,
+            user_observable=self.user_observable,
+        )
+        if self.engine == "hooks":
+            other.notes = other._fast.notes
+        return other
 
     @property
     def norm_kinds(self) -> dict[str, str]:

@@ -64,7 +64,7 @@ class ConformalMartingale:
         p = self._ranks(scores)
         plans, jumper = self._plans(p), self._jumper(p)
         path = np.logaddexp(math.log(ON_PLANS) + plans, math.log(1 - ON_PLANS) + jumper)
-        raised = np.flatnonzero(path >= -math.log(self.level)) if self.alarm_at is None else ()
+        raised = np.flatnonzero(path >= -math.log(self.level)) if self.alarm_at is None else np.empty(0, np.int64)
         if len(raised):
             self.alarm_at = self.n + int(raised[0]) + 1
         self.n += len(scores)
