@@ -32,6 +32,7 @@ from covary.options import (
     Sampled,
     Sampling,
     Seed,
+    Texts,
     Trusted,
     Weights,
     grouped,
@@ -69,6 +70,7 @@ def scan(
     sampled: Sampled,
     preparation: Preparation,
     output: Output,
+    texts: Texts,
     machine: Machine,
     json: Json = False,
     replay: Annotated[
@@ -85,6 +87,8 @@ def scan(
 
     `covary scan --model nets:resnet --weights w.pt --trusted good/ --inputs pile/ --out runs/c --estimator gaussian`
 
+    `covary scan --hf models/assistant --trusted trusted.jsonl --inputs inputs.jsonl --out runs/d`
+
     `covary scan --replay runs/a --out runs/a-again`
     """
     from covary import scan as scanning
@@ -93,13 +97,16 @@ def scan(
         summary, verdict = scanning.replay(replay, out, quiet=json)
         _show(summary | {"replay": verdict}, out or scanning.replay_folder(replay), json)
         raise Exit(0 if verdict["identical"] else 1)
-    needed = {"--model": model, "--trusted": trusted, "--inputs": inputs, "--out": out}
+    text = texts.given(model, weights, preparation, pile)
+    model = texts.hf or model
+    needed = {"--model or --hf": model, "--trusted": trusted, "--inputs": inputs, "--out": out}
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
-        raise CovaryError(f"{', '.join(missing)} missing", "--model, --trusted, --inputs and --out, or --replay RUN")
+        expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
+        raise CovaryError(f"{', '.join(missing)} missing", expected)
     plan = scanning.Plan.checked(
         model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
-        sampling=sampling, **preparation.given(), **pile.given(),
+        sampling=sampling, text=text, **preparation.given(), **pile.given(),
         settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     )  # fmt: skip
     summary = scanning.scan(plan, out, quiet=json)

@@ -18,6 +18,7 @@ from covary.errors import CovaryError
 
 NETWORK, DATA, DETECTOR, VERDICTS = "The network", "The data", "The detector", "Verdicts and figures"
 SAMPLED = "Sampled estimators"
+TEXTS = "Language models"
 
 _MODEL = Option("--model", help="Factory of the network, `package.module:factory`.", rich_help_panel=NETWORK)
 _TRUSTED = Option(
@@ -217,6 +218,50 @@ class Pile:
                 raise CovaryError(f"--target is {target!r}", "a class number or all-to-all")
             target = int(target)
         return {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A language model in place of a network of arrays, and what is asked of texts."""
+
+    hf: Annotated[
+        str | None,
+        Option("--hf", help="Language model: a local folder in Hugging Face's format. --trusted and --inputs are then "
+               ".jsonl, .parquet or .txt.", rich_help_panel=TEXTS),
+    ] = None  # fmt: skip
+    adapter: Annotated[
+        str | None,
+        Option("--adapter", help="Folder of a trained adapter, or fresh:R for new LoRA adapters of rank R.",
+               rich_help_panel=TEXTS),
+    ] = None  # fmt: skip
+    dtype: Annotated[
+        str, Option("--dtype", help="Of the weights: float32, bfloat16 or float16.", rich_help_panel=TEXTS)
+    ] = "float32"
+    pooling: Annotated[
+        str, Option("--pooling", help="mean or sum over the answer's tokens.", rich_help_panel=TEXTS)
+    ] = "mean"
+    groups: Annotated[
+        str, Option("--groups", help="In place of classes: none, label or nearest.", rich_help_panel=TEXTS)
+    ] = "none"
+    max_new_tokens: Annotated[
+        int, Option("--max-new-tokens", min=1, help="Length of answers the model is asked for.", rich_help_panel=TEXTS)
+    ] = 64
+    max_length: Annotated[
+        int | None, Option("--max-length", min=2, help="Tokens a text may take.", rich_help_panel=TEXTS)
+    ] = None
+
+    def given(self, model: Any, weights: Any, preparation: Preparation, pile: Pile) -> dict[str, Any] | None:
+        """What decides scores of texts; None without --hf."""
+        if self.hf is None:
+            return None
+        others = {
+            "--model": model, "--weights": weights, "--mean": preparation.mean, "--std": preparation.std,
+            "--transform": preparation.transform, "--truth": pile.truth, "--target": pile.target,
+        }  # fmt: skip
+        for name, value in others.items():
+            if value is not None:
+                raise CovaryError(f"{name} beside --hf", "one or the other", f"leave {name} away")
+        return {name: value for name, value in asdict(self).items() if name != "hf"}
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:

@@ -21,6 +21,10 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.estimators import estimator_named
 from covary.fingerprints import digest_file
+from covary.language.detector import LanguageDetector
+from covary.language.records import read_texts
+from covary.language.settings import TextSettings
+from covary.language.source import write_completions
 from covary.models import load_network
 from covary.names import is_object_name
 from covary.refusals import refuse_missing_classes, refuse_target
@@ -60,12 +64,15 @@ class Plan(Pile):
     std: list[float] | None = None
     transform: str | None = None
     settings: Settings = Settings()
+    # Of language models alone, whose folder `model` then names.
+    text: TextSettings | None = None
 
     @staticmethod
-    def checked(*, settings: dict[str, Any], **names: Any) -> Plan:
+    def checked(*, settings: dict[str, Any], text: dict[str, Any] | None = None, **names: Any) -> Plan:
         """A plan from loose values; a wrong one is told in one sentence."""
+        about_text = None if text is None else TextSettings.checked(**text)
         try:
-            return Plan(settings=Settings.checked(**settings), **names)
+            return Plan(settings=Settings.checked(**settings), text=about_text, **names)
         except ValidationError as problem:
             raise wrong_value(problem) from None
 
@@ -140,6 +147,11 @@ def _checked(plan: Plan, quiet: bool) -> list[dict[str, Any]]:
 
 
 def _fitted(plan: Plan, quiet: bool) -> Detector:
+    if plan.text is not None:
+        with waiting("loading the language model", quiet):
+            reader = LanguageDetector(plan.model, text=plan.text, **plan.settings.model_dump())
+        with progress("trusted texts", quiet) as bar:
+            return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
     detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
     sampling = plan.open_sampling()
     with progress("trusted inputs", quiet) as bar:
@@ -152,16 +164,21 @@ def scan(plan: Plan, out: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Check, fit and score in one go; returns the summary of the RUN written to `out`."""
     started = time.perf_counter()
     store.refuse_taken(out, "RUN")
-    inputs = plan.open_inputs()
-    if inputs is None:
+    if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
-    findings = _checked(plan, quiet)
+    texts = None if plan.text is None else read_texts(plan.inputs)
+    inputs = plan.open_inputs() if texts is None else None
+    findings = _checked(plan, quiet) if texts is None else []
     detector = _fitted(plan, quiet)
+    if inputs is None:
+        with waiting("asking for the answers", quiet):
+            inputs = detector.open(texts)
     told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
     with progress("inputs", quiet) as bar:
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, config=told,
-            plan=plan.model_dump(), findings=findings, started=started, progress=bar, report=write_report,
+            plan=plan.model_dump(), findings=findings, started=started, progress=bar,
+            report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
 

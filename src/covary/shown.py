@@ -38,10 +38,13 @@ def _cards(
     if not len(positions):
         return []
     some = inputs.take(positions)
-    return [
+    cards = [
         _card(detector, evidence, some.thumbnail(i), int(positions[i]), bool(flagged[positions[i]]))
         for i, evidence in enumerate(detector.explain(some))
     ]
+    # Detectors of other things than pictures show their inputs in their own way.
+    tell = getattr(detector, "cards", None)
+    return cards if tell is None else [{**card, **own} for card, own in zip(cards, tell(some), strict=True)]
 
 
 def _card(
@@ -54,13 +57,22 @@ def _card(
         "flagged": flagged,
         "thumbnail": data_uri(picture),
         "explained_by": [
-            {**vars(witness), "thumbnail": data_uri(detector.thumbnails.get(witness.id))}
+            {
+                **vars(witness),
+                "thumbnail": data_uri(detector.thumbnails.get(witness.id)),
+                **_text_of(detector, witness.id),
+            }
             for witness in evidence.explained_by
         ],
         "classes": [[label, value] for label, value in evidence.classes.items()],
         "layers": {kind: list(values.values()) for kind, values in layers.items()},
         "text": None,
     }
+
+
+def _text_of(detector: Detector, name: str) -> dict[str, str]:
+    texts = getattr(detector, "trusted_texts", {})
+    return {"text": texts[name]} if name in texts else {}
 
 
 def data_uri(picture: UInt8[np.ndarray, "h w 3"] | None) -> str | None:

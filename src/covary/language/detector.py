@@ -14,15 +14,19 @@ from covary.data import Source
 from covary.detector import CHANGEABLE, Detector, Progress
 from covary.errors import CovaryError
 from covary.language.completions import completed
+from covary.language.evidence import TokenEvidence, TokenExplainer
 from covary.language.features import TextFeatures
 from covary.language.grouping import Grouping
 from covary.language.pretrained import LanguageModel, load_language_model
 from covary.language.records import read_texts
 from covary.language.settings import TextSettings
 from covary.language.source import TextReader, TextSource, label_numbers
-from covary.language.tokens import tokenise
+from covary.language.tokens import Tokens, tokenise
 from covary.models import Network
 from covary.types import Batch, Rows
+
+# A report looks at so many tokens one by one, the most anomalous texts' first.
+SHOWN_TOKENS = 1_500
 
 
 class LanguageDetector(Detector):
@@ -54,6 +58,8 @@ class LanguageDetector(Detector):
         self.thumbnails: dict[str, np.ndarray] = {}
         self.labels_known: list[str] = []
         self.trusted_texts: dict[str, str] = {}
+        self.trusted_tokens: list[Tokens] = []
+        self._token_explainer: TokenExplainer | None = None
         self.metric = None
         self._transform = None
         self.network = Network(model.module)
@@ -67,7 +73,7 @@ class LanguageDetector(Detector):
     def _remember(self) -> None:
         self.preprocessing: dict[str, Any] = {
             "language": self.text.model_dump(), "folder": self.model.folder, "labels": self.labels_known,
-            "trusted_texts": self.trusted_texts,
+            "trusted_texts": self.trusted_texts, "trusted_tokens": [vars(tokens) for tokens in self.trusted_tokens],
         }  # fmt: skip
 
     def fit(
@@ -101,8 +107,32 @@ class LanguageDetector(Detector):
             for text in source.texts
             if text.id in wanted
         }
+        self.trusted_tokens, self._token_explainer = source.tokens, None
         self._remember()
         return self
+
+    def explain_tokens(self, inputs: Any) -> list[TokenEvidence]:
+        """Which tokens of each answer trusted texts account for least."""
+        self._fitted()
+        if self._token_explainer is None:
+            self._token_explainer = TokenExplainer(
+                self.extractor, self.trusted_rows, self.trusted_tokens, self.settings.seed
+            )
+        source = self.open(inputs)
+        assert isinstance(source, TextSource)
+        return [self._token_explainer.explain(source.tokens[i]) for i in source.index]
+
+    def cards(self, inputs: Source) -> list[dict[str, Any]]:
+        """What a report shows of texts beyond the evidence: prompt, answer with its tokens, trusted texts by id."""
+        assert isinstance(inputs, TextSource)
+        found, left = [], SHOWN_TOKENS
+        for i, text in enumerate(inputs.texts):
+            tokens = None
+            if self.model.task != "sequence" and left > 0:
+                tokens = self.explain_tokens(inputs.take([i]))[0].to_json()
+                left -= len(tokens)
+            found.append({"text": text.shown, "answer": text.completion, "tokens": tokens})
+        return found
 
     def _passes(self, source: Source, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows]]:
         for batch, rows in super()._passes(source, progress):
@@ -145,6 +175,10 @@ class LanguageDetector(Detector):
             told["folder"] if model is None else model, text=told["language"], **{**what.settings, **changes}
         )
         detector.labels_known, detector.trusted_texts = told["labels"], told["trusted_texts"]
+        detector.trusted_tokens = [
+            Tokens(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
+            for one in told["trusted_tokens"]
+        ]
         detector._take_over(what, record["versions"]["torch"])
         if detector.model.task == "causal":
             labels = what.trusted.predicted if detector.text.groups == "label" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,18 @@ class TextSource(Source):
     def thumbnail(self, i: int) -> None:
         """Texts have no picture."""
         return None
+
+
+def write_completions(source: Source, folder: Path) -> None:
+    """`texts.jsonl`: what was judged, answers included; nothing where inputs are no texts."""
+    if not isinstance(source, TextSource):
+        return
+    with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
+        for text in source.texts:
+            turns = None if text.messages is None else [dict(turn) for turn in text.messages]
+            told = {"id": text.id, "prompt": text.prompt, "messages": turns, "completion": text.completion}
+            kept = {key: value for key, value in {**told, "label": text.label}.items() if value is not None}
+            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 
 def label_numbers(texts: Sequence[Text], names: Sequence[str], model: LanguageModel) -> np.ndarray | None:

@@ -78,7 +78,7 @@ def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) ->
     if not answer:
         if not closing and model.end is None:
             raise CovaryError(f"the completion of {text.id!r} is empty", "at least one token")
-        answer = closing or (model.end,)
+        answer = closing or (int(model.end or 0),)
     whole = len(prompt) + len(answer)
     if limit is not None:
         answer = answer[: max(limit - 1, 1)]

@@ -136,6 +136,7 @@ def _where(run: RunFolder) -> list[dict[str, Any]]:
     raised = Counter(results.words["raised_by"][i] for i in chosen)
     layers = Counter(results.words["least_explained_layer"][i] for i in chosen)
     predicted = results.numbers["predicted"]
+    predicted = np.full(len(predicted), np.nan) if run.ungrouped else predicted
     classes = Counter(float(value) for value in predicted[chosen] if np.isfinite(value))
     totals = Counter(float(value) for value in predicted if np.isfinite(value))
     named = [(run.class_name(value), n, f"of {words.count(totals[value])}") for value, n in classes.most_common()]
@@ -172,6 +173,7 @@ def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
     order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:TABLE_ROWS]
     names = ["score", "p_value", "predicted", *PARTS, "unexplained", "y", "truth"]
     names = [name for name in names if np.isfinite(results.numbers[name]).any()]
+    names = [name for name in names if name != "predicted" or not run.ungrouped]
     texts = [name for name in ("raised_by", "least_explained_layer", "explained_by") if any(results.words[name])]
     panel_of = {view["id"]: view["index"] for view in views}
     columns: dict[str, list[Any]] = {

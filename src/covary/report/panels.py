@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from covary.report import charts
+from covary.report.answers import answer
 from covary.report.axis import Axis, axis_for
 from covary.report.run_folder import PARTS, RunFolder, items, number, section
 from covary.report.words import layer, p_value, signed, whole
@@ -17,6 +18,7 @@ FAMILIES = {"functional": "Functional evidence: the gradient", "latent": "Latent
 PROFILE_HEIGHT = 112
 SHOWN_CLASSES = 8
 SHOWN_TEXT = 2000
+SHOWN_TRUSTED_TEXT = 600
 # Nothing but a base64 raster image ever reaches an <img>, whatever the run folder holds.
 IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+=*")
 
@@ -98,17 +100,18 @@ def _panel(
         "id": _text(entry.get("id")),
         "score": signed(number(entry.get("score"))),
         "p_value": p_value(number(entry.get("p_value"))),
-        "predicted": run.class_name(entry.get("predicted")),
+        "predicted": "" if run.ungrouped else run.class_name(entry.get("predicted")),
         "raised_by": raised_by,
         "thumbnail": image(entry.get("thumbnail")),
         "text": text[:SHOWN_TEXT] if isinstance(text, str) else None,
         "text_cut": isinstance(text, str) and len(text) > SHOWN_TEXT,
+        "answer": answer(entry),
         "unexplained": whole(unexplained) if unexplained is not None else "",
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
         "sentence": _sentence(raised_by, unexplained, worst, "trace" if run.sampled else "gradient"),
         "trusted": _trusted(run, entry),
         "parts": _parts(scales, entry),
-        "classes": _classes(run, entry),
+        "classes": [] if run.ungrouped else _classes(run, entry),
         "more_classes": max(0, len(items(entry, "classes")) - SHOWN_CLASSES),
         "profiles": _profiles(run, scales, entry),
     }
@@ -130,7 +133,8 @@ def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "id": _text(item.get("id")),
             "thumbnail": image(item.get("thumbnail")),
-            "predicted": run.class_name(item.get("predicted")),
+            "text": _text(item.get("text"))[:SHOWN_TRUSTED_TEXT],
+            "predicted": "" if run.ungrouped else run.class_name(item.get("predicted")),
             "weight": signed(number(item.get("weight"))),
             "cosine": signed(number(item.get("cosine"))),
             "bar": charts.bar((number(item.get("weight")) or 0.0) / most if most > 0 else 0.0),

@@ -64,6 +64,12 @@ class RunFolder:
         own = items(self.evidence, f"{family}_layers")
         return [str(name) for name in own or items(self.evidence, "layers")]
 
+    @property
+    def ungrouped(self) -> bool:
+        """Whether inputs are texts in one single group, so that a predicted class says nothing."""
+        text = section(section(self.run, "plan"), "text")
+        return text.get("groups") == "none" and not items(self.run, "class_names")
+
     def class_name(self, label: Any) -> str:
         """The name of a class where the run knows one, else its number; empty for None."""
         value = number(label)
