@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from covary.errors import CovaryError
 PART = ".part"
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # What a filesystem may raise where nothing is wrong with covary: missing packages, keys, hosts, files.
-TROUBLE = (OSError, ImportError, ValueError, RuntimeError, KeyError)
+TROUBLE = (OSError, ImportError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile)
 
 
 def filesystem(where: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:

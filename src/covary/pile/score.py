@@ -135,10 +135,11 @@ def _score(
     run: Run, scorer: dict[str, Any], missing: list, total: int, progress: Progress | None, told: Told | None
 ) -> dict[str, Any]:
     """The first pass: what is missing; its seconds are those of all workers together."""
-    seconds, inputs, seen = 0.0, 0, total - len(missing)
+    seconds, processor, inputs, seen = 0.0, 0.0, 0, total - len(missing)
     started = time.perf_counter()
     for record in run(Scorer, scorer, missing):
         seconds, inputs, seen = seconds + record["seconds"], inputs + record["n"], seen + 1
+        processor += record["processor_seconds"]
         if progress is not None:
             progress(seen, total)
         if told is not None:
@@ -148,6 +149,7 @@ def _score(
         "scored_now": inputs,
         "scoring_seconds": round(time.perf_counter() - started, 3),
         "seconds_per_input": seconds / inputs if inputs else None,
+        "processor_seconds_per_input": processor / inputs if inputs else None,
     }
 
 

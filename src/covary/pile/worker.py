@@ -129,8 +129,8 @@ class Scorer:
         """Scores partition `number` unless its file is there."""
         name = part_name(number)
         if self.place.exists(name):
-            return {"number": number, "n": 0, "seconds": 0.0, "pid": os.getpid()}
-        started = time.perf_counter()
+            return {"number": number, "n": 0, "seconds": 0.0, "processor_seconds": 0.0, "pid": os.getpid()}
+        started, processor = time.perf_counter(), time.process_time()
         kept, least = [], []
         read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
         with limited(self.job.threads):
@@ -143,7 +143,13 @@ class Scorer:
         table = table_of(kept, least)
         record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule}
         write_part(self.place, name, table, record)
-        return {"number": number, "n": len(table), "seconds": time.perf_counter() - started, "pid": os.getpid()}
+        return {
+            "number": number,
+            "n": len(table),
+            "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - processor,
+            "pid": os.getpid(),
+        }
 
     @property
     def rule(self) -> str:

@@ -77,7 +77,7 @@ def sample(value: pa.Scalar, where: str, mode: str) -> Shaped[np.ndarray, "..."]
         value = value["bytes"]
     if not value.is_valid:
         raise CovaryError(f"{where} is null", "an input in every row")
-    if isinstance(value, pa.BinaryScalar | pa.LargeBinaryScalar):
+    if pa.types.is_binary(value.type) or pa.types.is_large_binary(value.type):
         return decoded(value.as_py(), where, mode)
     if isinstance(value, pa.ExtensionScalar) and isinstance(value, pa.FixedShapeTensorScalar):
         return raw_sample(value.to_numpy(), where)
