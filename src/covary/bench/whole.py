@@ -1,0 +1,62 @@
+"""What `covary bench` does: tables with their files, tuning, packing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from covary.bench import pack, tune
+from covary.bench.outputs import write_outputs
+from covary.bench.runner import Say, run_table
+from covary.bench.table import SCALES, TABLES, table
+from covary.errors import CovaryError, unknown_name
+
+
+def aloud(line: str) -> None:
+    """Says a line to who is waiting."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def quiet(line: str) -> None:
+    """Says nothing."""
+
+
+def run(
+    what: str,
+    scale: str,
+    *,
+    cache: Path,
+    out: Path,
+    only: Sequence[str] = (),
+    chains: bool = False,
+    again: bool = False,
+    device: str = "cpu",
+    dataset: str = "cifar10",
+    limit: float = 60.0,
+    say: Say = aloud,
+) -> dict[str, Any]:
+    """Runs one table or `all`, `tune` or `pack`; returns what was written and the main figures.
+
+    Raises:
+        CovaryError: an unknown table, scale, cell or data set.
+    """
+    if scale not in SCALES:
+        raise unknown_name("scale", scale, SCALES)
+    if what == "tune":
+        return tune.run(scale, cache, out, device=device, say=say)
+    if what == "pack":
+        return pack.write_pack(dataset, out, limit)
+    names = TABLES if what == "all" else (what,)
+    if only and len(names) > 1:
+        raise CovaryError("--cell with all tables", "one table", "name the table that the cell is of")
+    told: dict[str, Any] = {}
+    for name in names:
+        found = table(name, scale)
+        record = run_table(found, cache, only=only, chains=chains, again=again, device=device, say=say)
+        written = write_outputs(record, out)
+        told[name] = {key: value for key, value in record.items() if key.startswith("mean_")}
+        told[name] |= {"marked": record["marked"], "files": [str(path) for path in written]}
+        say(f"{name}: {len(record['cells'])} cells, {len(record['marked'])} of them marked; {written[0]}")
+    return told
