@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from covary.errors import CovaryError
 from covary.features import FeatureExtractor
 from covary.types import Batch, Rows
 
@@ -400,3 +403,39 @@ def test_little_memory_means_small_passes(monkeypatch: pytest.MonkeyPatch) -> No
     fast = extractor(module)
     agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
     assert fast.norm_kinds["first"] == "projected" != roomy.norm_kinds["first"]
+
+
+def test_weights_that_come_from_disk_layer_by_layer(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    module = seeded(
+        lambda: Head(nn.Sequential(nn.Linear(7, 40), nn.LayerNorm(40), nn.GELU(), nn.Linear(40, 30)), 30, -1)
+    )
+    module.eval()
+    x = torch.randn(N, 6, 7)
+    wanted = extractor(module).rows(batch(x))
+    places = {"body.0": "cpu", "body.1": "disk", "body.2": "cpu", "body.3": "disk", "head": "cpu"}
+    away = accelerate.dispatch_model(module, places, offload_dir=str(tmp_path), main_device="cpu")
+    assert away.body[3].weight.is_meta
+    fast = extractor(away)
+    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    assert len(fast.notes) == 1
+    assert "offloaded: body.1.weight and 3 more" in fast.notes[0]
+
+
+class Sloped(nn.Module):
+    """A weight that no layer with a rule owns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.slope = nn.Linear(12, 4), nn.ParameterList([nn.Parameter(torch.rand(12))])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x * self.slope[0])
+
+
+def test_offloaded_weights_without_a_rule_are_refused() -> None:
+    fast = extractor(seeded(Sloped).eval())
+    fast.module.slope[0] = nn.Parameter(torch.rand(12, device="meta"))
+    fast._fast.hooked.forget(["slope.0"])
+    with pytest.raises(CovaryError, match=r"no fast rule knows slope\.0, and its weights are offloaded"):
+        fast._fast._add_unknown(torch.randn(N, 12), N, nullcontext)

@@ -50,7 +50,13 @@ class Network:
     def fingerprint(self) -> str:
         """sha256 over names (sorted), dtypes, shapes and contents of all parameters and buffers."""
         tensors = dict(self.module.named_parameters(remove_duplicate=False))
-        return digest_tensors({**tensors, **dict(self.module.named_buffers(remove_duplicate=False))})
+        tensors |= dict(self.module.named_buffers(remove_duplicate=False))
+        if any(tensor.is_meta for tensor in tensors.values()):
+            # accelerate brings weights that are elsewhere; its state dict knows persistent buffers only, the rest is here.
+            from accelerate.utils import get_state_dict_offloaded_model
+
+            tensors |= {n: t for n, t in get_state_dict_offloaded_model(self.module).items() if tensors[n].is_meta}
+        return digest_tensors(tensors)
 
     def inputs(self, x: Tensor) -> Tensor:
         """A batch on the network's device; floats in its dtype, token ids as they are."""
@@ -92,7 +98,8 @@ def load_network(
     if lazy:
         raise CovaryError(f"{lazy[0]} has no shape yet (a lazy module)", "initialised weights", "pass --weights")
     try:
-        module = module.to(torch.device(device))
+        # A module spread over devices by accelerate moves its inputs itself, and may not be moved.
+        module = module if hasattr(module, "hf_device_map") else module.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise CovaryError(f"device {str(device)!r} cannot be used: {reason}", "", "pass --device cpu") from error

@@ -25,7 +25,8 @@ def wrong_layers(
 
     With weights c_i, sum_i c_i row_i = P grad(sum_i c_i f_i). Unequal weights also show where the first dimension of a
     layer's input is not the sample, or where samples influence each other. Gradients are projected as they come and
-    freed, so no second copy of the weights is held; the parameters' own `grad` is put back.
+    freed, so no second copy of the weights is held; the parameters' own `grad` is put back. Weights that are elsewhere
+    until their layer runs (offloaded ones) get no gradient from autograd: their layers are left out.
     """
     sums: dict[tuple[str, int], Tensor] = {}
 
@@ -46,9 +47,9 @@ def wrong_layers(
     try:
         for name, parameter in parameters.items():
             # The parameters themselves, not stand-ins: checkpointed layers look them up again in the backward pass.
-            parameter.requires_grad_(name in ledger.places)
+            parameter.requires_grad_(name in ledger.places and not parameter.is_meta)
             parameter.grad = None
-            if name in ledger.places:
+            if parameter.requires_grad:
                 handles.append(parameter.register_post_accumulate_grad_hook(collect(name)))
         with torch.inference_mode(False), torch.enable_grad():
             value = observe()
@@ -61,7 +62,10 @@ def wrong_layers(
             parameters[name].requires_grad_(requires)
             parameters[name].grad = gradient
     wrong = []
+    away = set(offloaded(module))
     for layer, found in rows.items():
+        if away.intersection(ledger.layers[layer]):
+            continue
         blocks = ledger.projections[layer].blocks
         parts = [
             sums[layer, i][0] if (layer, i) in sums else torch.zeros(b.numbers, device=found.device)
@@ -76,3 +80,8 @@ def wrong_layers(
         if not off <= (TOLERANCE_HALF if half else TOLERANCE) * scale:
             wrong.append(layer)
     return wrong
+
+
+def offloaded(module: nn.Module) -> list[str]:
+    """Names of parameters that hold no numbers while their layer does not run."""
+    return [name for name, parameter in module.named_parameters() if parameter.is_meta]

@@ -15,12 +15,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 from covary.activations import watched_layers
 from covary.engine import LEAF_RULE
 from covary.engine.axes import sample_axes
-from covary.engine.check import wrong_layers
+from covary.engine.check import offloaded, wrong_layers
 from covary.engine.hooks import HookedPass, RuleFailed
 from covary.engine.ledger import Ledger
+from covary.errors import CovaryError
 from covary.gradients import ChooseLogits, exact_gradients
 from covary.observables import Labels, Logits, UserObservable
 from covary.projections import LayerProjection
+from covary.spaces import layer_of
 
 # Samples in the first batch's check.
 CHECKED = 4
@@ -139,6 +141,12 @@ class FastEngine:
         if not self.hooked.unknown:
             return
         every = dict(self.module.named_parameters())
+        if away := [name for name in self.hooked.unknown if every[name].is_meta]:
+            raise CovaryError(
+                f"no fast rule knows {away[0]}, and its weights are offloaded",
+                "weights on a device, or a space without them",
+                f"pass --space, or keep {layer_of(away[0])} on a device",
+            )
         size = sum(every[name].numel() for name in self.hooked.unknown)
         step = max(1, WHOLE_BYTES // (4 * size))
         parts: dict[str, list[Tensor]] = {name: [] for name in self.hooked.unknown}
@@ -194,6 +202,9 @@ class FastEngine:
         wrong = wrong_layers(
             self.module, self.ledger, got.rows, lambda: self._forward(x, attached=True)[0], weights.to(got.observable)
         )
+        if away := [name for name in offloaded(self.module) if name in self.ledger.places]:
+            found = f"{away[0]} and {len(away) - 1} more" if len(away) > 1 else away[0]
+            self.notes.append(f"Not checked against automatic differentiation, since offloaded: {found}.")
         names = [name for layer in wrong for name in self.layers[layer] if name not in self.hooked.unknown]
         self.hooked.forget(names)
         self._note(names, "whose fast gradients disagreed with automatic differentiation")
