@@ -52,8 +52,8 @@ class Network:
         tensors = dict(self.module.named_parameters(remove_duplicate=False))
         tensors |= dict(self.module.named_buffers(remove_duplicate=False))
         if any(tensor.is_meta for tensor in tensors.values()):
-            # accelerate brings weights that are elsewhere; its state dict knows persistent buffers only, the rest is here.
-            from accelerate.utils import get_state_dict_offloaded_model
+            # accelerate brings weights that are elsewhere; buffers its state dict leaves out are here.
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
 
             tensors |= {n: t for n, t in get_state_dict_offloaded_model(self.module).items() if tensors[n].is_meta}
         return digest_tensors(tensors)
