@@ -69,7 +69,7 @@ GIVEN = {
 
 @pytest.mark.parametrize("name", SAMPLED_ONLY)
 def test_what_would_do_nothing_is_refused(name):
-    with pytest.raises(CovaryError, match=f"{name} says nothing to the estimator first-order; expected gaussian, paper"):
+    with pytest.raises(CovaryError, match=f"{name} says nothing to the estimator first-order; expected gaussian"):
         Settings.checked(**{name: GIVEN[name]})
     Settings.checked(estimator="gaussian", **{name: GIVEN[name]})
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from covary.data import Source
 from covary.errors import CovaryError
-from covary.roles import not_calibrating, sampling_split
+from covary.roles import LEAST_SAMPLING, not_calibrating, sampling_split
 from covary.sampled_features import LOOKED_AT, SampledExtractor
 from covary.sampled_rows import sampling_data
 from covary.sampling_told import diagnosed
@@ -36,6 +36,9 @@ def take_draws(
             own, rest = sampling_split(trusted.ids, trusted.y, s.seed)
             sampling, trusted = trusted.take(own), trusted.take(rest)
         else:
+            if len(sampling) < LEAST_SAMPLING:
+                found = f"the sampling set has {len(sampling)} inputs"
+                raise CovaryError(found, f"at least {LEAST_SAMPLING} of known class")
             for other, what in ((trusted, "trusted"), (calibration, "calibration")):
                 _refuse_overlap(sampling, other, what)
         data, ids = sampling_data(extractor.network, sampling.batches(s.batch_size)), sampling.ids
