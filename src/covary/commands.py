@@ -147,7 +147,7 @@ def gate(
         "min_auroc": min_auroc, "min_accuracy": min_accuracy,
     }  # fmt: skip
     found = passes(
-        run, {name: float(limit) for name, limit in asked.items() if limit is not None}, against=against, level=level,
+        run, {name: limit for name, limit in asked.items() if limit is not None}, against=against, level=level,
         by_id=by_id, public_key=None if public_key is None else read_public(public_key), no_warnings=no_warnings,
     )  # fmt: skip
     if junit is not None:

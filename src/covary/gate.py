@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ RULES: dict[str, Rule] = {
 
 def gate(
     run: Path,
-    limits: dict[str, float],
+    limits: Mapping[str, int | float],
     *,
     against: Path | None = None,
     level: float = 0.01,
@@ -108,7 +108,7 @@ def _receipt(run: Path, public_key: str | None) -> dict[str, Any]:
     return _rule("the RUN is what its signed receipt says", not wrong, wrong[0] if wrong else "intact, signed")
 
 
-def _kept(run: RunFolder, rule: Rule, limit: float) -> dict[str, Any]:
+def _kept(run: RunFolder, rule: Rule, limit: int | float) -> dict[str, Any]:
     value = rule.value(run.summary)
     if value is None:
         raise CovaryError(f"{run.path} has no figure for {rule.figure}", "a RUN with known truth (--truth)", "")

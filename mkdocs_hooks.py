@@ -1,0 +1,132 @@
+"""What MkDocs cannot know from files: pages made from the live command line and package, and a table of contents that
+holds what is there."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+GENERATED = {"commands.md": "command_reference", "python.md": "python_reference"}
+
+
+def on_config(config: Any) -> Any:
+    """Drops pages that are not there from the table of contents and appends those it does not name."""
+    there = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
+    there |= set(GENERATED)
+    named: set[str] = set()
+
+    def kept(entries: list[Any]) -> list[Any]:
+        result = []
+        for entry in entries:
+            (title, value), *_ = entry.items()
+            if isinstance(value, list):
+                inner = kept(value)
+                result += [{title: inner}] if inner else []
+            elif value in there:
+                named.add(value)
+                result.append(entry)
+        return result
+
+    config.nav = kept(config.nav)
+    if more := sorted(there - named):
+        config.nav.append({"More": more})
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Adds the generated pages."""
+    for name, maker in GENERATED.items():
+        files.append(File.generated(config, name, content=globals()[maker]()))
+    return files
+
+
+def command_reference() -> str:
+    """Every command with its options, from the command line itself."""
+    from typer.main import get_command
+
+    from covary.cli import app
+
+    lines = [
+        "# Commands",
+        "",
+        "Made from `covary --help`. Exit codes: 0 fine, 1 flagged, failed or different, 2 bad input.",
+    ]
+    for name, command in _commands("covary", get_command(app)):
+        lines += ["", f"## {name}", "", _unindented(command.help or "")]
+        rows = [_option(parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            lines += ["", "| option | default | |", "| --- | --- | --- |", *rows]
+    return "\n".join(lines) + "\n"
+
+
+def _commands(prefix: str, group: Any) -> list[tuple[str, Any]]:
+    found = []
+    for name, command in sorted(group.commands.items()):
+        inner = hasattr(command, "commands")
+        found += _commands(f"{prefix} {name}", command) if inner else [(f"{prefix} {name}", command)]
+    return found
+
+
+def _option(parameter: Any) -> str:
+    required = getattr(parameter, "required", False)
+    name = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
+    default = parameter.default
+    told = "" if default is None or default is False or callable(default) else f"`{default}`"
+    text = _cell(getattr(parameter, "help", None) or "")
+    return f"| `{name}` | {'required' if required else told} | {text} |"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _unindented(text: str) -> str:
+    return inspect.cleandoc(text).replace("\f", "")
+
+
+def python_reference() -> str:
+    """Every public name of the package with its signature and docstring."""
+    import covary
+
+    lines = ["# Python", "", "Public names of `covary`. Scores: higher = more anomalous, everywhere."]
+    for name in sorted(covary.__all__, key=str.lower):
+        thing = getattr(covary, name)
+        if name == "__version__":
+            continue
+        lines += ["", f"## {name}", ""]
+        if isinstance(thing, dict):
+            rows = [f"| `{key}` | {_cell(_summary(value))} |" for key, value in thing.items()]
+            lines += ["| name | |", "| --- | --- |", *rows]
+        else:
+            lines += _documented(name, thing, importlib.import_module(thing.__module__))
+            if inspect.isclass(thing) and not issubclass(thing, Exception):
+                for method, function in vars(thing).items():
+                    function = getattr(function, "__func__", function)
+                    if not method.startswith("_") and inspect.isfunction(function) and function.__doc__:
+                        lines += ["", f"### {name}.{method}", "", *_documented(method, function, None)]
+    return "\n".join(lines) + "\n"
+
+
+def _summary(value: Any) -> str:
+    return (inspect.getdoc(value) or "").split("\n\n")[0] if not isinstance(value, (str, type(None))) else str(value)
+
+
+def _documented(name: str, thing: Any, home: Any) -> list[str]:
+    try:
+        signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(thing)))
+    except (TypeError, ValueError):
+        signature = ""
+    doc = inspect.cleandoc(thing.__doc__ or "")
+    head, _, rest = doc.partition("\n\n")
+    said = [f"From `{home.__name__}`.", ""] if home is not None else []
+    code = ["```python", f"{name}{signature}", "```", ""]
+    return [*code, _plain(head), "", *said, *(["```text", rest, "```"] if rest else [])]
+
+
+def _plain(text: str) -> str:
+    return text.replace("<", "&lt;")

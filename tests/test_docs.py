@@ -1,0 +1,181 @@
+"""The documentation: every command and snippet runs, every command is told of, the site builds and asks nobody."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tiny
+from covary import cli
+from snippets import Reader, Snippet, commands, run_keys, snippets
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MODULE = """
+import torch
+from tiny import Digits, network, trained
+factory, dataset = network, Digits
+
+def function(x):
+    return x
+"""
+
+
+@pytest.fixture(scope="session")
+def world(tiny_files, saved_folder, tmp_path_factory) -> Path:
+    """What a reader has: a network, data under the names that pages use, a fitted detector; not to be changed."""
+    home = tmp_path_factory.mktemp("world")
+    (home / "package").mkdir()
+    for name in ("package/module.py", "nets.py"):
+        (home / name).write_text(MODULE)
+    for name in ("weights.safetensors", "weights.pt", "trusted.npz"):
+        shutil.copy(tiny_files / name, home / name)
+    for name in ("inputs.npz", "new.npz", "today.npz"):
+        shutil.copy(tiny_files / "inputs.npz", home / name)
+    x, y = tiny.trusted()
+    for folder, images, classes in (("trusted", x, y), ("new", tiny.inputs()[0], tiny.inputs()[1])):
+        for i, (image, label) in enumerate(zip(images, classes, strict=True)):
+            place = home / folder / str(label)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i}.png")
+    shutil.copytree(saved_folder, home / "detectors" / "first")
+    return home
+
+
+@pytest.fixture
+def reader(world, tmp_path, monkeypatch):
+    """A reader at the start of a page, with the names that pages may use without saying where they come from."""
+    home = shutil.copytree(world, tmp_path / "reader")
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(home)])
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    before = set(sys.modules)
+    x, y = tiny.trusted()
+    names = {"network": tiny.trained(), "trusted_images": x, "trusted_labels": y, "new_images": tiny.inputs()[0]}
+    reader = Reader(names)
+    yield reader
+    reader.end()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(home)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_snippet_runs(page, reader):
+    for snippet in snippets(page.read_text(encoding="utf-8")):
+        reader.follow(snippet)
+
+
+def test_few_blocks_are_not_run():
+    found = [snippet for page in PAGES for snippet in snippets(page.read_text(encoding="utf-8"))]
+    assert len(found) > 15
+    assert sum(snippet.skipped is not None for snippet in found) <= 5
+
+
+# The runner ----------------------------------------------------------------------------------------------------------
+
+
+def test_blocks_are_found_with_what_is_said_of_them():
+    text = '\n'.join([
+        '<!-- exit: 1 -->', '```sh', 'covary x', '```', '', '<!-- not run: no browser here -->', '', '```python', '1/0',
+        '```', '- item', '', '  ```python title="a.py"', '  if 1:', '      pass', '  ```', '````', '```', '````',
+    ])  # fmt: skip
+    found = snippets(text)
+    assert [(s.line, s.language, s.title, s.skipped, s.exit) for s in found] == [
+        (2, "sh", None, None, 1), (8, "python", None, "no browser here", 0), (13, "python", "a.py", None, 0),
+        (17, "", None, None, 0),
+    ]  # fmt: skip
+    assert found[2].code == "if 1:\n    pass\n"
+
+
+def test_shell_lines():
+    assert commands("# first\ncovary a \\\n   b\n\n$ covary c  # why\n") == ["covary a b", "covary c  # why"]
+    assert run_keys({"jobs": [{"run": "a"}, {"steps": {"run": "b", "x": 1}}]}) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["covary nonsense", "covary scan --no-such-option", "make nothing", "pip install 'covary[nothing]'", "false",
+     "python -m covary.nothing"],
+)  # fmt: skip
+def test_what_does_not_work_is_noticed(line, reader):
+    with pytest.raises(AssertionError, match="ended with"):
+        reader.follow(Snippet(1, "sh", None, f"covary --version\n{line}", None, 0))
+    with pytest.raises(AssertionError, match="ended with 0, not 1"):
+        reader.follow(Snippet(1, "sh", None, "covary --version", None, 1))
+
+
+def test_python_that_does_not_work_is_noticed_and_names_are_kept(reader):
+    reader.follow(Snippet(1, "python", None, "a = 1", None, 0))
+    reader.follow(Snippet(1, "python", None, "assert a == 1", None, 0))
+    with pytest.raises(ZeroDivisionError):
+        reader.follow(Snippet(1, "python", None, "a / 0", None, 0))
+    with pytest.raises(AssertionError, match="say why"):
+        reader.follow(Snippet(1, "python", None, "a / 0", "", 0))
+
+
+# The site ------------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """What a page would fetch, and its headings."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.ids: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.ids.add(told.get("id") or "")
+        if tag in ("script", "img", "iframe", "source", "video"):
+            self.fetched.append(told.get("src") or "")
+        if tag == "link" and told.get("rel") in ("stylesheet", "preconnect", "preload", "icon"):
+            self.fetched.append(told.get("href") or "")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as in continuous integration."""
+    out = tmp_path_factory.mktemp("site")
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    done = subprocess.run(mkdocs, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+def test_the_site_holds_every_page_and_fetches_nothing_from_elsewhere(site):
+    pages = {path.relative_to(site).as_posix(): Page(path.read_text("utf-8")) for path in site.rglob("*.html")}
+    wanted = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert wanted | {"commands.html", "python.html"} <= set(pages)
+    fetched = [address for page in pages.values() for address in page.fetched]
+    assert not [address for address in fetched if re.match(r"(https?:)?//", address)]
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text("utf-8"))
+
+
+def test_the_reference_has_every_command_and_every_public_name(site):
+    import covary
+
+    ids = Page((site / "commands.html").read_text("utf-8")).ids
+    for command in cli.app.registered_commands:
+        assert f"covary-{command.name or command.callback.__name__}" in ids
+    assert "covary-receipts-merge" in ids
+    ids = Page((site / "python.html").read_text("utf-8")).ids
+    assert {name.lower() for name in covary.__all__} - {"__version__"} <= ids
+
+
+def test_no_image_is_missing(site):
+    text = (site / "results.html").read_text("utf-8")
+    for address in filter(None, Page(text).fetched):
+        assert (site / address.partition("?")[0]).is_file(), address
+    assert np.any([address.endswith(".svg") for address in Page(text).fetched])
