@@ -39,7 +39,7 @@ class Network:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        return next((p.device for p in self.module.parameters() if not p.is_meta), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,10 +52,13 @@ class Network:
         tensors = dict(self.module.named_parameters(remove_duplicate=False))
         tensors |= dict(self.module.named_buffers(remove_duplicate=False))
         if any(tensor.is_meta for tensor in tensors.values()):
-            # accelerate brings weights that are elsewhere; buffers its state dict leaves out are here.
-            from accelerate.utils.modeling import get_state_dict_offloaded_model
+            # accelerate brings weights that are elsewhere while their own layer is in use.
+            from accelerate.utils import align_module_device
 
-            tensors |= {n: t for n, t in get_state_dict_offloaded_model(self.module).items() if tensors[n].is_meta}
+            for prefix, layer in self.module.named_modules(remove_duplicate=False):
+                with align_module_device(layer):
+                    own = {f"{prefix}.{name}".lstrip("."): p for name, p in layer.named_parameters(recurse=False)}
+                    tensors |= {name: p.detach().cpu() for name, p in own.items() if tensors[name].is_meta}
         return digest_tensors(tensors)
 
     def inputs(self, x: Tensor) -> Tensor:
