@@ -194,8 +194,33 @@ def hash_record(
     print_json({"record": str(record), "sha256": digest}) if json else print(digest)
 
 
+def mechanisms(
+    run: Annotated[Path, Argument(help="RUN folder.")],
+    least: Annotated[int | None, Option("--least", min=2, help="Inputs that make a mechanism.")] = None,
+    json: Json = False,
+) -> None:
+    """Cluster a RUN's flagged inputs by how their explanation fails; writes mechanisms.json and the report.
+
+    **Examples**
+
+    `covary mechanisms runs/a`
+
+    `covary mechanisms runs/a --least 20 --json`
+    """
+    from covary.mechanisms_of_run import mechanisms_of_run
+    from covary.report.mechanism_section import headline, line
+
+    found = mechanisms_of_run(run, least)
+    if json:
+        print_json(found)
+        return
+    print(headline(found))
+    for cluster in found["clusters"]:
+        print(line(cluster))
+
+
 def add_to(app: Typer) -> None:
     """Adds these commands to the command line."""
-    for command in (verify, sign, keygen, compare, gate):
+    for command in (verify, sign, keygen, compare, gate, mechanisms):
         app.command()(command)
     app.add_typer(receipts)

@@ -30,7 +30,7 @@ FILES = {
         "draws.safetensors",
         *_OWN,
     ),
-    "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", *_OWN),
+    "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", "mechanisms.json", *_OWN),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -38,9 +39,7 @@ def as_toml(settings: dict[str, dict[str, Any]]) -> str:
     """Settings as TOML."""
 
     def word(value: Any) -> str:
-        return (
-            str(value).lower() if isinstance(value, bool) else f"{list(value) if isinstance(value, tuple) else value}"
-        )
+        return json.dumps(list(value) if isinstance(value, tuple) else value)
 
     head = (
         "# Settings of the baselines, written by `covary bench tune`: best mean masked AUROC over the tuning cells.\n"

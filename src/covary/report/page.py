@@ -12,6 +12,7 @@ from markupsafe import Markup
 from covary.report import charts, words
 from covary.report.axis import axis_for
 from covary.report.draws import draws
+from covary.report.mechanism_section import mechanisms
 from covary.report.panels import panels
 from covary.report.run_folder import PARTS, RunFolder, items, number, section
 
@@ -60,6 +61,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "n_flagged": int(run.results.flagged.sum()),
         "draws": draws(run),
         "diagnostics": _diagnostics(run),
+        "mechanisms": mechanisms(run),
         "table": table,
         "settings": _settings(run),
         "data": as_json({**{key: table[key] for key in ("columns", "heads", "classes")}, **evidence["data"]}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class RunFolder:
     summary: dict[str, Any]
     run: dict[str, Any]
     evidence: dict[str, Any]
+    mechanisms: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sampled(self) -> bool:
@@ -90,6 +91,7 @@ def read_run(path: Path) -> RunFolder:
         _read_json(path / "summary.json"),
         _read_json(path / "run.json"),
         _read_json(path / "report.json"),
+        _read_json(path / "mechanisms.json"),
     )
 
 
