@@ -119,3 +119,16 @@ def test_the_transformers_run(llama):
     network: nn.Module = Transformer(32, 1, llama).eval()
     x = torch.randint(0, 512, (2, 5)) if llama else torch.rand(2, 3, 32, 32)
     assert network(x).shape == (2, 64)
+
+
+def test_the_command_measures_a_section_and_fills_the_page(tmp_path, monkeypatch, capsys):
+    from covary.bench.speed.told import measure
+
+    monkeypatch.setattr(speed, "SECTIONS", {"stream": lambda _: {"marks": [], "second_half_over_first": 1.01,
+                                                                 "peak_growth_after_a_tenth_mb": 3}})  # fmt: skip
+    page = tmp_path / "speed.md"
+    page.write_text("# Page\n<!-- speed -->\n<!-- end of speed -->\n<!-- scales -->\n<!-- end of scales -->\n")
+    measure(["stream"], tmp_path, tmp_path, None, 1, False, page, quiet=False)
+    assert "| 1.01 |" in page.read_text()
+    assert "| 1.01 |" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("speed-*.json"))) == 1

@@ -10,6 +10,7 @@ from typer import Argument, Option, Typer
 from covary.console import print_json
 from covary.options import Device, Json
 
+SPEED = "Of speed, whose cells are its sections"
 Cells = Annotated[list[str] | None, Option("--cell", help="Only this cell, as in badnets/cifar10/0; may be repeated.")]
 Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished results.")]
 
@@ -17,7 +18,7 @@ Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished
 def bench(
     what: Annotated[
         str,
-        Argument(help="vision, adaptive, adversarial, ood, mechanisms, hard, sensitivity, all; tune; pack."),
+        Argument(help="vision, adaptive, adversarial, ood, mechanisms, hard, sensitivity, all; speed; tune; pack."),
     ],
     scale: Annotated[str, Option("--scale", help="ci (two minutes), small (two cores) or paper (a GPU).")] = "ci",
     cell: Cells = None,
@@ -30,6 +31,14 @@ def bench(
     device: Device = "cpu",
     dataset: Annotated[str, Option("--dataset", help="What to pack.")] = "cifar10",
     limit: Annotated[float, Option("--limit", help="Largest size of a pack, in MB.")] = 60.0,
+    peer: Annotated[
+        Path | None,
+        Option("--peer", help="Python of an environment with devinterp 1.3.2.", rich_help_panel=SPEED),
+    ] = None,
+    threads: Annotated[int, Option("--threads", min=1, help="Of a network's passes.", rich_help_panel=SPEED)] = 1,
+    docs: Annotated[
+        Path | None, Option("--docs", help="Page and chart to fill, such as docs/speed.md.", rich_help_panel=SPEED)
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run a table of the benchmark, or go on with it; choose the baselines' settings; pack a data set.
@@ -45,7 +54,16 @@ def bench(
     `covary bench tune --scale small`
 
     `covary bench pack --dataset cifar10 --out packs --limit 60`
+
+    `covary bench speed --cell score_only --peer peer/bin/python`
     """
+    if what == "speed":
+        from covary.bench.speed.told import measure
+
+        record = measure(cell or [], out, cache / "cases", peer, threads, again, docs, quiet=json)
+        if json:
+            print_json(record)
+        return
     from covary.bench import whole
 
     made = whole.run(

@@ -3,10 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 NOT_MEASURED = "not measured"
+
+
+def measure(
+    sections: Sequence[str], out: Path, cases: Path, peer: Path | None, threads: int, again: bool, docs: Path | None,
+    quiet: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """`covary bench speed`: measures what is not in `out`/speed-MACHINE.json yet, prints it, fills page and chart."""
+    from covary.bench.core import fill
+    from covary.bench.speed import Options, machine, run
+    from covary.bench.speed.cost import TARGETS
+
+    options = Options(cases=cases, peer=peer)
+    record = run(sections, out / f"speed-{machine()}.json", options, threads=threads, again=again)
+    if not quiet:
+        print(markdown(record))
+    if docs is not None:
+        fill(docs, "speed", markdown(record))
+        fill(docs, "scales", scales(record))
+        if "first_order_speedup" in record:
+            chart(record, options.sampled, TARGETS[1], docs.with_suffix(".svg"))
+    return record
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
