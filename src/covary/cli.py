@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
-from covary import __version__, bench_commands, commands
+from covary import __version__, bench_commands, commands, serving
 from covary.console import print_error, print_findings, print_json, print_record, print_summary
 from covary.errors import CovaryError
 from covary.options import (
@@ -326,6 +326,7 @@ def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
 
 commands.add_to(app)
 bench_commands.add_to(app)
+app.command()(serving.serve)
 
 
 def _version(wanted: bool) -> bool:
