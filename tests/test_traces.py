@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from covary.chains import Minibatches
+from covary.chains import Minibatches, run_block, start
 from covary.couplings import couple
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
@@ -16,7 +17,7 @@ from covary.observables import margin, nll
 from covary.samplers import SamplingPlan
 from covary.samplers.rmsprop_sgld import RmspropSgldSettings, init, step
 from covary.samplers.state import generator_for, members
-from covary.traces import record_traces, rows_from_traces
+from covary.traces import evaluate, record_traces, rows_from_traces
 from sampling_cases import images, plan, tiny, tiny_module
 
 GAUSSIAN = SamplingPlan(sampler="gaussian", steps=12, burn_in=0, batchnorm="frozen")
@@ -172,6 +173,35 @@ def test_channels_last_bf16_and_compile_are_options_that_hardly_move_traces():
     np.testing.assert_allclose(found.values["margin"], plain.values["margin"], atol=0.1)
     chain = record_traces(half, plan(chains=1), x, ids, data)
     assert np.isfinite(chain.loss).all()
+
+
+class HostReads(TorchDispatchMode):
+    """Counts reads of a single number, each of which makes the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.reads.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampler", ["rmsprop_sgld", "sgld", "gaussian"])
+def test_no_step_waits_for_the_device(sampler):
+    network, data, x, _ = tiny()
+    labels = network.module(x).argmax(-1)
+    chosen = plan(sampler=sampler, chains=1)
+    with HostReads() as host:
+        run_block(
+            start(network, chosen, 0), network, chosen, data, 5,
+            lambda weights, buffers: evaluate(network, [(weights, buffers)], x, labels, ["margin", "nll"]),
+        )  # fmt: skip
+    assert not host.reads
+    with HostReads() as host:
+        float(labels[0])
+    assert host.reads, "the counter counts nothing"
 
 
 def test_stop_ends_chains_early_at_the_same_draw():

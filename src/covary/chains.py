@@ -129,12 +129,13 @@ def advance(
     sampler = sampler_named(plan.sampler)
     gradient: Params = {}
     buffers = chain.buffers
-    loss = accuracy = torch.full((), torch.nan)
+    loss = accuracy = torch.full((), torch.nan, device=network.device)
     weights = chain.weights
     if sampler.needs_gradient:
         if data is None or batches is None:
             raise CovaryError(f"the sampler {plan.sampler} has no sampling data", "inputs with true labels")
-        index = batches.at(chain.step).to(data.x.device)
+        # Neither this copy nor the noise's waits for the device, so that the host stays ahead of it.
+        index = batches.at(chain.step).to(data.x.device, non_blocking=True)
         seed = dropout_seed(plan, chain.number, chain.step)
         gradient, buffers, loss, accuracy = network.gradient(
             weights, buffers, data.x[index], data.y[index], plan.batchnorm, seed

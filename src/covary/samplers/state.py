@@ -40,6 +40,6 @@ def white_noise(like: Mapping[str, Float[Tensor, "..."]], generator: torch.Gener
     sizes = [tensor.numel() for tensor in like.values()]
     flat = torch.randn(sum(sizes), generator=generator)
     return [
-        part.view(tensor.shape).to(tensor.device, tensor.dtype)
+        part.view(tensor.shape).to(tensor.device, tensor.dtype, non_blocking=True)
         for part, tensor in zip(flat.split(sizes), like.values(), strict=True)
     ]
