@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covary.calibration import benjamini_hochberg
 from covary.pile.fdr import NONE, counts_of, merged, threshold
 
 
-@given(
-    st.lists(st.integers(1, 40), min_size=1, max_size=200), st.integers(40, 60), st.floats(0.001, 0.9),
-    st.integers(1, 5),
-)  # fmt: skip
-def test_counts_decide_as_all_p_values_together(ranks, n, rate, pieces):
-    p = np.array(ranks) / (n + 1)
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 300), st.integers(1, 60), st.floats(0.001, 0.9), st.integers(1, 5))
+def test_counts_decide_as_all_p_values_together(seed, inputs, n, rate, pieces):
+    rng = np.random.default_rng(seed)
+    # Some piles with many small p-values, some with none.
+    p = np.ceil(rng.random(inputs) ** rng.integers(1, 5) * (n + 1)).clip(1) / (n + 1)
     counts = merged(counts_of(piece) for piece in np.array_split(p, pieces))
     assert sum(counts.values()) == len(p)
     limit = threshold(counts, rate)

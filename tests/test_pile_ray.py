@@ -71,9 +71,9 @@ def test_a_url_a_second_pass_over_the_cluster_and_a_broken_input(cluster, saved_
     monkeypatch.setattr(score, "FEW", 0)
     sizes = {"partition_size": 80, "batch_size": 16}
     data = pile_cases.write_zip(tmp_path)
-    score_pile(saved_folder, data, tmp_path / "alone", fdr=0.2, **sizes)
+    score_pile(saved_folder, data, tmp_path / "alone", **sizes)
     out = f"file://{tmp_path / 'ray'}"
-    score_pile(saved_folder, data, out, fdr=0.2, ray="local", actors=1, **sizes)
+    score_pile(saved_folder, data, out, ray="local", actors=1, **sizes)
     pile_cases.same(tmp_path / "ray", tmp_path / "alone")
     np.savez(tmp_path / "bad.npz", x=np.full((20, 1, 8, 8), np.nan, np.float32))
     with pytest.raises(CovaryError, match=r"^input '0' of .*bad.npz holds NaN or infinity; expected finite numbers"):

@@ -186,13 +186,17 @@ def test_a_damaged_partition_is_named(saved_folder, pile, tmp_path):
     assert score_pile(saved_folder, pile, out, **SIZES)["scored_now"] == 32
 
 
-def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, tmp_path):
+def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, whole, tmp_path):
     data = pile_cases.write_images(tmp_path)
     good = (tmp_path / "images" / "070.png").read_bytes()
     (tmp_path / "images" / "070.png").write_bytes(b"no image" * (len(good) // 8 + 1))
     with pytest.raises(CovaryError, match=r"070.png of .* cannot be read as an image"):
         score_pile(saved_folder, data, tmp_path / "out", **SIZES)
     assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
+    (tmp_path / "images" / "070.png").write_bytes(good)
+    summary = score_pile(saved_folder, data, tmp_path / "out", **SIZES)
+    assert (summary["resumed_partitions"], summary["n"]) == (2, 160)
+    same(tmp_path / "out", whole)
 
 
 def test_the_command_line(run_cli, saved_folder, pile, whole, verdicts, tmp_path):

@@ -157,7 +157,6 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
     """The second pass: memory holds one count for every distinct p-value, and 64 letters a partition."""
     started = time.perf_counter()
     digests: list[str] = [""] * len(parts)
-    other: list[tuple[int, str]] = []
     counts, n, rules, flagged = counted.merged([]), 0, {}, {}
     for record in run(Tally, {"out": out}, parts):
         i = record["number"]
@@ -165,7 +164,7 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
             raise CovaryError(f"{part_name(i)} of {out} is of another run", "one plan's partitions", "remove it")
         digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
         n += record["n"]
-        counts.update(counted.merged([record["counts"]]))
+        counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
     rule, limit = fixed_rule(detector.judge.fpr_in_force), detector.judge.fpr_in_force * (1 + 1e-9)
     if fdr is not None:
         limit = counted.threshold(counts, fdr)
