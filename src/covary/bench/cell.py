@@ -53,7 +53,7 @@ class Cell:
         """Its name as a folder."""
         return str(self).replace("/", "--").replace(":", "-")
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | int) -> float:
         """A numeric option."""
         try:
             return float(self.options.get(name, default))
