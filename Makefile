@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("make needs Python 3.11 or newer, as its pinned versions do: make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
@@ -23,5 +23,9 @@ lint: $(VENV)/.ready
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The documentation site, in site/.
+docs: $(VENV)/.ready
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site

@@ -117,15 +117,56 @@ def _summary(value: Any) -> str:
 
 
 def _documented(name: str, thing: Any, home: Any) -> list[str]:
-    try:
-        signature = re.sub(r"'([^']*)'", r"\1", str(inspect.signature(thing)))
-    except (TypeError, ValueError):
-        signature = ""
     doc = inspect.cleandoc(thing.__doc__ or "")
     head, _, rest = doc.partition("\n\n")
     said = [f"From `{home.__name__}`.", ""] if home is not None else []
-    code = ["```python", f"{name}{signature}", "```", ""]
-    return [*code, _plain(head), "", *said, *(["```text", rest, "```"] if rest else [])]
+    return ["```python", _signature(name, thing), "```", "", _plain(head), "", *said, *_paragraphs(rest)]
+
+
+def _signature(name: str, thing: Any) -> str:
+    try:
+        signature = inspect.signature(thing)
+    except (TypeError, ValueError):
+        return name
+    parts = [re.sub(r"'([^']*)'", r"\1", str(p)) for p in signature.parameters.values() if p.name != "self"]
+    if (first := _keyword_only(signature)) is not None:
+        parts.insert(first, "*")
+    if len(name) + sum(map(len, parts)) < 70:
+        return f"{name}({', '.join(parts)})"
+    return "\n".join([f"{name}(", *(f"    {part}," for part in parts), ")"])
+
+
+def _keyword_only(signature: inspect.Signature) -> int | None:
+    """Where the lone star stands, if there is one."""
+    kinds = [p.kind for p in signature.parameters.values() if p.name != "self"]
+    if inspect.Parameter.VAR_POSITIONAL in kinds or inspect.Parameter.KEYWORD_ONLY not in kinds:
+        return None
+    return kinds.index(inspect.Parameter.KEYWORD_ONLY)
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The rest of a docstring as Markdown: sections such as Args as lists, examples as code."""
+    lines: list[str] = []
+    for paragraph in text.split("\n\n"):
+        first, _, body = paragraph.partition("\n")
+        if paragraph.startswith(">>>"):
+            lines += ["```python", re.sub(r" *# doctest:.*", "", paragraph), "```", ""]
+        elif re.fullmatch(r"[A-Z][a-z]+:", first) and body.startswith(" "):
+            lines += [f"**{first[:-1]}**", "", *_items(inspect.cleandoc(body)), ""]
+        elif paragraph.strip():
+            lines += [_plain(paragraph), ""]
+    return lines
+
+
+def _items(body: str) -> list[str]:
+    items: list[str] = []
+    for line in body.split("\n"):
+        if line.startswith(" ") and items:
+            items[-1] += " " + line.strip()
+        else:
+            items.append(line)
+    # `name: what it is`, the name as code.
+    return ["- " + re.sub(r"^([\w., ]+): ", r"`\1`: ", _plain(item)) for item in items]
 
 
 def _plain(text: str) -> str:
