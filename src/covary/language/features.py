@@ -16,7 +16,7 @@ from covary.engine.fast import KEPT, PASS_BYTES, FastEngine
 from covary.errors import CovaryError, unknown_name
 from covary.gradients import exact_gradients
 from covary.language.answers import Answer, Answers
-from covary.language.latent import hidden_states, watched
+from covary.language.latent import hidden_states, looked_up_per_text, watched
 from covary.language.pretrained import LanguageModel
 from covary.language.spaces import text_parameters
 from covary.language.tokens import Side, Tokens, pad
@@ -147,9 +147,10 @@ class TextFeatures:
         return torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext()
 
     def _observe(self, parameters: Any, buffers: Any, x: Any) -> Float[Tensor, " n"]:
-        with hidden_states(self._watched, x) as states:
+        with hidden_states(self._watched, x) as states, looked_up_per_text(self.model.module, len(x["ids"])):
             answer = self.answers.answer(parameters, buffers, x)
-        self._last = answer, states
+        # The first run of a pass is the whole batch; parameters without a rule ask again, text by text.
+        self._last = self._last or (answer, states)
         return answer.value
 
     def _pass_rows(self, texts: Sequence[Tokens]) -> Rows:
@@ -176,8 +177,11 @@ class TextFeatures:
 
     def _gradients(self, x: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         if self.engine == "hooks":
+            self._fast.samples_at_once(x)
+            self._last = None
             got = self._fast(x, self._autocast)
             return got.rows, got.norms
+        self._last = None
         with torch.no_grad(), self._autocast():
             self._observe(*self._held(), x)
         with self._autocast():

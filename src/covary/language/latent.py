@@ -58,3 +58,22 @@ def hidden_states(layers: Mapping[str, nn.Module], x: Padded) -> Iterator[dict[s
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def looked_up_per_text(module: nn.Module, n: int) -> Iterator[None]:
+    """Embeddings that all texts share, such as those of positions, are looked up once a text instead, so that each
+    text's gradient can be told apart; the values are the same."""
+
+    def expand(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2 and inputs[0].shape[0] == 1 < n:
+            return inputs[0].expand(n, -1), *inputs[1:]
+        return None
+
+    embeddings = [child for child in module.modules() if isinstance(child, nn.Embedding)]
+    handles = [child.register_forward_pre_hook(expand) for child in embeddings]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,13 @@ def with_adapter(module: nn.Module, adapter: str) -> nn.Module:
         import peft
     except ImportError:
         raise missing_extra("peft", "language") from None
+    with warnings.catch_warnings():
+        # peft asks transformers for properties that it has renamed.
+        warnings.simplefilter("ignore", FutureWarning)
+        return _with_adapter(peft, module, adapter)
+
+
+def _with_adapter(peft: Any, module: nn.Module, adapter: str) -> nn.Module:
     if adapter.startswith("fresh:"):
         rank = adapter.removeprefix("fresh:")
         if not rank.isdigit() or int(rank) < 1:
@@ -130,10 +138,10 @@ def with_adapter(module: nn.Module, adapter: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(FRESH_SEED)
             made = peft.LoraConfig(r=int(rank), lora_alpha=int(rank), target_modules="all-linear")
-            return peft.get_peft_model(module, made)  # type: ignore[arg-type]
+            return peft.get_peft_model(module, made)
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise CovaryError(f"no adapter_config.json in {adapter}", "fresh:R, or a folder written by peft")
-    return peft.PeftModel.from_pretrained(module, adapter, is_trainable=True)  # type: ignore[arg-type]
+    return peft.PeftModel.from_pretrained(module, adapter, is_trainable=True)
 
 
 def _task(path: Path) -> str:
