@@ -188,6 +188,17 @@ def test_a_detector_is_refused_where_its_receipt_does_not_fit(saved_folder, dete
     Detector.load(detector_folder)
 
 
+def test_a_detector_can_be_asked_for_its_signature(detector_folder, signed_run, tmp_path):
+    _, key, public = signed_run
+    with pytest.raises(CovaryError, match=r"signature\.json is missing"):
+        Detector.load(detector_folder, public_key=public)
+    verify.sign(detector_folder, key)
+    Detector.load(detector_folder, public_key=public)
+    signatures.make_keys(tmp_path / "other.pem")
+    with pytest.raises(CovaryError, match="it was made with the key"):
+        Detector.load(detector_folder, public_key=tmp_path / "other.pem.pub")
+
+
 def test_the_report_made_again_stays_in_the_receipt(run, run_cli):
     (run / "report.html").write_text("")
     assert named(run) == ["report.html"]

@@ -262,16 +262,23 @@ class Detector:
 
     @staticmethod
     def load(
-        folder: str | Path, model: nn.Module | str | None = None, *, weights: str | Path | None = None, **changes: Any
+        folder: str | Path,
+        model: nn.Module | str | None = None,
+        *,
+        weights: str | Path | None = None,
+        public_key: str | Path | None = None,
+        **changes: Any,
     ) -> Detector:
         """A saved detector, ready to score; `changes` may name settings that do not decide scores, such as `device`.
 
+        With `public_key`, a PEM file, it must have been signed with the private one (see `covary sign`).
+
         Raises:
-            CovaryError: a missing, damaged or foreign folder, another network than it was fitted on, or an
-                installation whose random projections differ.
+            CovaryError: a missing, damaged or foreign folder, another network than it was fitted on, an
+                installation whose random projections differ, or a signature that is missing or another's.
         """
         folder = Path(folder)
-        record = saved.open_record(folder)
+        record = saved.open_record(folder, public_key)
         if forbidden := set(changes) - CHANGEABLE:
             expected = " or ".join(sorted(CHANGEABLE))
             raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", expected, "fit again")

@@ -15,6 +15,7 @@ from covary.errors import CovaryError
 from covary.fingerprints import digest_file, versions
 from covary.half_rows import packed, unpacked
 from covary.receipts import write_receipt
+from covary.signatures import read_public
 from covary.types import SIGMA, Rows
 from covary.verify import refuse_changed
 
@@ -112,18 +113,19 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         write_receipt(part)
 
 
-def open_record(folder: Path) -> dict[str, Any]:
-    """What is told of a detector, after every byte of its folder has been checked.
+def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str, Any]:
+    """What is told of a detector, after every byte of its folder has been checked, and who signed it if that is asked.
 
     Raises:
-        CovaryError: a missing, damaged or foreign folder, another format, or a receipt that does not fit.
+        CovaryError: a missing, damaged or foreign folder, another format, or a receipt or signature that does not fit.
     """
     record = store.open_sealed(folder, RECORD, WHAT)
     if record.get("format") != FORMAT:
         remedy = f"it was written by covary {record.get('versions', {}).get('covary')}; use that, or fit again"
         raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", remedy)
     # The seal has just read every file; the receipt need not read them again.
-    refuse_changed(Path(folder), {**record["files"], RECORD: digest_file(Path(folder) / RECORD)})
+    key = None if public_key is None else read_public(Path(public_key))
+    refuse_changed(Path(folder), {**record["files"], RECORD: digest_file(Path(folder) / RECORD)}, key)
     return record
 
 

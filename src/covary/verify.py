@@ -45,9 +45,9 @@ def differences(
         yield SIGNATURE, wrong
 
 
-def refuse_changed(folder: Path, digests: Mapping[str, str] | None = None) -> None:
+def refuse_changed(folder: Path, digests: Mapping[str, str] | None = None, public_key: str | None = None) -> None:
     """Refuses a folder that differs from its receipt in anything, naming the first thing."""
-    for name, wrong in differences(folder, digests=digests):
+    for name, wrong in differences(folder, public_key, digests):
         raise CovaryError(f"{folder} is not what its receipt says: {name} {wrong}", "", "copy the whole folder again")
 
 
