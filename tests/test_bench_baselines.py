@@ -17,7 +17,7 @@ from covary.bench.baselines import BASELINES, Material, Probe, baseline, cheap
 from covary.bench.baselines.beatrix import gram_numbers
 from covary.bench.baselines.ibd_psc import amplified, first_depth
 from covary.bench.baselines.mahalanobis import TiedGaussians
-from covary.bench.baselines.published import PLAN, published, traces_of
+from covary.bench.baselines.published import PLAN, couplings, published, published_offline, traces_of
 from covary.bench.baselines.ted import ranks
 from covary.errors import CovaryError
 from covary.types import Rows
@@ -318,6 +318,22 @@ def test_published_scores_by_two_loops():
         own = [np.corrcoef(query, trusted[:, j])[0, 1] for j in range(60) if material.trusted.predicted[j] == label]
         by_class.append(np.mean(own))
     assert published(material, "pearson", plan)[5] == pytest.approx(-max(by_class), abs=1e-3)
+
+
+def test_the_offline_variant_looks_for_trusted_neighbours(monkeypatch):
+    material, truth = halves()
+    plan = replace(PLAN, steps=60, burn_in=20, thinning=2)
+    split = replace(
+        material, reference=material.trusted.take(np.arange(25)), fit=material.trusted.take(np.arange(25, 60))
+    )
+    seen = []
+    monkeypatch.setattr("covary.bench.baselines.published.embedded", lambda x, seed: (seen.append(x), x)[1])
+    scores = published_offline(split, "ccc", plan)
+    matrix = couplings(split, "ccc", plan)[:, :25]
+    distances = np.linalg.norm(matrix[60 + 7] - matrix[25:60], axis=1)
+    assert scores[7] == pytest.approx(np.sort(distances)[:10].mean())
+    assert scores.shape == truth.shape
+    assert not np.allclose(seen[0], matrix[25:])  # in an order of its own
 
 
 def test_the_published_constants():

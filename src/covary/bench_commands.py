@@ -35,7 +35,9 @@ def bench(
         Path | None,
         Option("--peer", help="Python of an environment with devinterp 1.3.2.", rich_help_panel=SPEED),
     ] = None,
-    threads: Annotated[int, Option("--threads", min=1, help="Of a network's passes.", rich_help_panel=SPEED)] = 1,
+    threads: Annotated[
+        int, Option("--threads", min=1, help="Of the network; figures are the same for the same number.")
+    ] = 1,
     docs: Annotated[
         Path | None, Option("--docs", help="Page and chart to fill, such as docs/speed.md.", rich_help_panel=SPEED)
     ] = None,
@@ -68,7 +70,7 @@ def bench(
 
     made = whole.run(
         what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, device=device,
-        dataset=dataset, limit=limit, say=whole.quiet if json else whole.aloud,
+        dataset=dataset, limit=limit, threads=threads, say=whole.quiet if json else whole.aloud,
     )  # fmt: skip
     if json:
         print_json(made)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from covary.errors import CovaryError
 from covary.fingerprints import versions
 
 Say = Callable[[str], None]
+COUNTS = ("trusted", "clean", "anomalous", "sampling")
 
 
 def silent(line: str) -> None:
@@ -48,8 +50,11 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     work = cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
     case = work / "case"
     began = time.perf_counter()
+    if not same_size(table, work):
+        shutil.rmtree(work)
     if not (case / "case.json").is_file():
         maker(table.maker)(cell, table.size, cache, case)
+        store.write_json(work / "size.json", sizes(table))
         say(f"{cell}: case made in {time.perf_counter() - began:.0f} s")
     prepared = Prepared(case, work, table.fpr, device)
     judged = ours(prepared)
@@ -88,17 +93,19 @@ def run_table(
     chains: bool = False,
     again: bool = False,
     device: str = "cpu",
+    known: Mapping[str, dict[str, Any]] | None = None,
     say: Say = silent,
 ) -> dict[str, Any]:
     """Runs the cells of a table that have no result yet, and returns the record of all there are.
 
     `only` names cells to run, `again` runs them anew from their cached case, `chains` adds the baselines that take
-    hours to those that are done. A cell that cannot be made is missing, with its reason.
+    hours to those that are done. A cell that cannot be made is missing, with its reason. `known` are cells of an
+    earlier record, which stand in for those that the cache has no result of.
     """
     chosen_cells = [Cell.parse(name) for name in only] or table.cells
     for cell in chosen_cells:
         path = cell_path(table, cell, cache)
-        if path.is_file() and not (again or chains):
+        if not again and finished(table, path, chains):
             continue
         if again:
             for old in [path, *path.parent.glob("scores/*.npz"), path.with_name("rows.json")]:
@@ -116,16 +123,39 @@ def run_table(
         store.write_json(path.with_suffix(".part"), result)
         path.with_suffix(".part").rename(path)
         say(one_line(result))
-    return record(table, results(table, cache, chosen_cells), about(device))
+    return record(table, results(table, cache, chosen_cells, known), about(device))
 
 
-def results(table: Table, cache: Path, also: Sequence[Cell] = ()) -> dict[str, dict[str, Any]]:
-    """Results of the table's cells so far, by name; a cell never run is missing."""
+def sizes(table: Table) -> dict[str, int]:
+    """What the cases of a table depend on."""
+    return {name: getattr(table.size, name) for name in COUNTS}
+
+
+def same_size(table: Table, work: Path) -> bool:
+    """Whether what is there of a cell, if anything, was made at the table's present sizes."""
+    path = work / "size.json"
+    return not path.is_file() or json.loads(path.read_text()) == sizes(table)
+
+
+def finished(table: Table, path: Path, chains: bool) -> bool:
+    """Whether a result has all that is wanted of it: it is not missing, and no baseline is."""
+    if not path.is_file() or not same_size(table, path.parent):
+        return False
+    result = json.loads(path.read_text())
+    there = {*result.get("detectors", {}), *result.get("errors", {})}
+    return "missing" not in result and set(wanted_baselines(table, path.parent, chains)) <= there
+
+
+def results(
+    table: Table, cache: Path, also: Sequence[Cell] = (), known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Results of the table's cells so far, by name, of the cache or else those `known`; a cell never run is missing."""
     every = {str(cell): cell for cell in [*table.cells, *also]}
     found = {}
     for name, cell in every.items():
         path = cell_path(table, cell, cache)
-        found[name] = json.loads(path.read_text()) if path.is_file() else {"cell": name, "missing": "not run"}
+        found[name] = json.loads(path.read_text()) if path.is_file() else (known or {}).get(name)
+        found[name] = found[name] or {"cell": name, "missing": "not run"}
     return found
 
 

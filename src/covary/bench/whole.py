@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from covary import store
 from covary.bench import pack, tune
 from covary.bench.outputs import write_outputs
 from covary.bench.runner import Say, run_table
@@ -35,6 +38,7 @@ def run(
     device: str = "cpu",
     dataset: str = "cifar10",
     limit: float = 60.0,
+    threads: int = 1,
     say: Say = aloud,
 ) -> dict[str, Any]:
     """Runs one table or `all`, `tune` or `pack`; returns what was written and the main figures.
@@ -44,6 +48,7 @@ def run(
     """
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
+    torch.set_num_threads(threads)
     if what == "tune":
         return tune.run(scale, cache, out, device=device, say=say)
     if what == "pack":
@@ -54,7 +59,9 @@ def run(
     told: dict[str, Any] = {}
     for name in names:
         found = table(name, scale)
-        record = run_table(found, cache, only=only, chains=chains, again=again, device=device, say=say)
+        earlier = out / f"{name}-{scale}.json"
+        known = store.read_json(earlier, "a record")["cells"] if earlier.is_file() else None
+        record = run_table(found, cache, only=only, chains=chains, again=again, device=device, known=known, say=say)
         written = write_outputs(record, out)
         told[name] = {key: value for key, value in record.items() if key.startswith("mean_")}
         told[name] |= {"marked": record["marked"], "files": [str(path) for path in written]}

@@ -27,7 +27,7 @@ from covary.bench.baselines.max_softmax import max_softmax
 from covary.bench.baselines.own_trace import own_trace
 from covary.bench.baselines.parts import part_alone
 from covary.bench.baselines.profile_activations import profile_on_activations
-from covary.bench.baselines.published import published
+from covary.bench.baselines.published import published, published_offline
 from covary.bench.baselines.scale_up import scale_up
 from covary.bench.baselines.spectral_signatures import spectral_signatures
 from covary.bench.baselines.strip import strip
@@ -68,6 +68,7 @@ BASELINES: dict[str, Baseline] = {
     "own trace, spread": Baseline(lambda m, draws: own_trace(m, "spread", draws), "network", {"draws": (50, 25)}),
     "published (CLC)": Baseline(lambda m: published(m, "pearson"), "chain"),
     "published (Class CCC)": Baseline(lambda m: published(m, "ccc"), "chain"),
+    "published offline": Baseline(published_offline, "chain"),
 }
 
 

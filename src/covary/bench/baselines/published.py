@@ -12,6 +12,7 @@ from jaxtyping import Float
 from covary.bench.baselines.material import Material
 from covary.chains import SamplingData
 from covary.couplings import ccc, cosine
+from covary.embedding import distance_to_nearest, embedded
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
 from covary.samplers import SamplingPlan, preset_named
@@ -22,8 +23,11 @@ from covary.traces import Traces, record_traces
 PLAN = replace(preset_named("paper"), thinning=10)
 
 
-def traces_of(m: Material, plan: SamplingPlan, block: int = 5) -> Traces:
-    """Traces of trusted samples and queries together; with a folder, a killed chain goes on where it stood."""
+def traces_of(m: Material, plan: SamplingPlan) -> Traces:
+    """Traces of trusted samples and queries together; with a folder, a killed chain goes on where it stood.
+
+    Burn-in is recorded, too, and cut off afterwards: the draws are the same, and there is a checkpoint at every one.
+    """
     probe = m.network
     if probe.sampling is None or probe.sampling_labels is None:
         raise CovaryError("the published sampler has no sampling data", "a case with sampling.npz")
@@ -34,11 +38,23 @@ def traces_of(m: Material, plan: SamplingPlan, block: int = 5) -> Traces:
         network.place(probe.normalised(probe.sampling)), torch.from_numpy(probe.sampling_labels).to(probe.device)
     )
     folder = None if probe.folder is None else probe.folder / f"traces-{_digest(ids, plan)}"
-    return record_traces(network, plan, network.place(x), ids, data, observables=("nll",), folder=folder, block=block)
+    every = replace(plan, burn_in=0)
+    found = record_traces(network, every, network.place(x), ids, data, observables=("nll",), folder=folder, block=1)
+    return replace(found, values={name: v[:, plan.burn_in // plan.thinning :] for name, v in found.values.items()})
 
 
 def _digest(ids: list[str], plan: SamplingPlan) -> str:
     return hashlib.sha256(f"{ids}{plan}".encode()).hexdigest()[:12]
+
+
+def couplings(m: Material, coupling: str, plan: SamplingPlan) -> Float[np.ndarray, "all n"]:
+    """Coupling of every trusted sample, then every query, with the trusted samples, from one chain's nll traces."""
+    found = traces_of(m, plan)
+    values = found.moved("nll")
+    mean = values.mean(0)
+    x = ((values - mean) / np.sqrt(len(values))).T
+    level, n = mean + found.at_w_star["nll"], len(m.trusted)
+    return cosine(x, x[:n], level, level[:n]) if coupling == "pearson" else ccc(x, x[:n], level, level[:n], sigma=1.0)
 
 
 def published(m: Material, coupling: str = "pearson", plan: SamplingPlan = PLAN) -> Float[np.ndarray, " q"]:
@@ -46,12 +62,23 @@ def published(m: Material, coupling: str = "pearson", plan: SamplingPlan = PLAN)
 
     RMSprop-SGLD, 2,000 steps, 250 dropped (section 5 and the public code's constants); higher = more anomalous.
     """
-    found = traces_of(m, plan)
-    values = found.moved("nll")
-    mean = values.mean(0)
-    rows = ((values - mean) / np.sqrt(len(values))).T
-    level = mean + found.at_w_star["nll"]
-    n = len(m.trusted)
-    x, z = rows[n:], rows[:n]
-    matrix = cosine(x, z, level[n:], level[:n]) if coupling == "pearson" else ccc(x, z, level[n:], level[:n], sigma=1.0)
+    matrix = couplings(m, coupling, plan)[len(m.trusted) :]
     return class_max(matrix, m.queries.predicted, m.trusted.predicted)
+
+
+def published_offline(m: Material, coupling: str = "ccc", plan: SamplingPlan = PLAN) -> Float[np.ndarray, " q"]:
+    """Mean distance to the ten nearest trusted samples in one embedding (UMAP) of everybody's couplings.
+
+    The offline variant of section 5: couplings are taken with the reference samples, and the fit samples are the
+    neighbours. The whole pile is embedded at once, in an order that says nothing about roles.
+
+    Raises:
+        CovaryError: the extra `offline` is not installed.
+    """
+    reference, fit = m.roles
+    matrix = couplings(m, coupling, plan)[len(reference) :, : len(reference)]
+    order = np.random.default_rng([m.seed, 17]).permutation(len(matrix))
+    shuffled = embedded(matrix[order], m.seed)
+    points = np.empty_like(shuffled)
+    points[order] = shuffled
+    return distance_to_nearest(points[len(fit) :], points[: len(fit)])
