@@ -438,4 +438,35 @@ def test_offloaded_weights_without_a_rule_are_refused() -> None:
     fast.module.slope[0] = nn.Parameter(torch.rand(12, device="meta"))
     fast._fast.hooked.forget(["slope.0"])
     with pytest.raises(CovaryError, match=r"no fast rule knows slope\.0, and its weights are offloaded"):
-        fast._fast._add_unknown(torch.randn(N, 12), N, nullcontext)
+        fast._fast._add_unknown(torch.randn(N, 12), N, nullcontext, fast.observable)
+
+
+SEVERAL = {
+    "conv": (IMAGES["conv"], lambda: torch.randn(N, 3, 8, 8), 20, 1),
+    "attention": (
+        lambda: nn.TransformerEncoderLayer(24, 4, 48, batch_first=True),
+        lambda: torch.randn(N, 5, 24),
+        24,
+        -1,
+    ),
+    "unknown": (lambda: nn.Sequential(nn.Linear(7, 12), Scale(12)), lambda: torch.randn(N, 6, 7), 12, -1),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_several_observables_come_out_of_one_forward_pass(kind: str) -> None:
+    make, inputs, width, channels = SEVERAL[kind]
+    module, x = seeded(lambda: Head(make(), width, channels)).eval(), inputs()
+    fast = extractor(module)
+    fast.rows(batch(x))
+    passes = []
+    module.head.register_forward_pre_hook(lambda *_: passes.append(1))
+    found = fast.several(batch(x), ["margin", "nll"])
+    assert kind == "unknown" or len(passes) == 1
+    for name in ("margin", "nll"):
+        wanted = extractor(module, observable=name)
+        agree(found[name], wanted.rows(batch(x)), fast.norm_kinds)
+        exact = extractor(module, "exact").several(batch(x), [name])[name]
+        agree(found[name], exact, fast.norm_kinds)
+    assert not np.allclose(found["margin"].observable, found["nll"].observable)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.activations import compress, watched_layers
 from covary.curvature import Metric, Moments, under_metric
-from covary.engine.fast import Compressed, FastEngine
+from covary.engine.fast import Compressed, FastEngine, Observe
 from covary.errors import CovaryError, unknown_name
 from covary.gradients import ChooseLogits, Gradients, exact_gradients
 from covary.observables import UserObservable, energy, margin, observable_named
@@ -140,6 +140,28 @@ class FeatureExtractor:
         ]
         return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
 
+    def several(self, batch: Batch, observables: Sequence[str]) -> dict[str, Rows]:
+        """Rows for several observables out of one forward pass (hooks engine), with a backward pass each.
+
+        Raises:
+            CovaryError: an unknown observable, or an extractor of a user's own.
+        """
+        if self.user_observable is not None:
+            raise CovaryError("several observables of an extractor made for one of its own", "names of observables")
+        functions = {name: observable_named(name) for name in observables}
+        x = tree_map(self._place, batch.x)
+        step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
+        parts: dict[str, list[Rows]] = {name: [] for name in functions}
+        for start in range(0, len(batch), step):
+            some = tree_map(lambda t, s=start: t[s : s + step], x)
+            if self.engine == "hooks":
+                found = self._fast.several(some, list(functions.values()), self._autocast)
+            else:
+                found = [self._compressed(self._gradients(some, observable)) for observable in functions.values()]
+            for name, got in zip(functions, found, strict=True):
+                parts[name].append(self._finished(batch.ids[start : start + step], got))
+        return {name: own[0] if len(own) == 1 else Rows.concatenate(own) for name, own in parts.items()}
+
     def all_rows(self, batches: Iterable[Batch]) -> Rows:
         """The rows of several batches put together, for sets that fit in memory (the trusted ones)."""
         return Rows.concatenate([self.rows(batch) for batch in batches])
@@ -154,14 +176,14 @@ class FeatureExtractor:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
         return torch.autocast(self.device.partition(":")[0], dtype=dtype) if dtype else nullcontext()
 
-    def _gradients(self, x: Any) -> Gradients:
+    def _gradients(self, x: Any, observable: Observe | None = None) -> Gradients:
         def run(vectorised: bool) -> Gradients:
             with self._autocast():
                 return exact_gradients(
                     self.module,
                     [name for names in self.layers.values() for name in names],
                     x,
-                    observable=self.observable,
+                    observable=observable or self.observable,
                     choose_logits=self.choose_logits,
                     user_observable=self.user_observable,
                     vectorised=vectorised,
@@ -192,6 +214,9 @@ class FeatureExtractor:
 
     def _slice_rows(self, ids: list[str], x: Any) -> Rows:
         got = self._fast(x, self._autocast) if self.engine == "hooks" else self._compressed(self._gradients(x))
+        return self._finished(ids, got)
+
+    def _finished(self, ids: list[str], got: Compressed) -> Rows:
         latent = {}
         for layer, rows in got.activations.items():
             if layer not in self._activation_projections:

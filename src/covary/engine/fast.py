@@ -17,12 +17,14 @@ from covary.engine import LEAF_RULE
 from covary.engine.axes import sample_axes
 from covary.engine.check import offloaded, wrong_layers
 from covary.engine.hooks import HookedPass, RuleFailed
-from covary.engine.ledger import Ledger
+from covary.engine.ledger import Ledger, Page
 from covary.errors import CovaryError
 from covary.gradients import ChooseLogits, exact_gradients
 from covary.observables import Labels, Logits, UserObservable
 from covary.projections import LayerProjection
 from covary.spaces import layer_of
+
+Observe = Callable[[Logits, Labels], Tensor]
 
 # Samples in the first batch's check.
 CHECKED = 4
@@ -60,7 +62,7 @@ class FastEngine:
         layers: Mapping[str, Sequence[str]],
         projections: Mapping[str, LayerProjection],
         *,
-        observable: Callable[[Logits, Labels], Tensor] | None,
+        observable: Observe | None,
         choose_logits: ChooseLogits,
         user_observable: UserObservable | None,
         pooled: bool = True,
@@ -88,10 +90,14 @@ class FastEngine:
 
     def __call__(self, x: Any, autocast: Callable[[], Any] = nullcontext) -> Compressed:
         """Compressed gradients of one batch."""
+        return self.several(x, [self.observable], autocast)[0]
+
+    def several(self, x: Any, observables: Sequence[Observe | None], autocast: Callable[[], Any]) -> list[Compressed]:
+        """The same for several observables out of one forward pass, with a backward pass each."""
         with torch.inference_mode(False):
             x = tree_map(_own, x)
             self._check_once(x)
-            return self._run(x, autocast)
+            return self._run(x, autocast, observables)
 
     def samples_at_once(self, x: Any) -> int:
         """How many samples fit one pass, by the bytes of activations that the first ones took."""
@@ -111,33 +117,48 @@ class FastEngine:
             shown = ", ".join(parameters[:8]) + (f" and {len(parameters) - 8} more" if len(parameters) > 8 else "")
             self.notes.append(f"Exact gradients instead of the fast engine for parameters {why}: {shown}.")
 
-    def _run(self, x: Any, autocast: Callable[[], Any]) -> Compressed:
+    def _run(self, x: Any, autocast: Callable[[], Any], observables: Sequence[Observe | None]) -> list[Compressed]:
         n = len(tree_leaves(x)[0])
+        pages: list[Page] = []
         while True:
             try:
-                value, (predicted, logits), activations = self.hooked(n, lambda: self._forward(x), autocast)
+                values, (predicted, logits), activations = self.hooked(
+                    n, lambda: self._forward(x, observables), autocast, lambda: pages.append(self.ledger.page)
+                )
                 break
             except RuleFailed as failed:
+                pages.clear()
                 self.hooked.forget(failed.parameters)
                 self._note(failed.parameters, "called in a way their rule does not know")
-        self._add_unknown(x, n, autocast)
-        both = {layer: self.ledger.rows(layer) for layer in self.layers}
-        rows = {layer: pair[0].detach() for layer, pair in both.items()}
-        norms = {layer: pair[1].detach() for layer, pair in both.items()}
+        results = []
+        # Unknown parameters take passes of their own, which must not meet the hooks of this one.
+        for observable, page, value in zip(observables, pages, values, strict=True):
+            self.ledger.page = page
+            self._add_unknown(x, n, autocast, observable)
+            both = {layer: self.ledger.rows(layer) for layer in self.layers}
+            rows = {layer: pair[0].detach() for layer, pair in both.items()}
+            norms = {layer: pair[1].detach() for layer, pair in both.items()}
+            results.append(Compressed(rows, norms, value, predicted, logits, activations))
         self.ledger.begin(0)
-        return Compressed(rows, norms, value, predicted, logits, activations)
+        return results
 
-    def _forward(self, x: Any, attached: bool = False) -> tuple[Tensor, Any]:
+    def _forward(
+        self, x: Any, observables: Sequence[Observe | None], attached: bool = False
+    ) -> tuple[list[Tensor], Any]:
         if self.user_observable is not None:
             held = {name: p if attached else p.detach() for name, p in self.module.named_parameters()}
             value = self.user_observable(held, dict(self.module.named_buffers()), x)
-            return value, (torch.zeros(len(value), dtype=torch.long, device=value.device), None)
-        assert self.observable is not None
+            return [value], (torch.zeros(len(value), dtype=torch.long, device=value.device), None)
         logits = self.choose_logits(self.module(x)).float()
         predicted = logits.detach().argmax(-1)
-        return self.observable(logits, predicted), (predicted, logits.detach())
+        values = [observe(logits, predicted) for observe in observables if observe is not None]
+        return values, (predicted, logits.detach())
 
-    def _add_unknown(self, x: Any, n: int, autocast: Callable[[], Any]) -> None:
+    def _one(self, x: Any, attached: bool = False) -> tuple[Tensor, Any]:
+        values, more = self._forward(x, [self.observable], attached)
+        return values[0], more
+
+    def _add_unknown(self, x: Any, n: int, autocast: Callable[[], Any], observable: Observe | None) -> None:
         if not self.hooked.unknown:
             return
         every = dict(self.module.named_parameters())
@@ -152,7 +173,7 @@ class FastEngine:
         parts: dict[str, list[Tensor]] = {name: [] for name in self.hooked.unknown}
         for start in range(0, n, step):
             some = tree_map(lambda leaf, s=start: leaf[s : s + step], x)
-            for name, gradient in self._exact(some, autocast).items():
+            for name, gradient in self._exact(some, autocast, observable).items():
                 place = self.ledger.places[name]
                 # One slice: kept whole, so that the norm is exact; several: compressed as they come.
                 parts[name].append(gradient if step >= n else place.block.project(place.block.matrix({name: gradient})))
@@ -163,14 +184,14 @@ class FastEngine:
             else:
                 self.ledger.add_compressed(place, torch.cat(got).float())
 
-    def _exact(self, x: Any, autocast: Callable[[], Any]) -> dict[str, Tensor]:
+    def _exact(self, x: Any, autocast: Callable[[], Any], observable: Observe | None) -> dict[str, Tensor]:
         def run(vectorised: bool) -> dict[str, Tensor]:
             with autocast():
                 return exact_gradients(
                     self.module,
                     list(self.hooked.unknown),
                     x,
-                    observable=self.observable,
+                    observable=observable,
                     choose_logits=self.choose_logits,
                     user_observable=self.user_observable,
                     vectorised=vectorised,
@@ -186,7 +207,7 @@ class FastEngine:
     def _check(self, x: Any) -> None:
         """Compares rows with autograd; a layer that disagrees is left to exact gradients, and noted."""
         hooked = {name: layer for name, (layer, _, _) in self.hooked.rules.items()}
-        self.hooked.axes = sample_axes({**watched_layers(self.module), **hooked}, x, self._forward)
+        self.hooked.axes = sample_axes({**watched_layers(self.module), **hooked}, x, self._one)
         odd = [
             full
             for name, (_, rule, own) in self.hooked.rules.items()
@@ -195,12 +216,12 @@ class FastEngine:
         ]
         self.hooked.forget(odd)
         self._note(odd, "of a kind without a rule for positions before samples")
-        got = self._run(x, nullcontext)
+        got = self._run(x, nullcontext, [self.observable])[0]
         self._bytes_per_sample = self.hooked.bytes / len(got.observable)
         self.ledger.norm_kinds.clear()
         weights = torch.tensor([1.0, -0.6, 1.7, 0.3])[: len(got.observable)]
         wrong = wrong_layers(
-            self.module, self.ledger, got.rows, lambda: self._forward(x, attached=True)[0], weights.to(got.observable)
+            self.module, self.ledger, got.rows, lambda: self._one(x, attached=True)[0], weights.to(got.observable)
         )
         if away := [name for name in offloaded(self.module) if name in self.ledger.places]:
             found = f"{away[0]} and {len(away) - 1} more" if len(away) > 1 else away[0]

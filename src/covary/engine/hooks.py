@@ -77,11 +77,16 @@ class HookedPass:
                 del self.rules[name]
 
     def __call__(
-        self, n: int, forward: Callable[[], tuple[Tensor, Any]], autocast: Callable[[], Any]
-    ) -> tuple[Tensor, Any, Mapping[str, Tensor]]:
-        """(observables (n,), whatever else `forward` gives, pooled activations); contributions land in the ledger.
+        self,
+        n: int,
+        forward: Callable[[], tuple[list[Tensor], Any]],
+        autocast: Callable[[], Any],
+        collect: Callable[[], None],
+    ) -> tuple[list[Tensor], Any, Mapping[str, Tensor]]:
+        """(observables (n,) each, whatever else `forward` gives, pooled activations).
 
-        `forward` runs the network and returns the observables of all samples.
+        `forward` runs the network once and returns one or several observables of all samples; `collect` is called when
+        the contributions of each are in the ledger, which begins a new page for the next.
         """
         self.ledger.begin(n)
         self.bytes = 0
@@ -95,11 +100,15 @@ class HookedPass:
             token = torch.zeros((), requires_grad=True)
             self._hook(stack, token)
             with autocast():
-                value, more = forward()
-            if value.requires_grad:
-                # Not autograd.grad: reentrant checkpointing refuses it. Nothing but the token is there to accumulate.
-                value.sum().backward()
-            return value.detach(), more, activations
+                values, more = forward()
+            for i, value in enumerate(values):
+                if i:
+                    self.ledger.begin(n)
+                if value.requires_grad:
+                    # Not autograd.grad: reentrant checkpointing refuses it. Only the token is there to accumulate.
+                    value.sum().backward(retain_graph=i + 1 < len(values))
+                collect()
+            return [value.detach() for value in values], more, activations
 
     def _hook(self, stack: ExitStack, token: Tensor) -> None:
         def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str], axis: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,18 @@ class Place:
     position: int
     start: int
     stop: int
+
+
+@dataclass
+class Page:
+    """What one backward pass over n samples has contributed so far."""
+
+    n: int
+    whole: dict[str, Tensor] = field(default_factory=dict)
+    blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    final: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
 
 
 class Ledger:
@@ -43,18 +55,18 @@ class Ledger:
         self.begin(0)
 
     def begin(self, n: int) -> None:
-        """Empties the ledger for a pass over n samples."""
-        self.n = n
-        self._whole: dict[str, Tensor] = {}
-        self._blocks: dict[tuple[str, int], Tensor] = {}
-        self._final: dict[tuple[str, int], Tensor] = {}
-        self._squares: dict[str, Tensor] = {}
-        self._calls: dict[str, int] = {}
+        """A fresh page for a pass over n samples."""
+        self.page = Page(n)
+
+    @property
+    def n(self) -> int:
+        """How many samples the pass has."""
+        return self.page.n
 
     def add_whole(self, name: str, gradient: Tensor) -> None:
         """A whole gradient (n, *shape) of one parameter."""
         gradient = gradient.float()
-        self._whole[name] = self._whole[name] + gradient if name in self._whole else gradient
+        self.page.whole[name] = self.page.whole[name] + gradient if name in self.page.whole else gradient
 
     def add_block(self, place: Place, share: Float[Tensor, "n p q"], squares: Tensor | None = None) -> None:
         """A compressed share of one block; `squares` = this call's exact squared norm (n,)."""
@@ -65,48 +77,48 @@ class Ledger:
             wide = share.new_zeros(*share.shape[:2], place.block.sides[1])
             wide[..., place.start : place.stop] = share
             share = wide
-        self._blocks[key] = self._blocks[key] + share if key in self._blocks else share
-        self._calls[place.layer] = self._calls.get(place.layer, 0) + 1
+        self.page.blocks[key] = self.page.blocks[key] + share if key in self.page.blocks else share
+        self.page.calls[place.layer] = self.page.calls.get(place.layer, 0) + 1
         if squares is not None:
-            self._squares[place.layer] = squares
+            self.page.squares[place.layer] = squares
 
     def add_compressed(self, place: Place, share: Float[Tensor, "n k"]) -> None:
         """A share of one block that went through both stages already."""
         key = place.layer, place.position
-        self._final[key] = self._final[key] + share if key in self._final else share
-        self._calls[place.layer] = self._calls.get(place.layer, 0) + 1
+        self.page.final[key] = self.page.final[key] + share if key in self.page.final else share
+        self.page.calls[place.layer] = self.page.calls.get(place.layer, 0) + 1
 
     def seen(self, layer: str) -> bool:
         """Whether any call contributed to the layer."""
-        return self._calls.get(layer, 0) > 0 or any(name in self._whole for name in self.layers[layer])
+        return self.page.calls.get(layer, 0) > 0 or any(name in self.page.whole for name in self.layers[layer])
 
     def rows(self, layer: str) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """The layer's compressed rows and norms."""
-        whole = {name: self._whole[name] for name in self.layers[layer] if name in self._whole}
+        whole = {name: self.page.whole[name] for name in self.layers[layer] if name in self.page.whole}
         parts = []
         for position, block in enumerate(self.projections[layer].blocks):
             own = {name: whole[name] for name in block.parameters if name in whole}
-            share = self._blocks.get((layer, position))
+            share = self.page.blocks.get((layer, position))
             if own:
                 added = block.project(block.matrix(own))
                 share = added if share is None else block.finish(share) + added
             elif share is not None:
                 share = block.finish(share)
-            final = self._final.get((layer, position))
+            final = self.page.final.get((layer, position))
             if final is not None:
                 share = final if share is None else share + final
             if share is None:
-                some = next(iter(whole.values()), None) if whole else next(iter(self._blocks.values()))
+                some = next(iter(whole.values()), None) if whole else next(iter(self.page.blocks.values()))
                 share = torch.zeros(self.n, block.numbers, device=some.device if some is not None else None)
             parts.append(share)
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         squares = None
         if self.projections[layer].weighted:
             pass  # norms under a metric are those of the rows
-        elif layer not in self._calls and whole:
+        elif layer not in self.page.calls and whole:
             squares = torch.stack([g.flatten(1).double().square().sum(-1) for g in whole.values()]).sum(0)
-        elif self._calls.get(layer) == 1 and layer in self._squares and not whole:
-            squares = self._squares[layer].double()
+        elif self.page.calls.get(layer) == 1 and layer in self.page.squares and not whole:
+            squares = self.page.squares[layer].double()
         # The kind of the first pass is kept: norms of two kinds do not compare.
         kind = self.norm_kinds.setdefault(layer, "projected" if squares is None else "exact")
         if kind == "projected" or squares is None:
