@@ -18,6 +18,7 @@ from covary import cli, store
 from covary import scan as scanning
 from covary.couplings import COUPLINGS
 from covary.detector import Detector
+from covary.estimators import ESTIMATORS
 from covary.observables import OBSERVABLES
 from covary.run import COLUMNS
 from covary.scores import SCORES
@@ -197,6 +198,35 @@ def test_replay_gives_the_same_verdicts_from_anywhere(run_cli, network, tiny_fil
     assert (tmp_path / "here" / "run-replay" / "report.html").is_file()
 
 
+def test_a_sampled_scan_tells_of_its_draws_and_is_replayed(run_cli, usual, network, tiny_files, tmp_path):
+    options = ["--estimator", "gaussian", "--draws", "8", "--sigma", "0.05", "--batch-size", "256"]
+    code, out, _ = run_cli("scan", *usual, *options, "--out", tmp_path / "run", "--json")
+    summary = json.loads(out)
+    assert code == 0
+    assert summary["score"] == "class-max"
+    assert summary["sampling"]["draws"] == 8
+    assert summary["sampling"]["settings"] == {"sigma": 0.05}
+    assert any(statement.startswith("Sampling: ") for statement in summary["statements"])
+    told = json.loads((tmp_path / "run" / "report.json").read_text())["sampling"]
+    assert len(told["sample_traces"]) == 4
+    assert "Draws of the weights" in (tmp_path / "run" / "report.html").read_text()
+    code, out, _ = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    assert json.loads(out)["replay"] == {"identical": True, "changed": {}}
+    x, y = tiny.trusted()
+    np.savez(tmp_path / "trusted.npz", x=x[:340], y=y[:340])
+    np.savez(tmp_path / "sampling.npz", x=x[340:], y=y[340:])
+    chain = ["--estimator", "sgld", "--draws", "6", "--burn-in", "2", "--thinning", "1", "--chains", "2",
+             "--constants", "nbeta=10", "--half-draws", "--sampling", tmp_path / "sampling.npz"]  # fmt: skip
+    code, _, err = run_cli("fit", *network, "--trusted", tmp_path / "trusted.npz", *chain, "--out", tmp_path / "d")
+    assert code == 0, err
+    code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", "--out", tmp_path / "r", "--json")
+    summary = json.loads(out)
+    assert code == 0
+    assert (summary["n_sampling"], summary["sampling"]["draws"], summary["sampling"]["chains"]) == (80, 12, 2)
+    assert summary["sampling"]["bank"]["precision"] == "float16"
+    assert summary["sampling"]["settings"]["nbeta"] == 10
+
+
 def test_report_and_inspect_in_words(run_cli, run_folder, saved_folder, tmp_path):
     shutil.copytree(run_folder, tmp_path / "run")
     page = (tmp_path / "run" / "report.html").read_bytes()
@@ -242,10 +272,11 @@ def test_help_names_what_the_tables_hold(run_cli, monkeypatch):
     _, text, _ = run_cli("scan", "--help")
 
     def told(option):
-        return re.search(rf"--{option} .*", text)[0]
+        return re.search(rf"│ --{option} .*", text)[0]
 
     for option, names in (
         ("score", SCORES), ("coupling", COUPLINGS), ("observable", OBSERVABLES), ("space", SPACES),
+        ("estimator", ESTIMATORS),
     ):  # fmt: skip
         for name in names:
             assert re.search(rf"\b{name}\b", told(option)), (option, name)
@@ -305,6 +336,13 @@ BAD = {
     "no factory": (["--model", "tiny:nothing"], "tiny has no 'nothing'"),
     "no module": (["--model", "nothing:at_all"], "no Python module 'nothing'"),
     "no name": (["--model", "resnet"], "expected package.module:attribute"),
+    "no estimator": (["--estimator", "nope"], "unknown estimator 'nope'; expected one of: first-order, gaussian"),
+    "draws for nothing": (["--draws", "9"], "draws says nothing to the estimator first-order"),
+    "few draws": (["--estimator", "gaussian", "--draws", "3"], "draws is 3; expected a number greater than or equal"),
+    "constants": (["--constants", "nbeta=much"], "--constants is 'nbeta=much'; expected names with numbers"),
+    "unknown constant": (["--estimator", "sgld", "--constants", "beta=1"], "unknown setting of sgld 'beta'"),
+    "sampling for nothing": (["--sampling", "few.npz"], "a sampling set for the estimator first-order"),
+    "few to sample with": (["--estimator", "paper", "--sampling", "few.npz"], "the sampling set has 12 inputs"),
     "no score": (["--score", "nope"], "unknown score 'nope'; expected one of: mean, class-max"),
     "no coupling": (["--coupling", "nope"], "unknown coupling 'nope'"),
     "no observable": (["--observable", "nope"], "unknown observable 'nope'; expected one of: margin, nll"),

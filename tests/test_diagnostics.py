@@ -86,5 +86,8 @@ def test_ranking_stability_and_too_few_draws():
     scores = np.arange(50.0)
     assert diagnostics.ranking_is_stable(scores, 2 * scores)
     assert not diagnostics.ranking_is_stable(scores, scores[::-1].copy())
+    few = diagnostics.verdict(autoregressive(0.0, draws=4))
+    assert not few.good
+    assert "raise steps, for more draws" in few.sentences[0]
     with pytest.raises(CovaryError, match="at least 4"):
         diagnostics.verdict(np.zeros((1, 3, 2), np.float32))

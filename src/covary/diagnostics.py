@@ -113,6 +113,11 @@ class Verdict:
     sentences: list[str]
 
 
+def _quantile(values: PerSample, q: float) -> float:
+    known = values[np.isfinite(values)]
+    return float(np.quantile(known, q)) if len(known) else float("nan")
+
+
 def verdict(values: Values, margins: Values | None = None, *, independent: bool = False) -> Verdict:
     """The verdict on traces (chain, draw, sample) of one observable; `independent` says that draws are so by design.
 
@@ -125,8 +130,11 @@ def verdict(values: Values, margins: Values | None = None, *, independent: bool 
     if still == values.shape[-1]:
         words = ["No trace moves: raise sigma or step_size, or record the margin in place of nll."]
         return Verdict(draws, 0.0, float("nan"), still, float("inf"), float("nan"), False, words)
-    median, rhat = float(np.nanmedian(effective)), float(np.nanpercentile(rhats, 95))
+    median, rhat = _quantile(effective, 0.5), _quantile(rhats, 0.95)
     error = coupling_error(median)
+    if np.isnan(median):
+        words = [f"{draws:,} draws are too few to say what they are worth: raise steps, for more draws."]
+        return Verdict(draws, median, rhat, still, float("inf"), float("nan"), False, words)
     complaints = []
     enough = median >= EFFECTIVE_WANTED
     counted = f"{median:,.0f} effective draws of {draws:,}"
