@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +30,10 @@ def make_server(detector: Detector, settings: ServeSettings) -> Any:
             if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
                 self.send_400_response("the request broke off in the middle of its body")
                 return None
-            return bool(self.tasks)
+            if self.tasks:
+                self.cycle.keep_alive = False  # nothing more can come
+                return True
+            return None
 
     config = uvicorn.Config(
         make_app(detector, settings),
@@ -65,4 +69,7 @@ def serve(detector: Detector, settings: ServeSettings, told: Callable[[str], Non
     with listening:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         told(f"http://{host}:{listening.getsockname()[1]}")
+        for name in (signal.SIGINT, signal.SIGTERM):
+            # uvicorn raises the signal again once all is answered; then there is nothing left to stop.
+            signal.signal(name, lambda *_: None)
         server.run(sockets=[listening])
