@@ -62,7 +62,8 @@ def test_verdicts_are_the_detectors_to_the_bit(whole, verdicts):
     summary = json.loads((whole / "summary.json").read_text())
     assert (summary["n"], summary["n_flagged"]) == (160, int(verdicts.flagged.sum()))
     assert (summary["partitions"], summary["scored_now"]) == (5, 160)
-    names = [f"part-00000{i}.parquet" for i in range(5)] + ["pile.json", "summary.json"]
+    told = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
+    names = [f"part-00000{i}.parquet" for i in range(5)] + told
     assert sorted(path.name for path in whole.iterdir()) == names
 
 

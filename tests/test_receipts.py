@@ -17,6 +17,7 @@ from covary import scan as scanning
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.fingerprints import canonical_json, digest_json
+from covary.pile.score import score_pile
 from covary.receipts import portable, read_receipt, strict_json, write_receipt
 from covary.sources import source_differences
 
@@ -169,6 +170,23 @@ def test_a_forged_receipt_is_told_by_what_it_forgets(run, signed_run):
     (run / "results.csv").write_text(text)
     write_receipt(run)
     assert sorted(named(run)) == ["run.json", "signature.json", "summary.json"]
+
+
+def test_piles_have_receipts_too(saved_folder, tmp_path, run_cli):
+    np.savez(tmp_path / "some.npz", x=tiny.inputs()[0][:10])
+    for name in ("pile", "again"):
+        score_pile(saved_folder, str(tmp_path / "some.npz"), tmp_path / name, partition_size=4, batch_size=4)
+    record, other = (read_receipt(tmp_path / name)[0] for name in ("pile", "again"))
+    assert (record["kind"], record["outputs"]["n"], record["config"]["data"]) == ("pile", 10, "some.npz")
+    assert {**record, "files": None} == {**other, "files": None}
+    assert named(tmp_path / "pile") == []
+    for file in sorted((tmp_path / "pile").iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert file.name in named(tmp_path / "pile")
+        file.write_bytes(whole)
+    assert run_cli("verify", tmp_path / "pile")[0] == 0
+    assert run_cli("verify", tmp_path / "pile", "--sources")[0] == 2
 
 
 # Loading -------------------------------------------------------------------------------------------------------------

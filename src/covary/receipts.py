@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -21,17 +21,19 @@ SCHEMA = "1.0"
 OWN = {RECEIPT, HASH, SIGNATURE}
 WHAT = "a RUN or detector with a receipt"
 # The file that tells what a folder is.
-RECORDS = {"detector": "detector.json", "RUN": "run.json"}
+RECORDS = {"detector": "detector.json", "RUN": "run.json", "pile": "pile.json"}
+# Configuration, seeds, fingerprints and outputs.
+Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 # What reading a folder raises whose files are not as covary writes them.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration, RecursionError, csv.Error)
 
 
 def kind_of(folder: Path) -> str:
-    """`detector` or `RUN`, by the files that are there."""
+    """`detector`, `RUN` or `pile`, by the files that are there."""
     for kind, name in RECORDS.items():
         if (folder / name).is_file():
             return kind
-    raise CovaryError(f"{folder} is neither a detector nor a RUN", "a folder with detector.json or run.json")
+    raise CovaryError(f"{folder} is no detector, RUN or pile", f"a folder with {', '.join(RECORDS.values())}")
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -47,28 +49,49 @@ def record_of(folder: Path, kind: str, digests: Mapping[str, str]) -> dict[str, 
         one of `UNREADABLE`: a file is missing or is not what covary writes.
     """
     told = json.loads((folder / RECORDS[kind]).read_text("utf-8"))
-    if kind == "RUN":
-        config = told["config"]
-        fingerprints = {name: told["fingerprints"][name] for name in ("network", "trusted", "inputs")}
-        outputs = {"results": digests["results.csv"], **_counted(folder / "results.csv")}
-        seed = told["seed"]
-    else:
-        config = {**told["settings"], "model": told["factory"], "preprocessing": told["preprocessing"]}
-        fingerprints = {
-            "network": told["fingerprint"], "trusted": told["trusted_fingerprint"], "projection": told["projection"],
-        }  # fmt: skip
-        outputs = {"rows": digests["rows.safetensors"]}
-        seed = told["settings"]["seed"]
+    config, seeds, fingerprints, outputs = PARTS[kind](folder, told, digests)
     return {
         "schema_version": SCHEMA,
         "kind": kind,
         "config": {name: portable(value) for name, value in config.items()},
         "versions": told["versions"],
-        "seeds": {"seed": seed},
+        "seeds": seeds,
         "fingerprints": fingerprints,
         "outputs": outputs,
         "files": dict(digests),
     }
+
+
+def _of_run(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
+    fingerprints = {name: told["fingerprints"][name] for name in ("network", "trusted", "inputs")}
+    outputs = {"results": digests["results.csv"], **_counted(folder / "results.csv")}
+    return told["config"], {"seed": told["seed"]}, fingerprints, outputs
+
+
+def _of_detector(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
+    config = {**told["settings"], "model": told["factory"], "preprocessing": told["preprocessing"]}
+    fingerprints = {
+        "network": told["fingerprint"], "trusted": told["trusted_fingerprint"], "projection": told["projection"],
+    }  # fmt: skip
+    return config, {"seed": told["settings"]["seed"]}, fingerprints, {"rows": digests["rows.safetensors"]}
+
+
+def _of_pile(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    config = {name: value for name, value in told.items() if name not in ("versions", "detector", "listing")}
+    fingerprints = {
+        "network": told["detector"]["network"], "detector": told["detector"]["digest"], "listing": told["listing"],
+    }  # fmt: skip
+    outputs = {name: summary[name] for name in ("n", "n_flagged", "rule", "verdicts")}
+    # Seeds are the detector's own.
+    return config, {}, fingerprints, outputs
+
+
+PARTS: dict[str, Callable[[Path, Any, Mapping[str, str]], Parts]] = {
+    "RUN": _of_run,
+    "detector": _of_detector,
+    "pile": _of_pile,
+}
 
 
 def _counted(results: Path) -> dict[str, int]:

@@ -22,7 +22,10 @@ def source_differences(folder: Path) -> Iterator[tuple[str, str]]:
 
     A detector is loaded whole, which also computes its calibration scores again.
     """
-    if kind_of(folder) == "detector":
+    kind = kind_of(folder)
+    if kind == "pile":
+        raise CovaryError(f"{folder} is a pile", "a detector or a RUN", "verify its detector with --sources")
+    if kind == "detector":
         try:
             Detector.load(folder)
         except CovaryError as problem:

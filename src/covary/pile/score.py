@@ -23,6 +23,7 @@ from covary.pile.passes import Flagger, Record, Tally, fixed_rule
 from covary.pile.place import Place
 from covary.pile.verdicts import arrow
 from covary.pile.worker import Job, Scorer, limited
+from covary.receipts import write_receipt
 
 # Up to here one process reads the p-values in less time than actors take to start.
 FEW = 1024
@@ -119,6 +120,8 @@ def score_pile(
         "seconds": round(time.perf_counter() - begun, 3),
     }
     place.write(SUMMARY, json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+    if place.local:
+        write_receipt(Path(place.root))
     return summary
 
 
