@@ -60,6 +60,6 @@ def test_numbers_of_a_pile_that_was_scored(tmp_path, run_cli):
     code, _, err = run_cli("cost", "--inputs", 1e6, "--actors", 4)
     assert (code, "nothing says how long one input takes" in err) == (2, True)
     (tmp_path / "summary.json").write_text(json.dumps({**summary, "seconds_per_input": None}))
-    for place, said in ((tmp_path, "scored nothing"), (tmp_path / "no", "no readable summary.json")):
+    for place, said in ((tmp_path, "tells no seconds"), (tmp_path / "no", "no readable summary.json")):
         with pytest.raises(CovaryError, match=said):
             measured(str(place))

@@ -91,7 +91,7 @@ def test_ray_is_loaded_for_clusters_alone_and_never_reports_its_use():
 import os, sys
 import covary, covary.cli, covary.pile.score, covary.pile.on_ray as on_ray
 covary.Detector
-assert "ray" not in sys.modules and "pyarrow" not in sys.modules
+assert "ray" not in sys.modules
 on_ray.ray_modules()
 assert "ray" in sys.modules and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
 from ray._private.usage import usage_lib

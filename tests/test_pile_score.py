@@ -106,6 +106,7 @@ def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, whole, t
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not list(out.glob("*.part"))
     same(out, whole)
+    assert 0 < summary["processor_seconds_per_input"] < 1
     assert summary["verdicts"] == json.loads((whole / "summary.json").read_text())["verdicts"]
 
 

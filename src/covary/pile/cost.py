@@ -80,7 +80,7 @@ def measured(out: str) -> dict[str, float]:
     """What a pile scored before tells of the costs: the arguments of `estimate` by name.
 
     Raises:
-        CovaryError: no such pile, or its last run scored nothing.
+        CovaryError: no such pile, or one that is not finished.
     """
     try:
         summary = json.loads(Place(out).read(SUMMARY))
@@ -88,8 +88,7 @@ def measured(out: str) -> dict[str, float]:
         found = f"{out} has no readable {SUMMARY} ({problem})"
         raise CovaryError(found, "a finished pile of `covary score`") from problem
     if not isinstance(summary, dict) or not summary.get("seconds_per_input"):
-        remedy = "score it into a new --out"
-        raise CovaryError(f"the last run into {out} scored nothing", "a pile scored in one run", remedy)
+        raise CovaryError(f"{SUMMARY} of {out} tells no seconds", "a finished pile of `covary score`")
     return {
         "seconds_per_input": summary["seconds_per_input"],
         "bytes_per_input": summary["stored_bytes"] / summary["n"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -28,13 +27,10 @@ class Tally:
 
     def __call__(self, number: int, part: str) -> Record:
         """Counts of one partition, and what its footer says."""
-        started = time.perf_counter()
         table, record = read_part(self.place, part_name(number), ("p_value", "flagged"))
         p = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False)
         flagged = int(np.count_nonzero(table["flagged"].combine_chunks().to_numpy(zero_copy_only=False)))
-        seconds = time.perf_counter() - started
-        return {**record, "number": number, "n": len(p), "counts": fdr.counts_of(p), "n_flagged": flagged,
-                "seconds": seconds}  # fmt: skip
+        return {**record, "number": number, "n": len(p), "counts": fdr.counts_of(p), "n_flagged": flagged}
 
 
 class Flagger:
@@ -45,9 +41,7 @@ class Flagger:
 
     def __call__(self, number: int, part: str) -> Record:
         """Writes one partition again with flagged = p_value <= limit."""
-        started = time.perf_counter()
         table, record = read_part(self.place, part_name(number))
         flagged = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False) <= self.limit
         write_part(self.place, part_name(number), with_flags(table, flagged), {**record, "rule": self.rule})
-        seconds = time.perf_counter() - started
-        return {"number": number, "n": len(table), "n_flagged": int(flagged.sum()), "seconds": seconds}
+        return {"number": number, "n": len(table), "n_flagged": int(flagged.sum())}

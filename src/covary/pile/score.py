@@ -137,12 +137,11 @@ def refuse_odd(fdr: float | None, **positive: int | None) -> None:
 def _score(
     run: Run, scorer: dict[str, Any], missing: list, total: int, progress: Progress | None, told: Told | None
 ) -> dict[str, Any]:
-    """The first pass: what is missing; its seconds are those of all workers together."""
-    seconds, processor, inputs, seen = 0.0, 0.0, 0, total - len(missing)
+    """The first pass: what is missing."""
+    inputs, seen = 0, total - len(missing)
     started = time.perf_counter()
     for record in run(Scorer, scorer, missing):
-        seconds, inputs, seen = seconds + record["seconds"], inputs + record["n"], seen + 1
-        processor += record["processor_seconds"]
+        inputs, seen = inputs + record["n"], seen + 1
         if progress is not None:
             progress(seen, total)
         if told is not None:
@@ -151,8 +150,6 @@ def _score(
         "resumed_partitions": total - len(missing),
         "scored_now": inputs,
         "scoring_seconds": round(time.perf_counter() - started, 3),
-        "seconds_per_input": seconds / inputs if inputs else None,
-        "processor_seconds_per_input": processor / inputs if inputs else None,
     }
 
 
@@ -161,12 +158,14 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
     started = time.perf_counter()
     digests: list[str] = [""] * len(parts)
     counts, n, rules, flagged = counted.merged([]), 0, {}, {}
+    took = {"seconds": 0.0, "processor_seconds": 0.0}
     for record in run(Tally, {"out": out}, parts):
         i = record["number"]
         if record["plan"] != plan:
             raise CovaryError(f"{part_name(i)} of {out} is of another run", "one plan's partitions", "remove it")
         digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
         n += record["n"]
+        took = {name: sofar + record[name] for name, sofar in took.items()}
         counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
     rule, limit = fixed_rule(detector.judge.fpr_in_force), detector.judge.fpr_in_force * (1 + 1e-9)
     if fdr is not None:
@@ -181,6 +180,8 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
         "rule": rule,
         "p_limit": None if limit == counted.NONE else limit,
         "verdicts": digest_json({"partitions": digests, "rule": rule}),
+        # Of all workers together, whichever run they worked in.
+        **{f"{name}_per_input": sum_ / n if n else None for name, sum_ in took.items()},
         "second_pass_seconds": round(time.perf_counter() - started, 3),
     }
 

@@ -129,7 +129,7 @@ class Scorer:
         """Scores partition `number` unless its file is there."""
         name = part_name(number)
         if self.place.exists(name):
-            return {"number": number, "n": 0, "seconds": 0.0, "processor_seconds": 0.0, "pid": os.getpid()}
+            return {"number": number, "n": 0, "pid": os.getpid()}
         started, processor = time.perf_counter(), time.process_time()
         kept, least = [], []
         read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
@@ -141,15 +141,13 @@ class Scorer:
                     kept.append(replace(verdicts, residuals={}))
                     least.append(self.detector.explainer.least_explained(verdicts))
         table = table_of(kept, least)
-        record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule}
-        write_part(self.place, name, table, record)
-        return {
-            "number": number,
-            "n": len(table),
+        took = {
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - processor,
-            "pid": os.getpid(),
         }
+        record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule, **took}
+        write_part(self.place, name, table, record)
+        return {"number": number, "n": len(table), "pid": os.getpid(), **took}
 
     @property
     def rule(self) -> str:
