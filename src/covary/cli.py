@@ -14,6 +14,7 @@ from covary.console import print_error, print_findings, print_json, print_record
 from covary.errors import CovaryError
 from covary.options import (
     Amp,
+    BackdoorBench,
     Calibration,
     ChannelsLast,
     Device,
@@ -59,6 +60,7 @@ def scan(
     *,
     model: MaybeModel = None,
     weights: Weights = None,
+    backdoorbench: BackdoorBench = None,
     trusted: MaybeTrusted = None,
     inputs: MaybeInputs = None,
     out: Annotated[Path | None, Option("--out", help="RUN folder to write.")] = None,
@@ -89,6 +91,8 @@ def scan(
 
     `covary scan --hf models/assistant --trusted trusted.jsonl --inputs inputs.jsonl --out runs/d`
 
+    `covary scan --backdoorbench record/cifar10_badnet_0_1 --out runs/e`
+
     `covary scan --replay runs/a --out runs/a-again`
     """
     from covary import scan as scanning
@@ -98,15 +102,22 @@ def scan(
         _show(summary | {"replay": verdict}, out or scanning.replay_folder(replay), json)
         raise Exit(0 if verdict["identical"] else 1)
     text = texts.given(model, weights, preparation, pile)
-    model = texts.hf or model
-    needed = {"--model or --hf": model, "--trusted": trusted, "--inputs": inputs, "--out": out}
+    names: dict[str, Any] = {
+        "model": texts.hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
+        **preparation.given(), **pile.given(),
+    }  # fmt: skip
+    if backdoorbench is not None:
+        from covary.bench.backdoorbench.material import names_of_record
+
+        names = names_of_record(backdoorbench, out, names, method.seed)
+    needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
+    needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
-        expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
+        expected = "--model (or --hf), --trusted, --inputs and --out, or --backdoorbench FOLDER, or --replay RUN"
         raise CovaryError(f"{', '.join(missing)} missing", expected)
     plan = scanning.Plan.checked(
-        model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
-        sampling=sampling, text=text, **preparation.given(), **pile.given(),
+        **names, calibration=calibration, sampling=sampling, text=text,
         settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     )  # fmt: skip
     summary = scanning.scan(plan, out, quiet=json)

@@ -35,6 +35,11 @@ Weights = Annotated[
     Path | None,
     Option("--weights", help="safetensors or torch file; a state dict or a checkpoint.", rich_help_panel=NETWORK),
 ]
+BackdoorBench = Annotated[
+    Path | None,
+    Option("--backdoorbench", help="Unzipped record of BackdoorBench, in place of --model; without --trusted the clean "
+           "test images at hand are used.", rich_help_panel=NETWORK),
+]  # fmt: skip
 Calibration = Annotated[
     str | None, Option("--calibration", help="Calibrate on these instead of a split.", rich_help_panel=DATA)
 ]

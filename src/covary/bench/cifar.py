@@ -31,7 +31,7 @@ class ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """NumPy's reconstructor, under its old or its new name, its array and its dtype."""
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+            return np.zeros(1).__reduce__()[0]
         if (module, name) not in ARRAY_PARTS:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return codecs.encode if module == "_codecs" else getattr(np, name)

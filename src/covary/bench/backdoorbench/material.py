@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from safetensors.torch import save_file
 
+from covary import store
 from covary.bench import datasets
 from covary.bench.backdoorbench.models import factory_name
 from covary.bench.backdoorbench.records import Record, read_record
@@ -64,16 +64,33 @@ def prepare(
     found = Material(
         model, str(home / "weights.safetensors"), str(home / "trusted.npz"), str(home / "inputs.npz"), mean, std, target
     )
-    part = home.with_name(f"{home.name}-{os.getpid()}.part")
-    part.mkdir(parents=True)
-    save_file({name: value.contiguous() for name, value in record.model.items()}, part / "weights.safetensors")
-    np.savez(part / "trusted.npz", **arrays[0])
-    np.savez(part / "inputs.npz", **arrays[1])
-    (part / "record.json").write_text(json.dumps({"record": str(folder.resolve()), **asdict(found)}, indent=1) + "\n")
-    if home.exists():
-        shutil.rmtree(home)
-    part.rename(home)
+    with store.whole_folder(home, "record's material") as part:
+        save_file({name: value.contiguous() for name, value in record.model.items()}, part / "weights.safetensors")
+        for name, content in zip(("trusted", "inputs"), arrays, strict=True):
+            np.savez(part / f"{name}.npz", allow_pickle=False, **content)
+        told = {"record": str(folder.resolve()), **asdict(found)}
+        (part / "record.json").write_text(json.dumps(told, indent=1) + "\n")
     return found
+
+
+def names_of_record(folder: Path, out: Path | None, names: dict[str, Any], seed: int) -> dict[str, Any]:
+    """A scan's names (`model`, `weights`, `trusted`, `inputs`, `mean`, `std`, `target`) filled from a record.
+
+    The material goes beside the RUN `out`, to `OUT-material`. What was given stays: trusted and clean inputs, another
+    normalisation, another target. A record brings network, weights and truth itself.
+    """
+    if out is None:
+        raise CovaryError("--out missing", "a folder for the RUN")
+    for name in ("model", "weights", "truth"):
+        if names.get(name) is not None:
+            raise CovaryError(f"--{name} beside --backdoorbench", "one or the other", f"leave --{name} away")
+    store.refuse_taken(out, "RUN")
+    home = out.with_name(out.name + "-material")
+    found = prepare(folder, home, trusted=names["trusted"], inputs=names["inputs"], seed=seed)
+    for name, value in asdict(found).items():
+        if names.get(name) is None or name in ("trusted", "inputs"):
+            names = names | {name: list(value) if isinstance(value, tuple) else value}
+    return names
 
 
 Arrays = dict[str, np.ndarray]

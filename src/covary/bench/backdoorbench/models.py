@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from covary.bench.backdoorbench.architectures import VGG19, PreActResNet18
-from covary.errors import missing_extra, unknown_name
+from covary.errors import CovaryError, missing_extra, unknown_name
 
 
 class Resized(nn.Module):
@@ -31,6 +31,9 @@ def _torchvision(name: str) -> Callable[[int], nn.Module]:
             models = importlib.import_module("torchvision.models")
         except ImportError:
             raise missing_extra("torchvision", "vision") from None
+        except RuntimeError as error:  # its compiled part was built for another torch
+            remedy = "install the torchvision that was released with this torch"
+            raise CovaryError(f"torchvision does not load ({error})", "one that fits torch", remedy) from error
         network = getattr(models, name)(num_classes=classes)
         return nn.Sequential(Resized(), network) if name == "vit_b_16" else network
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,17 @@ KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_da
 DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")
 
 
-def allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def allowed() -> list[Any]:
     """What may be rebuilt from a record besides tensors: NumPy's numbers and arrays of numbers, and Pillow's images.
 
     NumPy moved its reconstructors from `numpy.core` to `numpy._core`; files carry either name.
     """
-    from numpy._core import multiarray
-
     listed: list[Any] = [np.ndarray, np.dtype, Image.Image, *(getattr(np.dtypes, f"{name}DType") for name in DTYPES)]
+    array = np.zeros(1)
+    rebuilt = {"multiarray._reconstruct": array.__reduce__()[0], "multiarray.scalar": np.int64(0).__reduce__()[0]}
+    rebuilt["numeric._frombuffer"] = array.__reduce_ex__(5)[0]
     for package in ("numpy.core", "numpy._core"):
-        for name in ("_reconstruct", "scalar"):
-            listed.append((getattr(multiarray, name), f"{package}.multiarray.{name}"))
-        if hasattr(multiarray, "_frombuffer") or hasattr(np._core.numeric, "_frombuffer"):
-            listed.append((np._core.numeric._frombuffer, f"{package}.numeric._frombuffer"))
+        listed += [(function, f"{package}.{name}") for name, function in rebuilt.items()]
     return listed
 
 
@@ -98,6 +97,8 @@ def read_record(folder: Path) -> Record:
         with torch.serialization.safe_globals(allowed()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise CovaryError(f"{path} cannot be read as a torch file", "an intact record") from error
         raise CovaryError(
             f"{path} holds objects besides tensors, numbers and images, which covary never loads", "an original record"
         ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from covary import store
 from covary.bench.backdoorbench.records import FILE
-from covary.errors import CovaryError
 
 
 def write_record(
@@ -38,12 +36,27 @@ def write_record(
         clean_size: number of images in the clean test set that `rows` count in.
         in_memory: keep the images inside the file instead of beside it.
     """
-    if folder.exists():
-        raise CovaryError(f"{folder} exists", "a new folder")
-    part = folder.with_name(f"{folder.name}-{os.getpid()}.part")
-    part.mkdir(parents=True)
+    with store.whole_folder(folder, "record") as part:
+        _write(
+            part, folder.name, in_memory, clean_size, rows, images, poisoned, original,
+            {"model_name": model_name, "num_classes": num_classes, "model": dict(model), "clean_data": clean_data},
+        )  # fmt: skip
+    return folder
+
+
+def _write(
+    part: Path,
+    name: str,
+    in_memory: bool,
+    clean_size: int,
+    rows: Int[np.ndarray, " n"],
+    images: UInt8[np.ndarray, "n h w c"],
+    poisoned: Int[np.ndarray, " n"],
+    original: Int[np.ndarray, " n"],
+    facts: dict[str, Any],
+) -> None:
     data: dict[Any, Any] = {}
-    recorded = f"./record/{folder.name}/bd_test_dataset"
+    recorded = f"./record/{name}/bd_test_dataset"
     for row, image, label, own in zip(rows, images, poisoned.tolist(), original.tolist(), strict=True):
         picture = Image.fromarray(image)
         if in_memory:
@@ -62,13 +75,5 @@ def write_record(
         "getitem_all": True, "getitem_all_switch": False, "original_index_array": np.sort(rows),
         "poison_indicator": indicator, "save_folder_path": None if in_memory else recorded,
     }  # fmt: skip
-    content = {
-        "model_name": model_name, "num_classes": num_classes, "model": dict(model), "data_path": f"./data/{clean_data}",
-        "img_size": list(images.shape[1:]), "clean_data": clean_data, "bd_train": None, "bd_test": state,
-    }  # fmt: skip
-    torch.save(content, part / FILE)
-    if folder.exists():
-        shutil.rmtree(part)
-        raise CovaryError(f"{folder} exists", "a new folder")
-    part.rename(folder)
-    return folder
+    sizes = {"data_path": f"./data/{facts['clean_data']}", "img_size": list(images.shape[1:])}
+    torch.save({**facts, **sizes, "bd_train": None, "bd_test": state}, part / FILE)
