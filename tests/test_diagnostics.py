@@ -70,7 +70,7 @@ def test_predictions_that_change_along_the_draws_are_told():
     margins[:, :, :10] = -1.0
     said = diagnostics.verdict(autoregressive(0.0, draws=200), margins, independent=True)
     assert said.kept == 0.75
-    assert any("change 25% of the predictions: lower sigma" in sentence for sentence in said.sentences)
+    assert any("put 25% of the answers below even odds: lower sigma" in sentence for sentence in said.sentences)
 
 
 def test_monte_carlo_error_of_a_coupling_against_simulation():

@@ -68,7 +68,7 @@ def test_verdicts_of_a_pile_are_ranked_by_the_new_calibration_scores(fitted, pla
     verdicts = together.score(X)
     ranks = [(1 + (together.judge.calibration_scores >= s).sum()) / (len(before) + 1) for s in verdicts.score]
     np.testing.assert_allclose(verdicts.p_value, ranks)
-    np.testing.assert_array_equal(fitted.judge.calibration_scores, before), "the detector itself was changed"
+    np.testing.assert_array_equal(fitted.judge.calibration_scores, before)  # the detector itself is left alone
     assert len(fitted.judge.statements) + 1 == len(together.judge.statements)
     assert set(fitted.score(X[:2]).parts) == {"functional", "latent", "confidence"}
     assert [e.id for e in together.explain(X[:3])] == ["0", "1", "2"]

@@ -18,8 +18,8 @@ PerSample = Float[np.ndarray, " n"]
 RHAT_LIMIT = 1.05
 EFFECTIVE_SHARE = 0.5
 EFFECTIVE_WANTED = 100
-# Sigma is chosen to cost at most 5 points of accuracy; a margin under zero is a little more common than that.
-KEPT_WANTED = 0.9
+# Sigma is chosen to cost at most 5 points of accuracy; answers that fall below even odds are about thrice as common.
+KEPT_WANTED = 0.8
 
 
 def _arviz() -> Any:
@@ -78,7 +78,7 @@ def coupling_error(effective: float | int, correlation: float = 0.0) -> float:
 
 
 def lasting_predictions(margins: Values) -> Float[np.ndarray, "c s"]:
-    """Share of samples that keep their prediction at each draw (margin at the frozen label above zero)."""
+    """Share of samples whose frozen label still has even odds or better at each draw (margin above zero)."""
     return (margins > 0).mean(-1)
 
 
@@ -98,7 +98,7 @@ class Verdict:
         rhat: 95th percentile over samples of split R-hat.
         still: samples whose trace does not move.
         error: Monte Carlo standard error of a coupling near zero, 1 / sqrt(effective).
-        kept: mean share of samples that keep their prediction, nan where no margins were recorded.
+        kept: mean share of samples whose frozen label keeps even odds or better, nan where no margins were recorded.
         good: nothing to change.
         sentences: all of it in words, with what to change.
     """
@@ -151,7 +151,7 @@ def verdict(values: Values, margins: Values | None = None, *, independent: bool 
         complaints.append(f"{share} do not move and couple with nothing: use the margin.")
     kept = float("nan") if margins is None else float(lasting_predictions(margins).mean())
     if kept < KEPT_WANTED:
-        complaints.append(f"Draws change {1 - kept:.0%} of the predictions: lower sigma or step_size.")
+        complaints.append(f"Draws put {1 - kept:.0%} of the answers below even odds: lower sigma or step_size.")
     said = complaints or [f"{counted}."]
     said = [*said, f"A coupling is known to about {error:.2f}."]
     return Verdict(draws, median, rhat, still, error, kept, not complaints, said)

@@ -46,7 +46,7 @@ def _facts(told: dict[str, Any], verdict: dict[str, Any]) -> list[tuple[str, str
         ("Split R-hat, 95th percentile", _of(verdict.get("rhat"), verdict, "rhats", 2)),
         ("Traces that do not move", "" if still is None else f"{words.count(still)} of {words.count(of)}"),
         ("Monte Carlo error of a coupling", _decimals(verdict.get("error"), 3)),
-        ("Predictions kept along draws", "" if kept is None else words.percent(kept)),
+        ("Answers above even odds along draws", "" if kept is None else words.percent(kept)),
         ("Bank of draws", "" if size is None else f"{_size(size)}{precision}{shrunk}"),
     ]
 
