@@ -38,10 +38,11 @@ def completed(
         return list(texts)
     longest = model.longest if max_length is None else min(max_length, model.longest or max_length)
     room = None if longest is None else longest - max_new_tokens
-    if room is not None and room < 1:
-        raise CovaryError(f"max_new_tokens is {max_new_tokens}", f"less than the {longest} positions there are")
     result = list(texts)
     open_ones = [i for i, text in enumerate(texts) if text.completion is None and text.tokens is None]
+    if open_ones and room is not None and room < 1:
+        expected = f"less than the {longest} positions there are"
+        raise CovaryError(f"max_new_tokens is {max_new_tokens}", expected, "pass a smaller --max-new-tokens")
     prompts = {i: _fitting(model, prompt_tokens(model, texts[i]), room) for i in open_ones}
     by_length: dict[int, list[int]] = {}
     for i in open_ones:

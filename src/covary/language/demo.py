@@ -75,7 +75,7 @@ def network(layers: int = 3, width: int = 64, seed: int = 0) -> nn.Module:
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(vocabulary()), hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers,
-                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+                num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
                 pad_token_id=0, bos_token_id=1, eos_token_id=2,
             )
         )  # fmt: skip

@@ -47,6 +47,9 @@ class LanguageDetector(Detector):
         self.settings = Settings.checked(**settings)
         self.text = text if isinstance(text, TextSettings) else TextSettings.checked(**(text or {}))
         s, t = self.settings, self.text
+        if s.sampled or s.metric != "identity":
+            found = f"estimator {s.estimator!r} on texts" if s.sampled else f"metric {s.metric!r} on texts"
+            raise CovaryError(found, "the first-order estimator and metric identity")
         if not isinstance(model, LanguageModel):
             model = load_language_model(model, dtype=t.dtype, device=s.device, adapter=t.adapter)
         self.model = model

@@ -19,7 +19,7 @@ from covary.types import Rows
 Groups = Int[np.ndarray, " n"]
 # Trusted texts a group of like prompts has on average, and the most groups there are.
 PER_GROUP, MOST_GROUPS = 50, 10
-ROUNDS = 25
+ROUNDS, STARTS = 25, 5
 
 
 def _none(rows: Rows, labels: Groups | None, seed: int) -> Callable[[Rows, Groups | None], Groups]:
@@ -70,8 +70,14 @@ class Grouping:
 
 
 def k_means(units: Float[np.ndarray, "n d"], k: int, seed: int) -> Float[np.ndarray, "k d"]:
-    """Directions of k clusters of unit vectors by cosine (Dhillon and Modha 2001), from a seeded spread-out start."""
+    """Directions of k clusters of unit vectors by cosine (Dhillon and Modha 2001); the best of some seeded starts."""
     rng = np.random.default_rng(seed)
+    found = [_clusters(units, k, rng) for _ in range(STARTS)]
+    return max(found, key=lambda centres: float((units @ centres.T).max(1).sum()))
+
+
+def _clusters(units: Float[np.ndarray, "n d"], k: int, rng: np.random.Generator) -> Float[np.ndarray, "k d"]:
+    # Spread-out starts: the next one is likelier the further it is from those there are.
     chosen = [int(rng.integers(len(units)))]
     while len(chosen) < k:
         gap = np.maximum(1.0 - (units @ units[chosen].T).max(1), 0.0)
