@@ -160,7 +160,7 @@ def test_poisoned_and_unbalanced_trusted_sets(cache):
         bad = np.array([name.startswith("poisoned") for name in stored["id"]])
         assert (stored["y"][bad] == 0).all()
         assert (stored["x"][bad][:, -3:, -3:] == 255).all()
-    assert max(thin["trusted_per_class"]) == 5 * min(thin["trusted_per_class"])
+    assert min(thin["trusted_per_class"]) == round(0.2 * max(thin["trusted_per_class"]))
     assert clean["detectors"]["combined"]["masked"]["auroc"] is None
     assert 0 <= clean["detectors"]["combined"]["end_to_end"]["fpr"] <= 0.3
 

@@ -13,10 +13,11 @@ from covary.judge import Verdicts
 from covary.scores.layers import LAMBDA, unit
 from covary.types import Rows
 
-LEAST_MEMBERS = 5
-SHARE_OF_FLAGGED = 0.08
+LEAST_MEMBERS, FEWEST = 8, 5
+SHARE_OF_FLAGGED = 0.15
 DIMENSIONS = 5
-# Silhouette from which on several clusters are believed: on digits two backdoors gave 0.53 to 0.58, one 0.30 to 0.34.
+# Silhouette, times the share in a cluster, from which on several clusters are believed. On digits, with piles of
+# 50 to 167, two backdoors gave 0.44 to 0.58 and one backdoor at most 0.37.
 BELIEVED = 0.4
 NOISE = -1
 
@@ -40,19 +41,20 @@ def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.nda
     """Cluster of each flagged input, 0 the largest; -1 = alone in how its explanation fails.
 
     HDBSCAN (Campello et al. 2013) on the leading principal components of `unexplained_directions`; `least` members
-    make a mechanism, by default 8 % of the pile and at least five. The number of clusters is not given beforehand;
-    where their mean silhouette is below 0.4 the pile counts as one mechanism.
+    make a mechanism, by default 15 % of the pile and at least eight. The number of clusters is not given
+    beforehand; where their mean silhouette, times the share of inputs in one, is below 0.4 the pile counts as one
+    mechanism, as does a pile of fewer than twice `least`. Fewer than five inputs are all alone.
     """
     n = len(rows)
     least = max(LEAST_MEMBERS, round(SHARE_OF_FLAGGED * n)) if least is None else least
     if n < 2 * least:
-        return np.full(n, NOISE if n < least else 0, np.int64)
+        return np.full(n, NOISE if n < FEWEST else 0, np.int64)
     directions = unexplained_directions(rows, reference)
     points = PCA(min(DIMENSIONS, n - 1, directions.shape[1]), random_state=0).fit_transform(directions)
     found = np.asarray(HDBSCAN(min_cluster_size=least, copy=True).fit_predict(points), np.int64)
     inside = found >= 0
     several = len(np.unique(found[inside])) > 1
-    if not several or silhouette_score(points[inside], found[inside]) < BELIEVED:
+    if not several or inside.mean() * silhouette_score(points[inside], found[inside]) < BELIEVED:
         return np.zeros(n, np.int64)
     return by_size(found)
 
