@@ -10,6 +10,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	# For the series in its files alone; its own pins are others.
+	$(BIN)/pip install --quiet --no-deps aeon==1.6.0
 	touch $@
 
 demo: $(VENV)/.ready
