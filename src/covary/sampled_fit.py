@@ -6,6 +6,7 @@ import numpy as np
 
 from covary.data import Source
 from covary.errors import CovaryError
+from covary.refusals import refuse_other_shape, shape_of_one
 from covary.roles import LEAST_SAMPLING, not_calibrating, sampling_split
 from covary.sampled_features import LOOKED_AT, SampledExtractor
 from covary.sampled_rows import sampling_data
@@ -39,6 +40,8 @@ def take_draws(
             if len(sampling) < LEAST_SAMPLING:
                 found = f"the sampling set has {len(sampling)} inputs"
                 raise CovaryError(found, f"at least {LEAST_SAMPLING} of known class")
+            one, other_one = (next(source.take([0]).batches(1)).x for source in (sampling, trusted))
+            refuse_other_shape(one, shape_of_one(other_one), sampling.name)
             for other, what in ((trusted, "trusted"), (calibration, "calibration")):
                 _refuse_overlap(sampling, other, what)
         data, ids = sampling_data(extractor.network, sampling.batches(s.batch_size)), sampling.ids
