@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from covary import demo
 from covary.detector import Detector
 from covary.fingerprints import versions
+from covary.pile import on_ray
 from covary.pile.cost import estimate
 from covary.pile.score import score_pile
 from covary.pile.worker import limited
@@ -39,6 +40,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 # After so many finished partitions the actor that finished the last one is killed.
 KILLS = (5, 20)
+# Pairs of short runs, 1 actor then 2, in one cluster: the load beside them changes less within a pair.
+PAIRS = 3
 # A cluster to be described: an example for the cost model, not a measurement.
 EXAMPLE = {"actors": 512, "bandwidth": 10e9, "failures_per_actor_hour": 0.01, "start_seconds": 60.0}
 
@@ -103,6 +106,25 @@ def measure(way: str, work: Path) -> dict[str, Any]:
     }
 
 
+def pair(work: Path) -> dict[str, Any]:
+    """1 and 2 actors on the same 10,000 inputs: what each actor did per second while it worked, added up."""
+    found: dict[str, Any] = {"load_average": [os.getloadavg()[0]]}
+    for actors in (1, 2):
+        out, records = work / "short", []
+        shutil.rmtree(out, ignore_errors=True)
+        sizes = {"batch_size": BATCH, "partition_size": 2 * BATCH}
+        some = str(work / "pile" / "[01].parquet")
+        score_pile(work / "detector", some, out, ray="local", actors=actors, told=records.append, **sizes)
+        rates = []
+        for pid in {record["pid"] for record in records}:
+            own = [record for record in records if record["pid"] == pid]
+            rates.append(sum(record["n"] for record in own) / sum(record["seconds"] for record in own))
+        found[str(actors)] = {"inputs_per_second": sum(rates), "actors_at_work": len(rates)}
+        found["load_average"].append(os.getloadavg()[0])
+    found["ratio"] = found["2"]["inputs_per_second"] / found["1"]["inputs_per_second"]
+    return found
+
+
 def plain(work: Path) -> dict[str, np.ndarray]:
     """The detector's own verdicts on the same inputs, in batches of the same boundaries, without partitions."""
     import pyarrow.parquet as pq
@@ -138,26 +160,30 @@ def concluded(record: dict[str, Any]) -> dict[str, Any]:
     runs = record["runs"]
     one, two, killed = (runs[f"ray, {way}"] for way in ("1 actor", "2 actors", "2 actors, two killed"))
     rate = "inputs_per_second_after_the_first_partition"
-    c = one["seconds_per_input"]
-    known = {
-        "seconds_per_input": c,
-        "partition_size": PARTITION,
-        "start_seconds": one["first_partition_after_seconds"] - PARTITION * c,
-        "second_pass_seconds_per_input": 0.0,
-    }
-    told = {str(a): estimate(INPUTS, actors=a, **known)["seconds"] for a in (1, 2)}
-    seen = {str(a): run["scoring_seconds"] for a, run in ((1, one), (2, two))}
+    c, e = one["seconds_per_input"], float(np.median([found["ratio"] for found in record["pairs"]])) / 2
+    # What is left of the run with one actor when its work is taken away; the other run is then told in advance.
+    start = one["scoring_seconds"] - INPUTS * c
+    told = estimate(
+        INPUTS, actors=2, seconds_per_input=c, efficiency=min(e, 1.0), partition_size=PARTITION, start_seconds=start,
+        second_pass_seconds_per_input=0.0,
+    )["seconds"]  # fmt: skip
     example = estimate(
         1e9, seconds_per_input=one["processor_seconds_per_input"], bytes_per_input=one["stored_bytes"] / INPUTS,
         second_pass_seconds_per_input=one["second_pass_seconds"] / INPUTS, **EXAMPLE,
     )  # fmt: skip
     return {
         "same_verdicts_digest": len({run["verdicts"] for run in runs.values()}) == 1,
-        "throughput_of_2_actors_to_1": two[rate] / one[rate],
+        "throughput_of_2_actors_to_1_in_pairs": [found["ratio"] for found in record["pairs"]],
+        "throughput_of_2_actors_to_1": float(np.median([found["ratio"] for found in record["pairs"]])),
+        "throughput_of_2_actors_to_1_in_the_long_runs": two[rate] / one[rate],
         "throughput_of_1_actor_to_one_process": one[rate] / runs["one process"][rate],
         "seconds_with_killed_actors_to_without": killed["scoring_seconds"] / two["scoring_seconds"],
-        "cost_model": {"predicted_seconds": told, "measured_seconds": seen,
-                       "measured_to_predicted": {a: seen[a] / told[a] for a in told}},
+        "cost_model_for_2_actors": {
+            "from_1_actor": {"seconds_per_input": c, "start_seconds": start, "efficiency": e},
+            "predicted_seconds": told,
+            "measured_seconds": two["scoring_seconds"],
+            "measured_to_predicted": two["scoring_seconds"] / told,
+        },
         "example_1e9": {"cluster": EXAMPLE, **example},
     }  # fmt: skip
 
@@ -184,6 +210,13 @@ def main() -> None:
             print(way, flush=True)
             record["runs"][way] = measure(way, work)
             write(record)
+    pairs = record.setdefault("pairs", [])
+    if len(pairs) < PAIRS:
+        with on_ray.cluster("local", 2):
+            while len(pairs) < PAIRS:
+                print("pair", len(pairs), flush=True)
+                pairs.append(pair(work))
+                write(record)
     if "equal_to_the_detector_to_the_bit" not in record:
         record["equal_to_the_detector_to_the_bit"] = compared(work)
     record["concluded"] = concluded(record)

@@ -3,7 +3,7 @@
   const byId = (id) => document.getElementById(id);
   const SVG = "http://www.w3.org/2000/svg", WIDTH = 1000, EVERY = 2000;
   const count = (value) => value.toLocaleString("en");
-  const percent = (share) => `${share === 0 ? "0" : share < 0.001 ? (100 * share).toPrecision(1) : (100 * share).toPrecision(share >= 0.9995 ? 3 : 2)} %`;
+  const percent = (share) => `${Number((100 * share).toPrecision(share >= 0.1 ? 3 : 2))} %`;
   const milliseconds = (s) => (s === null ? "–" : s < 1 ? `${(1000 * s).toPrecision(s < 0.01 ? 2 : 3)} ms` : `${s.toPrecision(3)} s`);
   const clock = (s) => new Date(1000 * s).toLocaleTimeString("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
