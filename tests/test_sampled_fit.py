@@ -62,7 +62,7 @@ def test_what_cannot_be_sampled_with_is_refused():
         ({"trusted": (x[:50], y[:50])}, "half of the trusted inputs with known classes are 2"),
         ({"trusted": (x, np.where(np.arange(len(y)) < 40, y, -1))}, "with known classes are 2"),
         ({"trusted": (x[:300], y[:300]), "sampling": (x[290:], y[290:])}, "10 sampling inputs, '0' the first, are"),
-        ({"trusted": (x[:300], y[:300]), "calibration": x[300:], "sampling": (x[400:], y[400:])}, "calibration ones"),
+        ({"trusted": (x[:300], y[:300]), "calibration": x[300:], "sampling": (x[380:], y[380:])}, "calibration ones"),
         ({"trusted": (x[:300], y[:300]), "sampling": x[300:]}, "the sampling data have no labels"),
         ({"trusted": (x[:300], y[:300]), "sampling": (x[300:, :7], y[300:])}, "shape (1, 7, 8); expected (1, 8, 8)"),
         ({"trusted": (x[:300], y[:300]), "sampling": (x[:8], y[:8])}, "the sampling set has 8 inputs; expected"),
