@@ -9,7 +9,7 @@ from scipy.fft import dctn
 from torch import nn
 
 from covary.bench import attacks
-from covary.bench.attacks import adversarial, input_aware, ssba, wanet
+from covary.bench.attacks import adversarial, evading, input_aware, own_profile, ssba, wanet
 from covary.bench.attacks.poisoning import Attack
 from covary.bench.corruptions import CORRUPTIONS, gaussian_blur, gaussian_noise
 from covary.bench.datasets import Images, data_folder
@@ -198,7 +198,7 @@ def test_wanet_noise_differs_for_every_image_and_from_the_trigger():
     plan = attacks.attack("wanet")
     assert plan.make_noise is not None
     same = np.repeat(COLOUR[:1], 3, axis=0)
-    noisy, clean = plan.make_noise((32, 32, 3), 0, 1)(same), plan.make((32, 32, 3), 0)(same)
+    noisy, clean = plan.make_noise((32, 32, 3), 0, 1)(same), plan.trigger((32, 32, 3), 0)(same)
     assert not np.array_equal(noisy[0], noisy[1])
     assert not np.array_equal(noisy[0], clean[0])
     assert np.array_equal(clean[0], clean[1])
@@ -298,6 +298,103 @@ def test_attacks_stay_in_the_ball_and_in_the_unit_cube_and_are_seeded(name, radi
     if name != "fgsm":
         start = attack(network, x, y, 5, steps=0)  # type: ignore[call-arg]
         assert not torch.equal(start, attack(network, x, y, 6, steps=0))  # type: ignore[call-arg]
+
+
+@pytest.fixture(scope="module")
+def fitted_digits() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """A small network that tells four kinds of stripes apart, and images it gets right."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(80) % 4
+    x = 0.35 + 0.3 * torch.rand(80, 1, 8, 8, generator=generator)
+    for image, label in zip(x, y.tolist(), strict=True):
+        image[0, 2 * label : 2 * label + 2] += 0.25
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4))
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimiser.step()
+    network.eval().requires_grad_(False)
+    assert (network(x).argmax(1) == y).all()
+    return network, x[:24], y[:24]
+
+
+def test_deepfool_crosses_the_nearest_boundary_of_a_linear_network():
+    pytest.importorskip("art", reason="needs the Adversarial Robustness Toolbox: pip install 'covary[bench]'")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).requires_grad_(False)
+    weight, bias = network[1].weight, network[1].bias
+    y = network(MIDDLE).argmax(1)
+    found = attacks.ADVERSARIAL["deepfool"](network, MIDDLE, y, 0)
+    assert (network(found).argmax(1) != y).all()
+    for image, changed, label in zip(MIDDLE, found, y.tolist(), strict=True):
+        lengths = []
+        for other in set(range(3)) - {label}:
+            w, b = weight[other] - weight[label], bias[other] - bias[label]
+            lengths.append(float(-(w @ image.flatten() + b) / w.norm()))
+        assert float((changed - image).norm()) == pytest.approx(1.02 * min(lengths), rel=0.02)
+
+
+def test_carlini_wagner_fools_with_little_change(fitted_digits):
+    pytest.importorskip("art", reason="needs the Adversarial Robustness Toolbox: pip install 'covary[bench]'")
+    network, x, y = fitted_digits
+    found = attacks.ADVERSARIAL["carlini-wagner"](network, x, y, 0)
+    assert (network(found).argmax(1) != y).float().mean() > 0.9
+    least = attacks.ADVERSARIAL["deepfool"](network, x, y, 0)
+    lengths = [(z - x).flatten(1).norm(dim=1).median() for z in (found, least)]
+    assert lengths[0] < 1.5 * lengths[1]
+    assert found.min() >= 0
+    assert found.max() <= 1
+
+
+def test_attacks_through_the_toolbox_name_the_extra(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr("covary.bench.attacks.minimal.importlib.import_module", absent)
+    with pytest.raises(CovaryError, match=r"covary\[bench\]"):
+        attacks.ADVERSARIAL["deepfool"](Linear(WEIGHT), MIDDLE, LABELS, 0)
+
+
+def test_own_profile_takes_each_inputs_gradient_and_can_be_differentiated(fitted_digits):
+    network, x, y = fitted_digits
+    found = own_profile.weight_gradients(network, x[:3], y[:3])
+    assert list(found) == ["0.weight", "3.weight"]
+    for i in range(3):
+        weights = dict(network.named_parameters())
+        chosen = [weights[name].clone().requires_grad_(True) for name in found]
+        out = torch.func.functional_call(
+            network, {**weights, **dict(zip(found, chosen, strict=True))}, (x[i : i + 1],)
+        )[0]
+        rest = torch.cat((out[: y[i]], out[y[i] + 1 :]))
+        expected = torch.autograd.grad(out[y[i]] - rest.logsumexp(0), chosen)
+        for rows, value in zip(found.values(), expected, strict=True):
+            assert torch.allclose(rows[i], value.flatten(), atol=1e-5)
+    profile = own_profile.OwnProfile(network, x, y)
+    assert float(profile.score(x, y).mean()) == pytest.approx(1, abs=0.1)
+    moved = x[:4].clone().requires_grad_(True)
+    profile.score(moved, y[:4]).sum().backward()
+    step = 1e-3 * torch.randn(x[:4].shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        change = profile.score(x[:4] + step, y[:4]).sum() - profile.score(x[:4] - step, y[:4]).sum()
+    assert float((moved.grad * step).sum() * 2) == pytest.approx(float(change), rel=0.1, abs=1e-4)
+
+
+def test_the_evading_attack_fools_as_pgd_does_and_scores_lower(fitted_digits):
+    network, x, y = fitted_digits
+    plain = adversarial.pgd_linf(network, x, y, 0, radius=0.12, step=0.02)
+    hidden = evading.pgd_linf_evading(network, x, y, 0, radius=0.12, step=0.01, steps=25)
+    fooled = [(network(z).argmax(1) != y).float().mean() for z in (plain, hidden)]
+    assert fooled[0] > 0.9
+    assert fooled[1] > 0.9 * fooled[0]
+    profile = own_profile.OwnProfile(network, x, y)
+    scores = [profile.score(z, network(z).argmax(1)).log().mean() for z in (plain, hidden)]
+    assert scores[1] < scores[0] - 0.3
+    assert (hidden - x).abs().max() <= 0.12 + 1e-6
+    assert hidden.min() >= 0
+    assert hidden.max() <= 1
 
 
 def test_attack_in_batches_keeps_the_order():

@@ -6,7 +6,18 @@ attack is one file with an `Attack` in it, and one line in `ATTACKS`.
 
 from __future__ import annotations
 
-from covary.bench.attacks import adversarial, blended, input_aware, low_frequency, patch, sig, ssba, wanet
+from covary.bench.attacks import (
+    adversarial,
+    blended,
+    evading,
+    input_aware,
+    low_frequency,
+    minimal,
+    patch,
+    sig,
+    ssba,
+    wanet,
+)
 from covary.bench.attacks.poisoning import ALL_TO_ALL, Attack, Shape, Trigger, poison
 from covary.errors import unknown_name
 
@@ -32,6 +43,9 @@ ADVERSARIAL: dict[str, adversarial.Adversary] = {
     "fgsm": adversarial.fgsm,
     "pgd-linf": adversarial.pgd_linf,
     "pgd-l2": adversarial.pgd_l2,
+    "deepfool": minimal.deepfool,
+    "carlini-wagner": minimal.carlini_wagner,
+    "pgd-linf-evading": evading.pgd_linf_evading,
 }
 
 __all__ = [
