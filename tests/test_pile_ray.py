@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -86,6 +87,14 @@ def test_fewer_processors_than_one_actor_takes(cluster, saved_folder, tmp_path):
         score_pile(saved_folder, data, tmp_path / "out", ray="local", threads=3)
 
 
+def test_an_address_where_nobody_listens():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(CovaryError, match=f"no Ray cluster at {address} .*refused"), on_ray.cluster(address):
+        pass
+
+
 def test_ray_is_loaded_for_clusters_alone_and_never_reports_its_use():
     code = """
 import os, sys
@@ -94,7 +103,7 @@ covary.Detector
 assert "ray" not in sys.modules
 on_ray.ray_modules()
 assert "ray" in sys.modules and os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
-from ray._private.usage import usage_lib
+from ray._common.usage import usage_lib
 assert not usage_lib.usage_stats_enabled()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from covary.errors import CovaryError, missing_extra
 from covary.pile.passes import Record
 
 LOCAL = "local"
+# Seconds for a head node to take a connection.
+PATIENCE = 10
 # A block is what Ray does again when an actor dies; done partitions are recognised by their files.
 MOST_BLOCKS = 4096
 # Partitions pass by as JSON: a local cluster needs little shared memory.
@@ -40,6 +43,7 @@ def cluster(address: str, workers: int | None = None, quiet: bool = False) -> It
     Raises:
         CovaryError: nobody answers there.
     """
+    refuse_silence(address)
     with waiting("starting Ray", quiet):
         ray = ray_modules()
         mine = not ray.is_initialized()
@@ -51,16 +55,29 @@ def cluster(address: str, workers: int | None = None, quiet: bool = False) -> It
             elif mine:
                 ray.init(address=address, **usual)
         except (OSError, RuntimeError, ValueError) as problem:
-            reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-            raise CovaryError(
-                f"no Ray cluster at {address} ({reason})", "`local`, `auto`, or the address of a running head node",
-                "start one with: ray start --head",
-            ) from problem  # fmt: skip
+            raise no_cluster(address, problem) from problem
     try:
         yield ray
     finally:
         if mine:
             ray.shutdown()
+
+
+def refuse_silence(address: str) -> None:
+    """Refuses `host:port` where nobody listens; Ray itself would keep asking for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        except (OSError, OverflowError) as problem:
+            raise no_cluster(address, problem) from problem
+
+
+def no_cluster(address: str, problem: Exception) -> CovaryError:
+    """The error for an address where there is no cluster."""
+    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    expected = "`local`, `auto`, or the address of a running head node"
+    return CovaryError(f"no Ray cluster at {address} ({reason})", expected, "start one with: ray start --head")
 
 
 class _Actor:

@@ -48,7 +48,7 @@ def files_at(where: str) -> list[tuple[str, int]]:
     fs, path = filesystem(where)
     try:
         fs.invalidate_cache()
-        if any(mark in path for mark in "*?") and not fs.exists(path):
+        if any(mark in path for mark in "*?[") and not fs.exists(path):
             listed: Any = {str(name): fs.info(name) for name in fs.glob(path)}
         else:
             # A chained URL such as zip://::pile.zip has an empty path: all of it.

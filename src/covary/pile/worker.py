@@ -146,7 +146,9 @@ class Scorer:
             "processor_seconds": time.process_time() - processor,
         }
         record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule, **took}
-        write_part(self.place, name, table, record)
+        # Whoever was taken for dead and finishes late must not undo what a second pass has written since.
+        if not self.place.exists(name):
+            write_part(self.place, name, table, record)
         return {"number": number, "n": len(table), "pid": os.getpid(), **took}
 
     @property

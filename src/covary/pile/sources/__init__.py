@@ -47,9 +47,9 @@ def streamed(spec: str) -> bool:
     """Whether only a pile can be kept like this: a URL, a glob, or a file of a kind that no reader opens."""
     if is_object_name(spec):
         return False
-    if "://" in spec or any(mark in spec for mark in "*?{"):
-        return True
     path = Path(spec)
+    if "://" in spec or (any(mark in spec for mark in "*?[{") and not path.exists()):
+        return True
     own = [suffix for name in ("parquet", "jsonl", "webdataset") for suffix in SOURCES[name].suffixes]
     if path.is_dir():
         return any(next(path.rglob(f"*{suffix}"), None) is not None for suffix in own)
