@@ -107,3 +107,19 @@ def test_a_replay_does_not_replace_what_it_replays(tmp_path):
     (run / "run.json").write_text('{"plan": null}')
     with pytest.raises(CovaryError, match="was made from a saved detector"):
         scanning.replay(run)
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes", "memory"),
+    [
+        ({}, 4, "for the gradients of "),
+        ({"estimator": "gaussian", "draws": 20, "chains": 2}, 41, "for 40 draws of the weights"),
+        ({"estimator": "gaussian", "draws": 20, "layerwise": True}, 81, "for 20 draws of the weights"),
+        ({"estimator": "paper"}, 176, "for 175 draws of the weights"),
+    ],
+)
+def test_what_a_scan_costs_is_told_by_its_estimator(settings, passes, memory, tiny_files):
+    report = scanning.check_plan(plan(tiny_files, settings=settings))
+    (cost,) = [finding.text for finding in report.findings if finding.title == "Time and memory"]
+    assert f"{passes} of them an input" in cost
+    assert memory in cost

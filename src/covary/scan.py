@@ -30,6 +30,7 @@ from covary.names import is_object_name
 from covary.refusals import refuse_missing_classes, refuse_target
 from covary.report import write_report
 from covary.run import write_run
+from covary.spaces import select_parameters
 
 
 class Pile(BaseModel):
@@ -102,16 +103,18 @@ class Plan(Pile):
 FORWARDS = {"hooks": 4.0, "exact": 8.0}
 
 
-def _forwards(s: Settings) -> float:
+def _draws(s: Settings) -> int:
+    """Draws of the weights that all chains keep; 0 of a first-order estimator."""
     estimator = estimator_named(s.estimator)
-    draws = estimator.draws if s.draws is None else s.draws
-    return FORWARDS[s.engine] if estimator.preset is None else 1.0 + draws * s.chains
+    return (estimator.draws if s.draws is None else s.draws) * s.chains if estimator.preset else 0
 
 
 def check_plan(plan: Plan) -> CheckReport:
     """Looks at network and data before any long work."""
     s = plan.settings
     network = load_network(plan.model, plan.weights, device=s.device, output=s.output)
+    draws = _draws(s)
+    moves = len(select_parameters(network.module, s.space)) if s.layerwise else 1
     return check(
         network,
         plan.open_trusted(),
@@ -119,7 +122,8 @@ def check_plan(plan: Plan) -> CheckReport:
         fpr=s.fpr,
         calibration=plan.open_calibration(),
         batch_size=s.batch_size,
-        forwards_per_input=_forwards(s),
+        forwards_per_input=1.0 + draws * moves if draws else FORWARDS[s.engine],
+        draws=draws,
     )
 
 

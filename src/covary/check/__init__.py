@@ -31,6 +31,7 @@ def check(
     seed: int = 0,
     forwards_per_input: float = 8.0,
     gradient_bytes: int | None = 512 * 2**20,
+    draws: int = 0,
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -44,6 +45,7 @@ def check(
         seed: which inputs are looked at where there are many.
         forwards_per_input: cost of one input's features in forward passes, about 8 in the exact engine.
         gradient_bytes: memory that gradients of one slice of a batch may take.
+        draws: of the weights, where a sampled estimator takes some in place of gradients.
     """
     findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed)
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
@@ -53,7 +55,7 @@ def check(
     figures |= more
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)
     x = next(trusted.batches(min(batch_size, 32))).x
-    finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes)
+    finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes, draws)
     return CheckReport([*findings, finding], {**figures, **more})
 
 

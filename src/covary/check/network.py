@@ -145,12 +145,13 @@ def steadiness(network: Network, x: Tensor, logits: Tensor) -> list[Finding]:
 
 
 def cost(
-    network: Network, x: Tensor, n: int, batch_size: int, forwards_per_input: float, budget: int | None
+    network: Network, x: Tensor, n: int, batch_size: int, forwards_per_input: float, budget: int | None, draws: int = 0
 ) -> tuple[Finding, dict[str, float]]:
     """Estimated time and memory of exact first-order features of `n` inputs.
 
     Time = n x forwards_per_input x measured seconds of a forward pass; gradients take 4 bytes a trainable parameter
-    and input, for as many inputs at once as stay under `budget` bytes (None: a whole batch), at least one.
+    and input, for as many inputs at once as stay under `budget` bytes (None: a whole batch), at least one. With
+    `draws` of the weights there are no gradients of inputs, and 4 bytes a parameter and draw instead.
     """
     network.logits(x)  # the first pass is slower and says nothing
     start = time.perf_counter()
@@ -159,16 +160,18 @@ def cost(
     parameters = sum(p.numel() for p in network.module.parameters() if p.requires_grad)
     one = 4 * parameters
     at_once = min(batch_size, max(1, budget // max(one, 1))) if budget else batch_size
-    seconds, peak = n * forwards_per_input * forward, one * at_once
+    seconds, peak = n * forwards_per_input * forward, one * (draws or at_once)
+    what = f"{draws:,} draws of the weights" if draws else f"the gradients of {at_once} inputs at once"
     text = (
         f"About {duration(seconds)} for {n:,} inputs ({1e3 * forward:.2g} ms a forward pass, {forwards_per_input:g} "
-        f"of them an input), and {peak / 2**20:,.0f} MB for the gradients of {at_once} inputs at once."
+        f"of them an input), and {peak / 2**20:,.0f} MB for {what}."
     )
     figures = {"forward_seconds": forward, "estimated_seconds": seconds, "gradient_bytes": float(peak)}
     free = available_memory()
     if free is not None and peak > free / 2 and network.device.type == "cpu":
         text += f" Only {free / 2**20:,.0f} MB are free."
-        change = "Lower --batch-size, or look at fewer weights, such as the last layer (--space)."
+        lower = "draws" if draws else "batch-size"
+        change = f"Lower --{lower}, or look at fewer weights, such as the last layer (--space)."
         return Finding("warning", "Time and memory", text, change), figures
     return Finding("ok", "Time and memory", text), figures
 
