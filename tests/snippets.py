@@ -2,7 +2,8 @@
 
 - `python`: executed; the blocks of a page share their names. With `title="FILE"` it is written to that file instead.
 - `sh`: line by line. `covary ...` runs in this process; a line ending in `&` in the background, until its port answers;
-  `make TARGET`, `pip install ...` and `python -m covary...` are looked up, not run; the rest goes to the shell.
+  `make TARGET`, `pip install ...` and `python -m covary...` are looked up, not run, and so are the options of a `covary`
+  line with a `…` in it; the rest goes to the shell.
 - `yaml`: parsed, and what stands behind a `run:` key is treated as `sh`.
 - Other languages are text.
 
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typer.main import get_command
 
 from covary import cli
 
@@ -106,6 +108,8 @@ class Reader:
         words = shlex.split(line, comments=True)
         if not words:
             return 0, ""
+        if words[0] == "covary" and "…" in words:
+            return unknown_options(words[1:])
         if words[0] == "covary" and words[-1] == "&":
             return self.background(words[1:-1])
         if words[0] == "covary" and not set(words) & {"|", ">", ">>", "&&", "||"}:
@@ -164,6 +168,19 @@ def covary(words: list[str]) -> tuple[int, str]:
     finally:
         sys.argv = argv
     return 0, out.getvalue()
+
+
+def unknown_options(words: list[str]) -> tuple[int, str]:
+    """Whether a command has every option that a line with something left out gives it."""
+    command: Any = get_command(cli.app)
+    words = [word for word in words if word != "…"]
+    while words and hasattr(command, "commands"):
+        command = command.commands.get(words.pop(0))
+    known = {
+        name for parameter in getattr(command, "params", []) for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    missing = [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+    return len(missing) + (command is None), f"no option {missing}"
 
 
 def missing_extras(words: list[str]) -> tuple[int, str]:

@@ -104,13 +104,17 @@ def test_shell_lines():
 @pytest.mark.parametrize(
     "line",
     ["covary nonsense", "covary scan --no-such-option", "make nothing", "pip install 'covary[nothing]'", "false",
-     "python -m covary.nothing"],
+     "python -m covary.nothing", "covary scan … --nothing", "covary nothing …"],
 )  # fmt: skip
 def test_what_does_not_work_is_noticed(line, reader):
     with pytest.raises(AssertionError, match="ended with"):
         reader.follow(Snippet(1, "sh", None, f"covary --version\n{line}", None, 0))
     with pytest.raises(AssertionError, match="ended with 0, not 1"):
         reader.follow(Snippet(1, "sh", None, "covary --version", None, 1))
+
+
+def test_what_is_left_out_is_not_asked_for(reader):
+    reader.follow(Snippet(1, "sh", None, "covary scan … --fpr 0.1 --fdr=0.1\ncovary receipts merge … --out b", None, 0))
 
 
 def test_python_that_does_not_work_is_noticed_and_names_are_kept(reader):
