@@ -25,7 +25,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import bad_bodies  # noqa: E402
 import tiny  # noqa: E402
-
 from covary.serve import ServeSettings, make_app  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "production-fuzz.json"

@@ -1,4 +1,4 @@
-"""What the monitor adds to a batch on ResNet-20, in forward passes; and what it adds to an answer's latency when deferred.
+"""What the monitor adds to a batch on ResNet-20, in forward passes, and to an answer's latency when deferred.
 
     OMP_NUM_THREADS=1 python benchmarks/production/monitor.py [--repeats 15]
 
