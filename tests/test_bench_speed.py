@@ -12,7 +12,7 @@ from torch import nn
 from covary.bench import speed
 from covary.bench.speed import Options, run
 from covary.bench.speed.cost import Transformer, interleaved, ratios
-from covary.bench.speed.fidelity import correlations
+from covary.bench.speed.fidelity import correlations, unstructured
 from covary.bench.speed.scaling import judged
 from covary.bench.speed.told import chart, markdown, points, scales
 from covary.errors import CovaryError
@@ -87,6 +87,15 @@ def test_couplings_of_uncompressed_rows_correlate_fully(monkeypatch):
     assert found["covariance_all_layers"] == found["covariance_layer_least"] == found["cosine_layer_least"] == 1.0
     other = correlations({name: r[:, :3] for name, r in rows.items()}, grams)
     assert other["covariance_all_layers"] < 0.9
+
+
+def test_dense_numbers_keep_inner_products_on_average(monkeypatch):
+    monkeypatch.setattr("covary.bench.speed.fidelity.PAIRS", 12)
+    rows = np.random.default_rng(3).standard_normal((12, 40))
+    grams = {"a": rows @ rows.T}
+    wide = unstructured({"a": np.zeros((12, 20000))}, grams)["a"]
+    np.testing.assert_allclose(wide @ wide.T, grams["a"], atol=1.5)
+    assert unstructured({"a": np.zeros((12, 5))}, grams)["a"].shape == (12, 5)
 
 
 def test_the_page_says_what_was_not_measured():

@@ -65,6 +65,7 @@ def one_case(folder: Path, network: str) -> dict[str, Any]:
     exact = exactly(compressed, grams)
     found: dict[str, Any] = {"network": network, "trusted": TRUSTED, "queries": len(truth), "k": fast.k}
     found |= correlations(compressed.functional, grams)
+    found["unstructured"] = correlations(unstructured(compressed.functional, grams), grams)
     verdicts = {}
     for name, rows in (("exact", exact), ("compressed", compressed)):
         judge = Judge().fit(rows.take(np.arange(TRUSTED)), known["y"][:TRUSTED])
@@ -111,6 +112,19 @@ def exactly(compressed: Rows, grams: dict[str, np.ndarray]) -> Rows:
         functional[layer] = (basis[:, kept] * np.sqrt(values[kept])).astype(np.float32)
         norms.append(np.sqrt(np.diag(gram)))
     return replace(compressed, functional=functional, functional_norms=np.stack(norms, 1))
+
+
+def unstructured(rows: Mapping[str, np.ndarray], grams: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What as many dense Gaussian numbers a layer would keep: the most that random numbers can be asked for.
+
+    A Gaussian projection sees nothing of gradients but their inner products, so a factor of the Gram matrix will do.
+    """
+    rng, found = np.random.default_rng(0), {}
+    for layer, gram in grams.items():
+        values, basis = np.linalg.eigh(gram[:PAIRS, :PAIRS])
+        factor, k = basis * np.sqrt(np.maximum(values, 0)), rows[layer].shape[1]
+        found[layer] = factor @ rng.standard_normal((PAIRS, k)) / np.sqrt(k)
+    return found
 
 
 def recompressed(fast: FeatureExtractor, x: torch.Tensor, k: int) -> dict[str, np.ndarray]:
