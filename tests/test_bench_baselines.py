@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -327,7 +328,8 @@ def test_the_offline_variant_looks_for_trusted_neighbours(monkeypatch):
         material, reference=material.trusted.take(np.arange(25)), fit=material.trusted.take(np.arange(25, 60))
     )
     seen = []
-    monkeypatch.setattr("covary.bench.baselines.published.embedded", lambda x, seed: (seen.append(x), x)[1])
+    module = sys.modules["covary.bench.baselines.published"]
+    monkeypatch.setattr(module, "embedded", lambda x, seed: (seen.append(x), x)[1])
     scores = published_offline(split, "ccc", plan)
     matrix = couplings(split, "ccc", plan)[:, :25]
     distances = np.linalg.norm(matrix[60 + 7] - matrix[25:60], axis=1)

@@ -161,6 +161,9 @@ def test_files_of_a_record(tmp_path):
     assert "Counted 0.5: c/x/0 (missing)." in text
     assert "| a/x/0 | 0.9000 (0.100 to 0.900) |" in text
     assert "energy 0.950" in text
+    assert "on the mean calibrated DER: none. Ahead of combined on the mean masked AUROC: none." in text
+    ahead = {**made, "mean_auroc_masked": 0.1}
+    assert "on the mean masked AUROC: energy (" in as_markdown(ahead)
     page = written[3].read_text()
     assert page.count("<figure>") == 5
     assert "&lt;b&gt;" in page

@@ -93,7 +93,21 @@ def _sentence(record: Mapping[str, Any]) -> str:
     if record["tuning"]["cells"]:
         told += " Left out of the means, since settings were chosen on them: " + ", ".join(record["tuning"]["cells"])
         told += "."
-    return told
+    return f"{told} {_behind(record)}"
+
+
+def _behind(record: Mapping[str, Any]) -> str:
+    """Which baselines are ahead of ours on the mean over the cells they were run on."""
+    told = []
+    for figure, words in (("mean_der_calibrated", "calibrated DER"), ("mean_auroc_masked", "masked AUROC")):
+        ahead = []
+        for name, own in record["baselines"].items():
+            theirs = own.get("on_its_cells", own)[figure]
+            mine = own.get("ours_on_its_cells", record)[figure]
+            if theirs is not None and mine is not None and theirs > mine:
+                ahead.append(f"{name} ({theirs:.3f} against {mine:.3f})")
+        told.append(f"Ahead of {OURS} on the mean {words}: {', '.join(ahead) or 'none'}.")
+    return " ".join(told)
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> list[str]:
