@@ -176,6 +176,9 @@ def concluded(record: dict[str, Any]) -> dict[str, Any]:
         "throughput_of_2_actors_to_1_in_pairs": [found["ratio"] for found in record["pairs"]],
         "throughput_of_2_actors_to_1": float(np.median([found["ratio"] for found in record["pairs"]])),
         "throughput_of_2_actors_to_1_in_the_long_runs": two[rate] / one[rate],
+        # What other programs take does not enter here: 1 says that a second actor makes no input dearer.
+        "processor_seconds_per_input_of_2_actors_to_1": two["processor_seconds_per_input"]
+        / one["processor_seconds_per_input"],
         "throughput_of_1_actor_to_one_process": one[rate] / runs["one process"][rate],
         "seconds_with_killed_actors_to_without": killed["scoring_seconds"] / two["scoring_seconds"],
         "cost_model_for_2_actors": {
