@@ -102,7 +102,7 @@ class Refusing(nn.Module):
 @pytest.mark.parametrize(
     ("module", "settings", "told"),
     [
-        (Attending, {"output": "logits"}, None),
+        (Attending, {"output": "logits"}, "fused attention"),
         (Refusing, {"output": 0}, "cannot be copied"),
         (tiny.trained, {"engine": "exact"}, "sample by sample"),
         (tiny.trained, {"amp": "bf16"}, "second pass"),

@@ -48,6 +48,9 @@ class OnePass:
         self._same: dict[Any, bool] = {}
         self._warm = self._joint = False
         self.apart = not any(isinstance(child, nn.MultiheadAttention) for child in self.module.modules())
+        if not self.apart:
+            # Hooked passes turn the fused path off for every thread.
+            self.notes.append("The network has fused attention: outputs wait for a pass that is under way.")
         self.extractor: Any = detector.extractor
         if not isinstance(self.extractor, FeatureExtractor):
             self.apart = False
