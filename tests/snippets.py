@@ -2,8 +2,8 @@
 
 - `python`: executed; the blocks of a page share their names. With `title="FILE"` it is written to that file instead.
 - `sh`: line by line. `covary ...` runs in this process; a line ending in `&` in the background, until its port answers;
-  `make TARGET`, `pip install ...` and `python -m covary...` are looked up, not run, and so are the options of a `covary`
-  line with a `…` in it; the rest goes to the shell.
+  `make TARGET`, `pip install ...` and `python -m covary...` are looked up, not run; of a line with `…` in place of
+  something the options are; the rest goes to the shell.
 - `yaml`: parsed, and what stands behind a `run:` key is treated as `sh`.
 - Other languages are text.
 
@@ -129,17 +129,16 @@ class Reader:
     def background(self, words: list[str]) -> tuple[int, str]:
         """Starts a command that keeps running and waits until something answers on its port."""
         port = int(words[words.index("--port") + 1]) if "--port" in words else 8000
-        self.running.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "covary", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-            )
-        )
+        said = Path(f"background-{port}.log")
+        with said.open("wb") as file:
+            command = [sys.executable, "-m", "covary", *words]
+            self.running.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT))
         until = time.monotonic() + PATIENCE
         while time.monotonic() < until and self.running[-1].poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 return 0, ""
             time.sleep(0.2)
-        return 1, f"nothing answers on port {port}"
+        return 1, f"nothing answers on port {port}: {said.read_text()}"
 
     def end(self) -> None:
         """Ends what was left running."""

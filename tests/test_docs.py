@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,7 +57,10 @@ def reader(world, tmp_path, monkeypatch):
     home = shutil.copytree(world, tmp_path / "reader")
     monkeypatch.chdir(home)
     monkeypatch.setattr(sys, "path", [*sys.path, str(home)])
-    monkeypatch.setenv("PYTHONPATH", str(home))
+    # For what a page starts in a process of its own; `tiny` is where the fitted detector's network comes from.
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(home), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    )
     before = set(sys.modules)
     x, y = tiny.trusted()
     names = {"network": tiny.trained(), "trusted_images": x, "trusted_labels": y, "new_images": tiny.inputs()[0]}
