@@ -300,7 +300,9 @@ def test_half_requests_over_the_wire(server):
     assert b"400 " in send(head + b'{"inp', True)
     assert b"broke off" in send(head + b'{"inp', True)
     assert b"408 " in send(head + b'{"inp', False)
-    assert b"400 " in send(b"nonsense\r\n\r\n", False)
+    found = send(b"nonsense\r\n\r\n", False)
+    assert b"400 " in found
+    assert list(json.loads(found.split(b"\r\n\r\n", 1)[1])) == ["error"]
     whole = json.dumps(body(X[:1])).encode()
     assert b"200 OK" in send(head.replace(b"500", str(len(whole)).encode()) + whole, True)
     assert b"413 " in send(head.replace(b"500", b"70000") + b" " * 70_000, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import signal
 import socket
@@ -25,6 +26,18 @@ def make_server(detector: Detector, settings: ServeSettings) -> Any:
 
     class Answering(H11Protocol):
         """Clients that close their side early: a whole request still gets its answer, half a one gets a 400."""
+
+        def send_400_response(self, msg: str) -> None:
+            content = json.dumps({"error": msg}).encode()
+            headers = [("content-type", "application/json"), ("connection", "close")]
+            headers.append(("content-length", str(len(content))))
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=content),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
 
         def eof_received(self) -> bool | None:  # type: ignore[override]
             if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.SEND_RESPONSE:
