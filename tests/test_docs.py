@@ -81,7 +81,7 @@ def test_every_command_and_snippet_runs(page, reader):
 def test_few_blocks_are_not_run():
     found = [snippet for page in PAGES for snippet in snippets(page.read_text(encoding="utf-8"))]
     assert len(found) > 15
-    assert sum(snippet.skipped is not None for snippet in found) <= 5
+    assert sum(snippet.skipped is not None for snippet in found) <= 8
 
 
 # The runner ----------------------------------------------------------------------------------------------------------
