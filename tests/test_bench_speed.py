@@ -14,6 +14,7 @@ from covary.bench.speed import Options, run
 from covary.bench.speed.cost import Transformer, interleaved, ratios
 from covary.bench.speed.fidelity import correlations, unstructured
 from covary.bench.speed.scaling import judged
+from covary.bench.speed.stream import megabytes
 from covary.bench.speed.told import chart, markdown, points, scales
 from covary.errors import CovaryError
 
@@ -134,10 +135,19 @@ def test_the_command_measures_a_section_and_fills_the_page(tmp_path, monkeypatch
     from covary.bench.speed.told import measure
 
     monkeypatch.setattr(speed, "SECTIONS", {"stream": lambda _: {"marks": [], "second_half_over_first": 1.01,
-                                                                 "peak_growth_after_a_tenth_mb": 3}})  # fmt: skip
+                                                                 "growth_after_a_tenth_mb": 3}})  # fmt: skip
     page = tmp_path / "speed.md"
     page.write_text("# Page\n<!-- speed -->\n<!-- end of speed -->\n<!-- scales -->\n<!-- end of scales -->\n")
     measure(["stream"], tmp_path, tmp_path, None, 1, False, page, quiet=False)
     assert "| 1.01 |" in page.read_text()
     assert "| 1.01 |" in capsys.readouterr().out
     assert len(list(tmp_path.glob("speed-*.json"))) == 1
+
+
+def test_memory_of_a_process_is_its_own():
+    before = megabytes("VmRSS")
+    held = np.ones(30 * 2**17)
+    assert 20 < megabytes("VmRSS") - before < 60
+    assert megabytes("VmHWM") >= megabytes("VmRSS") - 1
+    assert held.size
+    assert np.isnan(megabytes("VmNothing"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 CHILD = """
-import sys, resource, torch
+import sys, torch
 from covary.bench.speed.cost import Transformer
 torch.set_num_threads({threads})
 what, width, depth, samples, positions, dtype = sys.argv[1], *map(int, sys.argv[2:6]), getattr(torch, sys.argv[6])
@@ -35,7 +35,8 @@ elif what == "features":
     extractor = FeatureExtractor(network, lambda out: out)
     rows = extractor.rows(Batch([str(i) for i in range(samples)], x))
     print(sum(r.shape[1] for r in rows.functional.values()), len(rows.functional), *extractor.notes, sep="|")
-print(weights, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+from covary.bench.speed.stream import megabytes
+print(weights, megabytes("VmHWM"))
 """
 
 # The last has about 1.1 billion weights, in bfloat16.

@@ -81,7 +81,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
     if stream:
         found += [
             ("A million queries: second half over first", "0.9 to 1.1", f"{stream['second_half_over_first']}"),
-            ("Growth of peak memory after the first tenth, MB", "flat", f"{stream['peak_growth_after_a_tenth_mb']}"),
+            ("Growth of memory after the first tenth, MB", "flat", f"{stream['growth_after_a_tenth_mb']}"),
         ]
     for name, m in record.get("memory", {}).items():
         if isinstance(m, dict) and "features_mb" in m:
@@ -153,8 +153,8 @@ def scales(record: dict[str, Any]) -> str:
     found, stream = record.get("scaling"), record.get("stream")
     lines = []
     if stream is not None:
-        lines += ["| queries | processor seconds | peak memory, MB |", "| --- | --- | --- |"]
-        lines += [f"| {m['queries']:,} | {m['processor_seconds']} | {m['peak_mb']} |" for m in stream["marks"]]
+        lines += ["| queries | processor seconds | memory, MB |", "| --- | --- | --- |"]
+        lines += [f"| {m['queries']:,} | {m['processor_seconds']} | {m['resident_mb']} |" for m in stream["marks"]]
     if found is not None:
         for axis in ("trusted", "classes"):
             title = "trusted samples (10 classes)" if axis == "trusted" else "classes (5,000 trusted samples)"
