@@ -70,7 +70,6 @@ def test_token_evidence_stands_beside_the_answers_tokens(detector):
         assert "".join(evidence.tokens).strip() == text.completion.strip()
     ordinary, odd = (np.concatenate([e.unexplained for e in some]) for some in (found[:3], found[3:]))
     assert odd.mean() > ordinary.mean()
-    assert sum(map(sum, (e.marked for e in found[3:]))) > sum(map(sum, (e.marked for e in found[:3])))
 
 
 def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
@@ -88,9 +87,12 @@ def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
         gradients = torch.autograd.grad(margin, list(parameters.values()), retain_graph=True)
         whole = dict(zip(parameters, gradients, strict=True))
         shares = []
-        for layer, names in features.layers.items():
-            row = features.projections[layer]({name: whole[name].unsqueeze(0) for name in names}).numpy()
-            shares.append(explainer.profile.all_[layer].log(unit(row))[0])
+        for block, layers in features.groups.items():
+            parts = [
+                features.projections[layer]({name: whole[name].unsqueeze(0) for name in features.layers[layer]}).numpy()
+                for layer in layers
+            ]
+            shares.append(explainer.profile.all_[block].log(unit(np.concatenate(parts, 1)))[0])
         z = ((np.array(shares) - explainer.centre) / explainer.spread).mean() / explainer.usual_spread
         assert found.unexplained[i] == pytest.approx(z, abs=0.02)
         assert found.margin[i] == pytest.approx(float(margin.detach()), abs=1e-3)
@@ -141,15 +143,19 @@ def test_like_prompts_share_a_group():
 
 
 def test_settings_and_groups_agree():
-    for name in GROUPINGS:
+    for name in (*GROUPINGS, "auto"):
         assert TextSettings.checked(groups=name).groups == name
     with pytest.raises(CovaryError, match="pooling is 'max'"):
         TextSettings.checked(pooling="max")
 
 
 def test_task_labels_group_causal_answers():
-    detector = LanguageDetector(texts.causal(), text={**TEXT, "groups": "label"}).fit(texts.records(80))
-    assert detector.labels_known == sorted({one["label"] for one in texts.records(80)})
+    """Unasked, where all have one and there are enough of each."""
+    few = LanguageDetector(texts.causal(), text=TEXT).fit(texts.records(60))
+    assert few.grouping.name == "none"
+    detector = LanguageDetector(texts.causal(), text=TEXT).fit(texts.records(120))
+    assert detector.grouping.name == "label"
+    assert detector.labels_known == sorted({one["label"] for one in texts.records(120)})
     source = detector.open([*texts.records(4, 2), {"prompt": "sort : wolf :", "id": "x", "label": "unheard"}])
     np.testing.assert_array_equal(detector.score(source).predicted, source.y)
     assert source.y[-1] == -1

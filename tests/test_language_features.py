@@ -8,7 +8,7 @@ import torch
 
 import texts
 from covary.errors import CovaryError
-from covary.language.answers import TOKEN_OBSERVABLES, Answers
+from covary.language.answers import POOLINGS, TOKEN_OBSERVABLES, Answers
 from covary.language.features import TextFeatures
 from covary.language.pretrained import LanguageModel, with_adapter
 from covary.language.spaces import text_parameters
@@ -30,10 +30,11 @@ def slow_observable(model, text, observable, pooling):
     for position, target in zip(text.counted, text.targets, strict=True):
         p = logits[position].log_softmax(-1).exp()[target]
         values.append(-p.log() if observable == "nll" else p.log() - torch.log1p(-p))
-    return torch.stack(values).mean() if pooling == "mean" else torch.stack(values).sum()
+    total = torch.stack(values).sum()
+    return total / {"sum": 1.0, "mean": len(values), "root": len(values) ** 0.5}[pooling]
 
 
-@pytest.mark.parametrize("pooling", ["mean", "sum"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("observable", TOKEN_OBSERVABLES)
 def test_observables_are_those_of_a_loop_over_tokens(observable, pooling):
     model = texts.causal()
@@ -49,11 +50,11 @@ def test_token_observables_carry_the_names_of_the_others():
 @pytest.mark.parametrize("tied", [True, False])
 def test_rows_are_projected_gradients_of_autograd(tied):
     model = texts.causal(tied)
-    features = TextFeatures(model)
+    features = TextFeatures(model, per="layer")
     found = features.rows(texts.batch(SOME[:4]))
     parameters = dict(model.module.named_parameters())
     for i, text in enumerate(SOME[:4]):
-        value = slow_observable(model, text, "margin", "mean")
+        value = slow_observable(model, text, "margin", "root")
         gradients = torch.autograd.grad(value, list(parameters.values()))
         whole = dict(zip(parameters, gradients, strict=True))
         for layer, names in features.layers.items():
@@ -61,6 +62,18 @@ def test_rows_are_projected_gradients_of_autograd(tied):
             np.testing.assert_allclose(
                 found.functional[layer][i], expected.numpy(), atol=2e-5 * float(expected.norm()) + 1e-7, rtol=0
             )
+
+
+def test_blocks_put_their_layers_side_by_side():
+    apart, together = rows(), rows(per="block")
+    found = [layer for layer in apart.functional if layer.startswith("model.layers.1.")]
+    assert (len(found), len(together.functional)) == (9, 4)  # embedding, two blocks, last normalisation
+    expected = np.concatenate([apart.functional[layer] for layer in found], 1)
+    np.testing.assert_allclose(together.functional["model.layers.1"], expected, atol=1e-6)
+    places = [list(apart.functional).index(layer) for layer in found]
+    squares = np.square(apart.functional_norms[:, places]).sum(1)
+    place = list(together.functional).index("model.layers.1")
+    np.testing.assert_allclose(together.functional_norms[:, place] ** 2, squares, rtol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["causal", "sequence", "token"])
@@ -138,7 +151,7 @@ def test_token_values_are_the_observable_token_by_token():
     observed = features.rows(texts.batch(SOME)).observable
     for text, value, whole in zip(SOME, values, observed, strict=True):
         assert value["margin"].shape == (len(text.counted),)
-        assert value["margin"].mean() == pytest.approx(whole, abs=1e-4)
+        assert value["margin"].sum() / len(text.counted) ** 0.5 == pytest.approx(whole, abs=1e-3)
         np.testing.assert_allclose(value["nll"], np.log1p(np.exp(-value["margin"])), rtol=1e-6)
 
 
@@ -178,13 +191,13 @@ def adapted(adapter="fresh:3"):
 
 def test_fresh_adapters_change_no_answer_and_see_the_projected_gradient():
     model = adapted()
-    features = TextFeatures(model, space="lora")
+    features = TextFeatures(model, space="lora", per="layer")
     found = features.rows(texts.batch(SOME))
     assert all("lora_B" in layer for layer in features.layers)
     np.testing.assert_allclose(found.observable, rows().observable, atol=1e-5)
     layer = "base_model.model.model.layers.1.mlp.up_proj.lora_B.default"
     module = model.module.get_submodule("base_model.model.model.layers.1.mlp.up_proj")
-    value = slow_observable(texts.causal(), SOME[2], "margin", "mean")
+    value = slow_observable(texts.causal(), SOME[2], "margin", "root")
     weight = dict(texts.causal().module.named_parameters())["model.layers.1.mlp.up_proj.weight"]
     (gradient,) = torch.autograd.grad(value, [weight])
     expected = module.scaling["default"] * gradient @ module.lora_A["default"].weight.detach().T
@@ -218,7 +231,7 @@ def test_spaces_select():
         text_parameters(module, "lora")
 
 
-@pytest.mark.parametrize("settings", [{"engine": "fast"}, {"pooling": "max"}, {"observable": "loss"}])
+@pytest.mark.parametrize("settings", [{"engine": "fast"}, {"pooling": "max"}, {"observable": "loss"}, {"per": "head"}])
 def test_unknown_names_are_refused(settings):
     with pytest.raises(CovaryError, match="one of"):
         TextFeatures(texts.causal(), **settings)

@@ -41,6 +41,7 @@ class Oracle:
 
     def logits(self, ids):
         head, group = self.d // self.heads, self.heads // self.kv
+        x = np.zeros(self.d)
         keys, values = [[] for _ in range(self.n)], [[] for _ in range(self.n)]
         for t, token in enumerate(ids):
             x = self.emb[token].copy()
@@ -124,7 +125,7 @@ def test_greedy_text_is_that_of_numpy(stories):
         ids = encode(text.prompt, table)
         start = len(ids)
 
-        whole = [*ids, *text.tokens]
+        whole = [*ids, *(text.tokens or ())]
         with torch.no_grad():
             logits = stories.module(input_ids=torch.tensor([whole])).logits[0].numpy()
         for stop in (start, start + 1, start + LENGTH // 2, len(whole) - 1):

@@ -243,11 +243,11 @@ class Texts:
         str, Option("--dtype", help="Of the weights: float32, bfloat16 or float16.", rich_help_panel=TEXTS)
     ] = "float32"
     pooling: Annotated[
-        str, Option("--pooling", help="mean or sum over the answer's tokens.", rich_help_panel=TEXTS)
-    ] = "mean"
+        str, Option("--pooling", help="root, sum or mean over the answer's tokens.", rich_help_panel=TEXTS)
+    ] = "root"
     groups: Annotated[
-        str, Option("--groups", help="In place of classes: none, label or nearest.", rich_help_panel=TEXTS)
-    ] = "none"
+        str, Option("--groups", help="In place of classes: auto, none, label, nearest.", rich_help_panel=TEXTS)
+    ] = "auto"
     max_new_tokens: Annotated[
         int, Option("--max-new-tokens", min=1, help="Length of answers the model is asked for.", rich_help_panel=TEXTS)
     ] = 64

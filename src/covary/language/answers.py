@@ -22,7 +22,7 @@ from covary.language.tokens import Padded, keywords
 from covary.observables import OBSERVABLES
 
 # How tokens' numbers become the text's.
-POOLINGS = ("mean", "sum")
+POOLINGS = ("root", "sum", "mean")
 
 
 def token_margin(logits: Float[Tensor, "m V"], targets: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
@@ -65,16 +65,21 @@ class Answer:
 
 
 def pooled(values: Float[Tensor, " m"], counts: Int[Tensor, " n"], pooling: str) -> Float[Tensor, " n"]:
-    """Mean or sum of each text's tokens, `counts` of them in a row."""
+    """Sum, mean, or sum over the root of their number, of each text's tokens, `counts` of them in a row.
+
+    Tokens' gradients point in different directions, so their sum grows like the root of their number: `root` leaves a
+    gradient whose length does not tell that of the answer.
+    """
     owner = torch.repeat_interleave(torch.arange(len(counts), device=values.device), counts)
     total = values.new_zeros(len(counts)).index_add(0, owner, values)
-    return total / counts.to(total) if pooling == "mean" else total
+    return total / {"root": counts.to(total).sqrt(), "sum": 1.0, "mean": counts.to(total)}[pooling]
 
 
 class Answers:
     """The observable of a language model's answers, as a function of (parameters, buffers, padded batch).
 
-    f(x) = mean (or sum) over the tokens that count of their margin (or nll). Padding and prompt do not count.
+    f(x) = sum over the tokens that count of their margin (or nll), over the root of their number (or see `pooled`).
+    Padding and prompt do not count.
 
     Args:
         model: the network.
@@ -82,7 +87,7 @@ class Answers:
         pooling: a name from `POOLINGS`; of no meaning to a sequence classifier.
     """
 
-    def __init__(self, model: LanguageModel, observable: str = "margin", pooling: str = "mean") -> None:
+    def __init__(self, model: LanguageModel, observable: str = "margin", pooling: str = "root") -> None:
         if observable not in TOKEN_OBSERVABLES:
             raise unknown_name("observable", observable, TOKEN_OBSERVABLES)
         if pooling not in POOLINGS:
@@ -103,6 +108,7 @@ class Answers:
         module: nn.Module = self.model.module
         given = keywords(x, self.model.task)
         counted = x["counted"]
+        start, stop = 0, counted.shape[1]
         if self._keeps:
             # Logits of a large vocabulary are made where they count, not over the prompt.
             places = counted.any(0).nonzero().squeeze(-1)
@@ -117,8 +123,7 @@ class Answers:
             ones = torch.ones_like(labels)
             return Answer(value, *self._confidence(logits.float(), labels), ones, labels)
         targets = x["targets"]
-        if self._keeps:
-            counted, targets = counted[:, start:stop], targets[:, start:stop]
+        counted, targets = counted[:, start:stop], targets[:, start:stop]
         chosen = logits[counted].float()
         labels = targets[counted] if self.model.task == "causal" else chosen.detach().argmax(-1)
         counts = counted.sum(1)

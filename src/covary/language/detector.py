@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ from covary.language.evidence import TokenEvidence, TokenExplainer
 from covary.language.features import TextFeatures
 from covary.language.grouping import Grouping
 from covary.language.pretrained import LanguageModel, load_language_model
-from covary.language.records import read_texts
+from covary.language.records import Text, read_texts
 from covary.language.settings import TextSettings
 from covary.language.source import TextReader, TextSource, label_numbers
-from covary.language.tokens import Tokens, tokenise
+from covary.language.tokens import Tokens, tokenise, tokens_from_json
 from covary.models import Network
 from covary.types import Batch, Rows
 
 # A report looks at so many tokens one by one, the most anomalous texts' first.
 SHOWN_TOKENS = 1_500
+# Labels group texts where each has this many trusted ones on average.
+LEAST_PER_LABEL = 20
 
 
 class LanguageDetector(Detector):
@@ -76,17 +78,41 @@ class LanguageDetector(Detector):
     def _remember(self) -> None:
         self.preprocessing: dict[str, Any] = {
             "language": self.text.model_dump(), "folder": self.model.folder, "labels": self.labels_known,
-            "trusted_texts": self.trusted_texts, "trusted_tokens": [vars(tokens) for tokens in self.trusted_tokens],
+            "groups": None if self.grouping is None else self.grouping.name,
         }  # fmt: skip
 
+    def save(self, folder: str | Path, *, weights: bool = False) -> Path:
+        """Writes the detector, its trusted texts included; the language model stays in its own folder.
+
+        With `weights` they are stored as well, though loading takes them from there.
+        """
+        told = self.preprocessing
+        tokens = [vars(one) for one in self.trusted_tokens]
+        self.preprocessing = {**told, "trusted_texts": self.trusted_texts, "trusted_tokens": tokens}
+        try:
+            return super().save(folder, weights=weights)
+        finally:
+            self.preprocessing = told
+
     def fit(
-        self, trusted: Any, *, calibration: Any = None, progress: Progress | None = None, **_: Any
+        self,
+        trusted: Any,
+        y: Any = None,
+        *,
+        calibration: Any = None,
+        sampling: Any = None,
+        mean: Any = None,
+        std: Any = None,
+        transform: Any = None,
+        progress: Progress | None = None,
     ) -> LanguageDetector:
         """Learns from trusted texts: a file of them, or a list of strings, mappings or `Text`s.
 
         Texts without a completion are answered by the model first. `label` tells a classifier's wrong answers apart,
         and groups texts where `groups` says so.
         """
+        if any(value is not None for value in (y, sampling, mean, std, transform)):
+            raise CovaryError("labels, a sampling set or preprocessing beside texts", "`label` in each text, no more")
         texts = read_texts(trusted)
         if self.model.task == "causal":
             self.labels_known = sorted({text.label for text in texts if text.label is not None})
@@ -98,7 +124,7 @@ class LanguageDetector(Detector):
         self._refuse_missing_classes(rows)
         held_rows = None if held is None else self.rows(held, progress)
         if self.model.task == "causal":
-            self.grouping = Grouping(self.text.groups, self.settings.seed).fit(rows, source.y)
+            self.grouping = Grouping(self._groups(texts), self.settings.seed).fit(rows, source.y)
             rows = self.grouping(rows, source.y)
             held_rows = None if held is None or held_rows is None else self.grouping(held_rows, held.y)
         labels = source.y if self.classes else None
@@ -113,6 +139,12 @@ class LanguageDetector(Detector):
         self.trusted_tokens, self._token_explainer = source.tokens, None
         self._remember()
         return self
+
+    def _groups(self, texts: Sequence[Text]) -> str:
+        if self.text.groups != "auto":
+            return self.text.groups
+        every = all(text.label is not None for text in texts)
+        return "label" if every and len(texts) >= LEAST_PER_LABEL * len(self.labels_known) else "none"
 
     def explain_tokens(self, inputs: Any) -> list[TokenEvidence]:
         """Which tokens of each answer trusted texts account for least."""
@@ -153,7 +185,9 @@ class LanguageDetector(Detector):
         t = self.text
         texts = completed(self.model, texts, max_new_tokens=t.max_new_tokens, max_length=t.max_length)
         names = self.class_names or self.labels_known
-        reader = TextReader(texts, label_numbers(texts, names, self.model), self.class_names)
+        reader = TextReader(
+            texts, label_numbers(texts, names, self.model), self.class_names or self.labels_known or None
+        )
         return TextSource(reader, [tokenise(self.model, text, t.max_length) for text in texts], name)
 
     @staticmethod
@@ -178,12 +212,9 @@ class LanguageDetector(Detector):
             told["folder"] if model is None else model, text=told["language"], **{**what.settings, **changes}
         )
         detector.labels_known, detector.trusted_texts = told["labels"], told["trusted_texts"]
-        detector.trusted_tokens = [
-            Tokens(**{key: tuple(value) if isinstance(value, list) else value for key, value in one.items()})
-            for one in told["trusted_tokens"]
-        ]
+        detector.trusted_tokens = [tokens_from_json(one) for one in told["trusted_tokens"]]
         detector._take_over(what, record["versions"]["torch"])
         if detector.model.task == "causal":
-            labels = what.trusted.predicted if detector.text.groups == "label" else None
-            detector.grouping = Grouping(detector.text.groups, detector.settings.seed).fit(what.trusted, labels)
+            labels = what.trusted.predicted if told["groups"] == "label" else None
+            detector.grouping = Grouping(told["groups"], detector.settings.seed).fit(what.trusted, labels)
         return detector

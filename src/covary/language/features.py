@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from covary.engine.fast import KEPT, PASS_BYTES, FastEngine
 from covary.errors import CovaryError, unknown_name
 from covary.gradients import exact_gradients
 from covary.language.answers import Answer, Answers
-from covary.language.latent import hidden_states, looked_up_per_text, watched
+from covary.language.latent import blocks, hidden_states, looked_up_per_text, watched
 from covary.language.pretrained import LanguageModel
 from covary.language.spaces import text_parameters
 from covary.language.tokens import Side, Tokens, pad
@@ -24,6 +24,10 @@ from covary.projections import LayerProjection, numbers_per_layer, orthogonal_ro
 from covary.types import Batch, Rows
 
 ENGINES = ("hooks", "exact")
+# What functional evidence counts as one layer.
+PER = ("auto", "block", "layer")
+# More layers than this count by block: their numbers would outgrow trusted sets of a few hundred texts.
+MOST_LAYERS = 64
 # Numbers kept of every hidden state; it takes part in latent evidence alone, which has few layers.
 STATE_NUMBERS = 64
 
@@ -37,12 +41,18 @@ class TextFeatures:
 
     Args:
         model: the language model.
-        observable: `margin` or `nll`; `pooling`: `mean` or `sum` over the answer's tokens.
+        observable: `margin` or `nll`; `pooling`: `root`, `sum` or `mean` over the answer's tokens.
         space: which weights may move (see `text_parameters`).
         seed: of the projections; rows of different seeds do not compare.
         engine: `hooks` (one forward and one backward pass) or `exact` (torch.func, the oracle).
         amp: `bf16` or `fp16` autocast, or None.
         side: where batches are padded.
+        per: `block` puts the rows of a transformer block's layers side by side as one layer; `layer` leaves them
+            apart; `auto` = block where there are more than 64.
+
+    Attributes:
+        layers: parameters by layer, as projected.
+        groups: layers by the name under which their rows are kept.
     """
 
     def __init__(
@@ -50,19 +60,24 @@ class TextFeatures:
         model: LanguageModel,
         *,
         observable: str = "margin",
-        pooling: str = "mean",
+        pooling: str = "root",
         space: str = "all",
         seed: int = 0,
         engine: str = "hooks",
         amp: str | None = None,
         side: Side = "right",
+        per: str = "auto",
     ) -> None:
-        if engine not in ENGINES:
-            raise unknown_name("engine", engine, ENGINES)
-        self.model, self.seed, self.engine, self.amp, self.side = model, seed, engine, amp, side
+        for kind, name, table in (("engine", engine, ENGINES), ("layers", per, PER)):
+            if name not in table:
+                raise unknown_name(kind, name, table)
+        self.model, self.seed, self.engine, self.amp = model, seed, engine, amp
+        self.side: Side = side
         self.observable = None
         self.answers = Answers(model, observable, pooling)
         self.layers = text_parameters(model.module, space)
+        by_block = per == "block" or (per == "auto" and len(self.layers) > MOST_LAYERS)
+        self.groups = grouped_layers(self.layers, list(blocks(model.module)) if by_block else [])
         self.k = numbers_per_layer(len(self.layers))
         shapes = {name: tuple(parameter.shape) for name, parameter in model.module.named_parameters()}
         self.projections = {
@@ -164,8 +179,13 @@ class TextFeatures:
             ids=[text.id for text in texts],
             predicted=_numpy(answer.predicted).astype(np.int64),
             observable=value,
-            functional={layer: _numpy(rows[layer]).astype(np.float32) for layer in self.layers},
-            functional_norms=np.stack([_numpy(norms[layer]) for layer in self.layers], -1),
+            functional={
+                name: np.concatenate([_numpy(rows[layer]).astype(np.float32) for layer in own], 1)
+                for name, own in self.groups.items()
+            },
+            functional_norms=np.stack(
+                [np.sqrt(sum(np.square(_numpy(norms[layer])) for layer in own)) for own in self.groups.values()], -1
+            ),
             latent={name: self._state(name, rows) for name, rows in states.items()},
             confidence={
                 "margin": _numpy(answer.per_text(answer.margin)).astype(np.float64),
@@ -203,6 +223,15 @@ class TextFeatures:
             made = orthogonal_rows(STATE_NUMBERS, wide, self.seed, "hidden states") if narrow else None
             self._state_projections[wide] = made
         return _numpy(compress(states, self._state_projections[wide]))
+
+
+def grouped_layers(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:
+    """Layers by the block they lie in, in order; those outside every block stand for themselves."""
+    found: dict[str, list[str]] = {}
+    for layer in layers:
+        own = next((name for name in names if layer == name or layer.startswith(f"{name}.")), layer)
+        found.setdefault(own, []).append(layer)
+    return found
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -13,8 +13,10 @@ class TextSettings(BaseModel):
     """Settings of a language detector that decide scores; saved with it.
 
     Attributes:
-        pooling: `mean` or `sum` of the answer's tokens.
-        groups: what takes the place of the predicted class: `none`, `label` or `nearest` (see `Grouping`).
+        pooling: `root`, `sum` or `mean` of the answer's tokens (see `pooled`): directions of gradients are the same,
+            lengths are not.
+        groups: what takes the place of the predicted class: `none`, `label` or `nearest` (see `Grouping`); `auto` =
+            label where all trusted texts have one, twenty a label on average, else none.
         max_new_tokens: length of answers that the model is asked for.
         max_length: positions a text may take; None = as many as the model was made for.
         dtype: of the weights.
@@ -24,8 +26,8 @@ class TextSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pooling: Literal["mean", "sum"] = "mean"
-    groups: Literal["none", "label", "nearest"] = "none"
+    pooling: Literal["root", "sum", "mean"] = "root"
+    groups: Literal["auto", "none", "label", "nearest"] = "auto"
     max_new_tokens: int = Field(default=64, ge=1)
     max_length: int | None = Field(default=None, ge=2)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -47,6 +47,12 @@ class Tokens:
         return replace(self, id=f"{self.id}#{i}", counted=self.counted[i : i + 1], targets=self.targets[i : i + 1])
 
 
+def tokens_from_json(told: Mapping[str, Any]) -> Tokens:
+    """Tokens as `vars` gave them, after JSON has made lists of tuples."""
+    ids, counted, targets = (tuple(told[key]) for key in ("ids", "counted", "targets"))
+    return Tokens(str(told["id"]), ids, counted, targets, int(told["anchor"]), int(told["cut"]))
+
+
 def prompt_tokens(model: LanguageModel, text: Text) -> tuple[int, ...]:
     """Token ids of the prompt; a conversation goes through the tokenizer's own chat template.
 

@@ -68,8 +68,7 @@ class RunFolder:
     @property
     def ungrouped(self) -> bool:
         """Whether inputs are texts in one single group, so that a predicted class says nothing."""
-        text = section(section(self.run, "plan"), "text")
-        return text.get("groups") == "none" and not items(self.run, "class_names")
+        return section(section(self.run, "config"), "preprocessing").get("groups") == "none"
 
     def class_name(self, label: Any) -> str:
         """The name of a class where the run knows one, else its number; empty for None."""
