@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.linalg import cho_factor, cho_solve
@@ -51,7 +53,8 @@ def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.nda
         return np.full(n, NOISE if n < FEWEST else 0, np.int64)
     directions = unexplained_directions(rows, reference)
     points = PCA(min(DIMENSIONS, n - 1, directions.shape[1]), random_state=0).fit_transform(directions)
-    found = np.asarray(HDBSCAN(min_cluster_size=least, copy=True).fit_predict(points), np.int64)
+    clusters: Any = HDBSCAN
+    found = np.asarray(clusters(min_cluster_size=least, copy=True).fit_predict(points), np.int64)
     inside = found >= 0
     several = len(np.unique(found[inside])) > 1
     if not several or inside.mean() * silhouette_score(points[inside], found[inside]) < BELIEVED:

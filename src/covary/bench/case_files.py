@@ -58,7 +58,7 @@ def write_case(
          (group.images.x if group.pixels is None else group.pixels) for group in groups]  # fmt: skip
     sizes = [len(group.images) for group in groups]
     order = np.random.default_rng([seed, 3]).permutation(sum(sizes))
-    inputs = {
+    inputs: dict[str, Any] = {
         "x": np.concatenate(x)[order],
         "y": np.concatenate([group.images.y for group in groups])[order],
         "id": np.array([f"{group.name} {name}" for group in groups for name in group.images.id])[order],

@@ -52,7 +52,7 @@ def of_hard(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
     flagged = both & (found[OURS].p_value <= fpr * (1 + 1e-9))
     return {
         "false_positive_rates": rates, "n_hard": int(hard.sum()),
-        "times_nominal": None if rates[OURS]["hard"] is None else rates[OURS]["hard"] / fpr,
+        "times_nominal": None if (rate := rates[OURS]["hard"]) is None else rate / fpr,
         "second_axis_auroc": auroc(axis[both], inputs.truth[both]),
         "second_axis_auroc_flagged": auroc(axis[flagged], inputs.truth[flagged]),
         "score_auroc": auroc(found[OURS].score[both], inputs.truth[both]),

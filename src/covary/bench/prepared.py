@@ -159,11 +159,11 @@ class Prepared:
         place = {name: i for i, name in enumerate(self.trusted.ids)}
         roles = self.judge.roles
         suffixes = [""] if "reference" in roles else [f" {k}" for k in range(len(self.judge.scores_))]
-        return [
-            (*(np.array([place[name] for name in roles[f"{role}{suffix}"]])
-               for role in ("reference", "fit", "calibration")),)
-            for suffix in suffixes
-        ]  # fmt: skip
+
+        def at(role: str) -> np.ndarray:
+            return np.array([place[name] for name in roles[role]])
+
+        return [(at(f"reference{s}"), at(f"fit{s}"), at(f"calibration{s}")) for s in suffixes]
 
     def material(self, fold: int, needs: str) -> Material:
         """What a baseline gets of one fold; its queries are the calibration samples, then the inputs."""

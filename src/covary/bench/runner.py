@@ -114,7 +114,7 @@ def run_table(
         try:
             result = run_cell(table, cell, cache, chains=chains, device=device, say=say)
         except CovaryError as problem:
-            result = {"cell": str(cell), "missing": str(problem)}
+            result: dict[str, Any] = {"cell": str(cell), "missing": str(problem)}
         except Exception as problem:  # one broken cell must not cost the others
             traceback.print_exc()
             result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
