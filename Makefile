@@ -5,16 +5,21 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint docs clean
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+# The demo needs the package alone; tests, lint and the documentation need every extra.
+$(VENV)/.light: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("make needs Python 3.11 or newer, as its pinned versions do: make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.light
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	# For the series in its files alone; its own pins are others.
 	$(BIN)/pip install --quiet --no-deps aeon==1.6.0
 	touch $@
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.light
 	$(BIN)/covary demo --out runs/demo
 
 test: lint
