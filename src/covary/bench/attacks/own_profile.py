@@ -121,19 +121,22 @@ def _reference(rows: Float[Tensor, "n d"], centred: bool, generator: torch.Gener
 
 
 def moments_and_neighbours(
-    one: Sequence[Float[Tensor, "n d"]], other: Sequence[Float[Tensor, "m d"]]
+    one: Sequence[Tensor], other: Sequence[Tensor], scales: Sequence[Tensor] | None = None
 ) -> Float[Tensor, ""]:
-    """How far two sets of rows are apart, layer by layer, on the scale of the second (which gives no gradient).
+    """How far two sets of rows, (n, d) and (m, d) a layer, are apart, in deviations of `scales` (else of the second).
 
-    Mean over the layers of: squared difference of means, squared difference of log standard deviations, and mean
-    squared distance to the nearest row of the other set; each averaged over the columns.
+    Only the first set gives a gradient.
+
+    Mean over the layers of log(1 + D), D = squared difference of means + squared difference of log standard deviations
+    + squared distance to the nearest row of the other set, each a mean over the columns. The logarithm keeps one layer
+    that hardly varies from drowning the others.
     """
     total = torch.zeros(())
-    for a, b in zip(one, other, strict=True):
-        b = b.detach()
-        scale = b.std(0).clamp_min(1e-3)
+    for a, b, c in zip(one, other, scales or other, strict=True):
+        b, variances = b.detach(), c.detach().var(0)
+        scale = (variances + 0.01 * variances.mean() + SMALL).sqrt()
         a, b = (a - b.mean(0)) / scale, (b - b.mean(0)) / scale
-        spread = a.std(0).clamp_min(1e-3).log() - b.std(0).clamp_min(1e-3).log()
+        spread = ((a.var(0) + 0.01).log() - (b.var(0) + 0.01).log()) / 2
         nearest = (a[:, None] - b[None]).square().mean(2).amin(1)
-        total = total + a.mean(0).square().mean() + spread.square().mean() + nearest.mean()
+        total = total + (a.mean(0).square().mean() + spread.square().mean() + nearest.mean()).log1p()
     return total / len(one)
