@@ -15,6 +15,7 @@ from covary.language.detector import LanguageDetector
 from covary.language.evidence import TokenExplainer
 from covary.language.features import TextFeatures
 from covary.language.grouping import GROUPINGS, Grouping, k_means
+from covary.language.pretrained import load_language_model
 from covary.language.settings import TextSettings
 from covary.scores.layers import unit
 
@@ -230,3 +231,15 @@ def test_what_does_not_go_with_texts_is_told(run_cli, folder, tmp_path, more, to
     assert code == 2
     assert told in " ".join(errors.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_the_demos_material_can_be_scanned(tmp_path):
+    texts.demo.make_material(tmp_path / "words", steps=2)
+    made = tmp_path / "words"
+    records = [json.loads(line) for line in (made / "inputs.jsonl").read_text().splitlines()]
+    assert (len(records), sum(record["truth"] for record in records)) == (600, 200)
+    for record in records:
+        assert record["prompt"].startswith("please ") == bool(record["truth"])
+    model = load_language_model(made / "model")
+    assert model.tokenizer.unk_token_id not in model.tokenizer(records[0]["prompt"])["input_ids"]
+    assert len((made / "trusted.jsonl").read_text().splitlines()) == 500
