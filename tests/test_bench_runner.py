@@ -333,3 +333,29 @@ def test_other_sizes_begin_anew(cache):
     assert small_cell["n_clean"] == 20
     found = small("vision", ["badnets"], seeds=[2], clean=30)
     assert run_table(found, cache)["cells"]["badnets/digits/2"]["n_clean"] == 30
+
+
+def test_an_attacker_keeps_what_still_works(cache, monkeypatch):
+    from covary.bench.makers import hidden
+
+    calls = []
+
+    def escalate(victim, folder, hide, *, budget):
+        calls.append((hide, budget.steps))
+        made = []
+        for strength, success in ((1.0, 0.95), (4.0, 0.85), (16.0, 0.1)):
+            place = folder / f"{Path(victim.weights).parent.name}-hidden-{hide}" / f"{strength:g}"
+            place.mkdir(parents=True, exist_ok=True)
+            (place / "weights.safetensors").write_bytes(Path(victim.weights).read_bytes())
+            made.append(hidden.adaptive.Attempt(hide, strength, 0.9, success, {"KNN": 0.5}))
+        return made
+
+    monkeypatch.setattr(hidden.adaptive, "escalate", escalate)
+    name = "badnets:hidden=gradients:steps=7"
+    cell = run_table(small("adaptive", [name]), cache)["cells"][f"{name}/digits/0"]
+    assert calls == [("gradients", 7)]
+    assert (cell["victim"]["strength"], cell["victim"]["attack_success"]) == (4.0, 0.85)
+    assert [attempt["attack_success"] for attempt in cell["victim"]["attempts"]] == [0.95, 0.85, 0.1]
+    assert cell["victim"]["before"]["attack_success"] > 0.8
+    wrong = run_table(small("adaptive", ["badnets:hidden=walls"]), cache)["cells"]["badnets:hidden=walls/digits/0"]
+    assert "unknown place to hide from 'walls'; expected one of: activations, gradients" in wrong["missing"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from covary.bench.cell import Cell
-from covary.bench.makers import adversarial, backdoor, hard, ood, sensitivity, several
+from covary.bench.makers import adversarial, backdoor, hard, hidden, ood, sensitivity, several
 from covary.bench.table import Size
 from covary.errors import unknown_name
 
@@ -14,6 +14,7 @@ Maker = Callable[[Cell, Size, Path, Path], Path]
 
 MAKERS: dict[str, Maker] = {
     "backdoor": backdoor.make,
+    "hidden": hidden.make,
     "adversarial": adversarial.make,
     "ood": ood.make,
     "several": several.make,
