@@ -15,6 +15,8 @@ Classes = Int[np.ndarray, " n"]
 
 LAMBDA = 0.1
 LEAST_NORM = 1e-12
+# Rows taken through the profile together.
+AT_ONCE = 1024
 
 
 def unit(rows: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
@@ -22,6 +24,17 @@ def unit(rows: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     rows = np.asarray(rows, np.float64)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > LEAST_NORM)
+
+
+def log_share(
+    units: Float[np.ndarray, "*layers n k"], form: Float[np.ndarray, "*layers m k"], dual: bool
+) -> Float[np.ndarray, "*layers n"]:
+    """log u of unit rows under quadratic forms, one layer or several of the same width at once."""
+    squares = np.square(units @ np.swapaxes(form, -1, -2)).sum(-1)
+    if dual:
+        # For unit rows 1 - squares >= lam / (lam + r), far above rounding.
+        squares = 1.0 - squares
+    return np.log(np.where(squares > 0, np.minimum(squares, 1.0), 1.0))
 
 
 class Unaccounted:
@@ -45,16 +58,10 @@ class Unaccounted:
 
     def log(self, units: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " n"]:
         """log u in nats, <= 0; a row of zeros has no direction, so nothing about it is accounted for: 0."""
-        squares = np.square(units @ self.form.T).sum(1)
-        if self.dual:
-            # For unit rows 1 - squares >= lam / (lam + r), far above rounding.
-            squares = 1.0 - squares
-        return np.log(np.where(squares > 0, np.minimum(squares, 1.0), 1.0))
+        return log_share(units, self.form, self.dual)
 
 
-def log_unexplained_leave_one_out(
-    reference: Float[np.ndarray, "r k"], lam: float = LAMBDA
-) -> Float[np.ndarray, " r"]:
+def log_unexplained_leave_one_out(reference: Float[np.ndarray, "r k"], lam: float = LAMBDA) -> Float[np.ndarray, " r"]:
     """v of every reference sample with itself taken out, log(1 / [(G + lam I)^-1]_ii - lam), in closed form.
 
     For reference rows of length one; the identity is that of Gaussian-process leave-one-out (Rasmussen and Williams
@@ -62,6 +69,18 @@ def log_unexplained_leave_one_out(
     """
     gram = reference @ reference.T + lam * np.eye(len(reference))
     return np.log(np.maximum(1.0 / np.diag(np.linalg.inv(gram)) - lam, np.finfo(float).tiny))
+
+
+# (forms (layers, m, k), whether they are dual)
+Stacked = tuple[Float[np.ndarray, "layers m k"], bool]
+
+
+def stacked(forms: list[Unaccounted]) -> Stacked:
+    """Forms of layers of one width and one reference as one array, which the forms go on to share."""
+    whole = np.stack([form.form for form in forms])
+    for form, own in zip(forms, whole, strict=True):
+        form.form = own
+    return whole, forms[0].dual
 
 
 class LayerProfile:
@@ -91,27 +110,46 @@ class LayerProfile:
             self.own_[name] = {
                 int(label): Unaccounted(units[classes == label], self.lam) for label in np.unique(classes)
             }
+        self._stack([int(label) for label in np.unique(classes)])
         return self
+
+    def _stack(self, labels: list[int]) -> None:
+        """Forms of equally wide layers side by side: a few large products cost a small batch far less than many."""
+        widths: dict[int, list[int]] = {}
+        for position, name in enumerate(self.names_):
+            widths.setdefault(len(self.centre_[name]), []).append(position)
+        self._stacks: list[tuple[list[int], Stacked, dict[int, Stacked]]] = []
+        for positions in widths.values():
+            names = [self.names_[position] for position in positions]
+            own = {label: stacked([self.own_[name][label] for name in names]) for label in labels}
+            self._stacks.append((positions, stacked([self.all_[name] for name in names]), own))
 
     def numbers(
         self, layers: Layers, classes: Classes, norms: Float[np.ndarray, "n L"] | None = None
     ) -> Float[np.ndarray, "n threeL"]:
         """(n, v, o) of every layer; `norms` are the exact ones where the rows are compressed."""
-        n_parts, v_parts, o_parts = [], [], []
-        members = {int(label): np.flatnonzero(classes == label) for label in np.unique(classes)}
-        for position, name in enumerate(self.names_):
-            centred = np.asarray(layers[name], np.float64) - self.centre_[name]
-            length = np.linalg.norm(centred, axis=1) if norms is None else np.asarray(norms[:, position], np.float64)
-            units = unit(centred)
-            v = self.all_[name].log(units)
-            o = v.copy()
-            for label, index in members.items():
-                if label in self.own_[name]:
-                    o[index] = self.own_[name][label].log(units[index])
-            n_parts.append(np.log(np.maximum(length, LEAST_NORM)))
-            v_parts.append(v)
-            o_parts.append(o)
-        return np.stack(n_parts + v_parts + o_parts, axis=1)
+        n, depth = len(classes), len(self.names_)
+        found = np.empty((3, n, depth))
+        for start in range(0, n, AT_ONCE):
+            some = slice(start, min(start + AT_ONCE, n))
+            own_classes = classes[some]
+            members = {int(label): np.flatnonzero(own_classes == label) for label in np.unique(own_classes)}
+            for positions, whole, own in self._stacks:
+                names = [self.names_[position] for position in positions]
+                centred = np.stack([np.asarray(layers[name][some], np.float64) - self.centre_[name] for name in names])
+                lengths = np.linalg.norm(centred, axis=2)
+                units = np.divide(
+                    centred, lengths[..., None], out=np.zeros_like(centred), where=lengths[..., None] > LEAST_NORM
+                )
+                v = log_share(units, *whole)
+                o = v.copy()
+                for label, index in members.items():
+                    if label in own:
+                        o[:, index] = log_share(units[:, index], *own[label])
+                told = lengths if norms is None else np.asarray(norms[some][:, positions], np.float64).T
+                for kind, values in enumerate((np.log(np.maximum(told, LEAST_NORM)), v, o)):
+                    found[kind, some, positions] = values
+        return np.concatenate(list(found), axis=1)
 
 
 def functional_numbers(profile: LayerProfile, rows: Rows) -> Float[np.ndarray, "n threeL"]:
