@@ -7,6 +7,7 @@ By what they do
     completions  the model's own greedy answers
     answers      one number per answer, and the same per token
     features     batches of texts -> `Rows`
+    traces       the same along draws of the weights (sampled estimators)
     grouping     what takes the place of the predicted class
     detector     `LanguageDetector`: fit -> score -> explain, as `Detector`
     evidence     which tokens of an answer trusted texts account for least
