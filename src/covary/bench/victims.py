@@ -16,9 +16,9 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from covary.bench.backdoorbench.architectures import PreActResNet18
 from covary.bench import attacks, datasets
 from covary.bench.architectures import SmallResNet
+from covary.bench.backdoorbench.architectures import PreActResNet18
 from covary.bench.measuring import measure, predictions
 from covary.bench.training import Plan, Recipe, to_input, train
 from covary.errors import CovaryError, unknown_name
