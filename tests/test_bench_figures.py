@@ -81,7 +81,9 @@ def test_bootstrap_holds_the_value_and_narrows():
     widths = []
     for n in (50, 800):
         truth = np.repeat([0, 1], n)
-        low, high = bootstrap(rng.standard_normal(2 * n) + truth, truth)
+        interval = bootstrap(rng.standard_normal(2 * n) + truth, truth)
+        assert interval is not None
+        low, high = interval
         assert low < 0.76 < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 2

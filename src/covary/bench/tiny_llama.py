@@ -37,7 +37,7 @@ def read_weights(path: Path) -> tuple[dict[str, int], dict[str, Float[np.ndarray
         CovaryError: a file of another length than its sizes ask for.
     """
     raw = path.read_bytes()
-    sizes = dict(zip(HEADER, struct.unpack("7i", raw[:28]), strict=True))
+    sizes: dict[str, int] = dict(zip(HEADER, struct.unpack("7i", raw[:28]), strict=True))
     # A negative number of words says that the output has weights of its own.
     tied, sizes["vocabulary"] = sizes["vocabulary"] > 0, abs(sizes["vocabulary"])
     d, h, n, v = (sizes[key] for key in ("dim", "hidden", "layers", "vocabulary"))
@@ -51,12 +51,14 @@ def read_weights(path: Path) -> tuple[dict[str, int], dict[str, Float[np.ndarray
     }  # fmt: skip
     if not tied:
         shapes["output"] = (v, d)
-    arrays, at = {}, 28
+    arrays: dict[str, np.ndarray] = {}
+    at = 28
     for name, shape in shapes.items():
         count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(raw, "<f4", count, at).reshape(shape) if at + 4 * count <= len(raw) else None
+        if at + 4 * count <= len(raw):
+            arrays[name] = np.frombuffer(raw, "<f4", count, at).reshape(shape)
         at += 4 * count
-    if at != len(raw) or any(array is None for array in arrays.values()):
+    if at != len(raw) or len(arrays) < len(shapes):
         raise CovaryError(f"{path} has {len(raw)} bytes", f"{at} of a llama2.c file with sizes {sizes}")
     return sizes, arrays
 
