@@ -6,7 +6,6 @@ import logging
 import queue
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 import tiny
 from covary.detector import Detector
 from covary.errors import CovaryError
-from covary.monitor import Monitor
+from covary.monitor import Monitor, Watched
 from covary.monitor.deferred import Later
 from covary.monitor.one_pass import OnePass, same_bits, sharing_weights
 from covary.types import Batch
@@ -191,13 +190,13 @@ def test_what_a_receiver_raises_stops_nothing(fitted, x, caplog):
 
 
 def test_a_sampling_rate_spares_batches_by_lot(fitted, x, monkeypatch):
-    monitor = Monitor(fitted, rate=0.3, seed=1)
-    monkeypatch.setattr(monitor, "_examine", lambda batch: SimpleNamespace(outputs=None, verdicts=True))
+    monitor, one = Monitor(fitted, rate=0.3, seed=1), Monitor(fitted)(x[:1])[1]
+    monkeypatch.setattr(monitor, "_examine", lambda batch: Watched(None, one))
     judged = [monitor(x[:1])[1] is not None for _ in range(200)]
     assert 35 <= sum(judged) <= 85
     assert monitor.counts.unsampled == 200 - sum(judged)
     again = Monitor(fitted, rate=0.3, seed=1)
-    monkeypatch.setattr(again, "_examine", lambda batch: SimpleNamespace(outputs=None, verdicts=True))
+    monkeypatch.setattr(again, "_examine", lambda batch: Watched(None, one))
     assert judged[:40] == [again(x[:1])[1] is not None for _ in range(40)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from covary.errors import CovaryError
 
-_PATTERN = re.compile(r"([\w.+-]+)((?::[\w-]+=[\w.-]+)*)/([\w.-]+)/(\d+)")
+_PATTERN = re.compile(r"(\w[\w.+-]*)((?::[\w-]+=[\w.-]+)*)/(\w[\w.-]*)/(\d+)")
 
 
 @dataclass(frozen=True)
