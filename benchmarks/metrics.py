@@ -1,6 +1,7 @@
 """What a metric (Sigma) adds on the tuning cells: identity, diagonal and Kronecker-factored, at several dampings.
 
     OMP_NUM_THREADS=1 python benchmarks/metrics.py [CELL ...]      # resumable; benchmarks/results/metrics.json
+    python benchmarks/metrics.py table                             # the table of docs/speed.md
 
 The metric is fitted on the reference samples alone; cells are those of `covary.bench.cases`, which choose defaults and
 judge nothing.
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from covary.bench.cases import CASES
+from covary.bench.core import fill
 from covary.data import open_data
 from covary.detector import Detector
 from covary.features import FeatureExtractor
@@ -87,9 +89,23 @@ def measure(name: str, record: dict[str, Any]) -> None:
         cell.detector.extractor = plain
 
 
+def table(record: dict[str, Any]) -> str:
+    """Functional and combined AUROC of every cell and metric; what was not measured says so."""
+    variants = ["identity", *(f"{kind} {damping}" for kind, damping in VARIANTS)]
+    lines = ["| cell | " + " | ".join(variants) + " |", "| --- " * (len(variants) + 1) + "|"]
+    for name in (name for name in CASES if name.startswith("tune-")):
+        found = [record.get(name, {}).get(variant) for variant in variants]
+        cells = [f"{f['functional_auroc']:.4f}, {f['combined_auroc']:.4f}" if f else "not measured" for f in found]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     record = json.loads(OUT.read_text()) if OUT.is_file() else {}
+    if names == ["table"]:
+        fill(Path(__file__).parents[1] / "docs" / "speed.md", "metrics", table(record))
+        return
     for name in names or [name for name in CASES if name.startswith("tune-")]:
         if len(record.get(name, {})) < 1 + len(VARIANTS):
             measure(name, record)
