@@ -17,7 +17,7 @@ from covary.bench.speed.cost import Transformer, interleaved, ratios
 from covary.bench.speed.fidelity import correlations, unstructured
 from covary.bench.speed.scaling import judged
 from covary.bench.speed.stream import megabytes
-from covary.bench.speed.told import chart, markdown, points, scales
+from covary.bench.speed.told import chart, curve, markdown, points, scales
 from covary.errors import CovaryError
 
 NETWORK = "cifar10_wrn16_1_grid_t5"
@@ -106,7 +106,9 @@ def test_the_page_says_what_was_not_measured():
     assert page.count("\n") == 3
     assert "not measured" in page
     assert "| 900 |" in markdown(RECORD)
-    assert scales({}) == "not measured\n"
+    assert scales({}) == curve({}) == "not measured\n"
+    figures = {"covariance_all_layers": 0.99, "covariance_layer_mean": 0.9, "covariance_layer_least": 0.5}
+    assert "| a | 0.990, 0.900, 0.500 |" in curve({"fidelity": {"a": {"curve": {"16": figures}}, "load_average": 1.0}})
 
 
 def test_points_of_the_chart_cost_what_their_draws_cost(tmp_path):

@@ -26,6 +26,7 @@ def measure(
     if docs is not None:
         fill(docs, "speed", markdown(record))
         fill(docs, "scales", scales(record))
+        fill(docs, "curve", curve(record))
         if "first_order_speedup" in record:
             chart(record, options.sampled, TARGETS[1], docs.with_suffix(".svg"))
     return record
@@ -98,6 +99,21 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 def dense(fidelity: dict[str, Any], what: str) -> str:
     """A figure of unstructured projections, where measured."""
     return str(fidelity.get("unstructured", {}).get(what, NOT_MEASURED))
+
+
+def curve(record: dict[str, Any]) -> str:
+    """Correlation of compressed with exact couplings against the numbers a layer keeps: all layers, mean, least."""
+    cases = {name: f["curve"] for name, f in record.get("fidelity", {}).items() if isinstance(f, dict)}
+    if not cases:
+        return f"{NOT_MEASURED}\n"
+    sizes = list(next(iter(cases.values())))
+    lines = ["| case | " + " | ".join(f"k = {k}" for k in sizes) + " |", "| --- " * (len(sizes) + 1) + "|"]
+    keys = ("covariance_all_layers", "covariance_layer_mean", "covariance_layer_least")
+    for name, found in cases.items():
+        lines.append(
+            f"| {name} | " + " | ".join(", ".join(f"{found[k][key]:.3f}" for key in keys) for k in sizes) + " |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def markdown(record: dict[str, Any]) -> str:
