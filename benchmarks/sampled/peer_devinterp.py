@@ -1,7 +1,7 @@
 """Loss traces from devinterp 1.3.2's public sampler with the published constants; runs in an environment of its own.
 
-    python -m venv /tmp/peer && /tmp/peer/bin/pip install torch devinterp==1.3.2 safetensors jaxtyping pillow
-    PYTHONPATH=src /tmp/peer/bin/python benchmarks/sampled/peer_devinterp.py NETWORK CASES OUT [STEPS]
+    python -m venv peer && peer/bin/pip install torch devinterp==1.3.2 safetensors jaxtyping pillow
+    PYTHONPATH=src peer/bin/python benchmarks/sampled/peer_devinterp.py NETWORK CASES OUT [STEPS]
 
 Its environment has no covary installed; the networks' definitions are read from the source tree.
 """

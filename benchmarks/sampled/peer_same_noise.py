@@ -1,6 +1,6 @@
 """The same minibatches, noise and dropout through devinterp 1.3.2's sampler and through ours: the traces must agree.
 
-    PYTHONPATH=src /tmp/peer/bin/python benchmarks/sampled/peer_same_noise.py NETWORK CASES OUT [STEPS]
+    PYTHONPATH=src peer/bin/python benchmarks/sampled/peer_same_noise.py NETWORK CASES OUT [STEPS]
 
 Runs in the peer's environment (see peer_devinterp.py). Equal traces from equal random numbers say that the two are the
 same Markov chain, which no comparison of summary figures from different seeds could.
