@@ -231,14 +231,7 @@ def test_long_prompts_leave_room_for_the_answer():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    path = tmp_path_factory.mktemp("models") / "words"
-    model = texts.causal()
-    model.module.save_pretrained(path)
-    model.tokenizer.save_pretrained(path)
-    return path
+    return texts.saved(tmp_path_factory.mktemp("models") / "words")
 
 
 def test_a_folder_gives_the_same_model(folder):

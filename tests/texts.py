@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,3 +81,14 @@ def assert_same(a: Rows, b: Rows, tolerance: float = 2e-5, norms: bool = True) -
     np.testing.assert_allclose(b.observable, a.observable, rtol=1e-5, atol=1e-3)
     if norms:
         np.testing.assert_allclose(b.functional_norms, a.functional_norms, rtol=1e-3, atol=1e-6)
+
+
+def saved(path: Path) -> Path:
+    """The causal model in a folder, as `save_pretrained` writes it."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = causal()
+    model.module.save_pretrained(path)
+    model.tokenizer.save_pretrained(path)
+    return path

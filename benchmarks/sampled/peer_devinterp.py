@@ -19,22 +19,16 @@ from devinterp.optim.sgmcmc import SGMCMC
 from devinterp.slt.callback import SamplerCallback
 from devinterp.slt.sampler import sample
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).parent))
 from case import load_case
 
 from covary.bench.public import load_public
+from covary.bench.speed.draw import CONSTANTS, InMemory
 from covary.observables import margin
 
 EVERY, SUBSET, BATCH = 10, 10, 50
-
-
-class InMemory(DataLoader):
-    """Whole minibatches by one indexing of tensors in memory, the quickest loader there is."""
-
-    def __iter__(self):  # type: ignore[override]
-        return (self.dataset[index] for index in torch.randperm(len(self.dataset)).split(self.batch_size))
 
 
 class Recorder(SamplerCallback):
@@ -91,7 +85,7 @@ def main(network: str, cases: Path, out: Path, steps: int = 2000) -> None:
         callbacks=[recorder],
         evaluate=lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]),
         sampling_method=SGMCMC.rmsprop_sgld,
-        optimizer_kwargs={"lr": 1e-6, "localization": 1e4, "nbeta": 100.0, "alpha": 0.99, "eps": 0.1},
+        optimizer_kwargs=CONSTANTS,
         num_draws=steps,
         num_chains=1,
         num_burnin_steps=0,

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from case import load_case
 
 from covary.bench.public import load_public
+from covary.bench.speed.draw import CONSTANTS, Called
 from covary.chains import Minibatches, SamplingData, dropout_seed, run_block, start
 from covary.functional_network import functional_network
 from covary.samplers import preset_named
@@ -98,7 +99,7 @@ def main(name: str, cases: Path, out: Path, steps: int = 30) -> None:
             callbacks=[Called(record)],
             evaluate=evaluate_loss,
             sampling_method=SGMCMC.rmsprop_sgld,
-            optimizer_kwargs={"lr": 1e-6, "localization": 1e4, "nbeta": 100.0, "alpha": 0.99, "eps": 0.1},
+            optimizer_kwargs=CONSTANTS,
             num_draws=steps,
             num_chains=1,
             init_loss=1.0,
@@ -119,21 +120,6 @@ def main(name: str, cases: Path, out: Path, steps: int = 30) -> None:
     }
     print(json.dumps(found[name]))
     out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-class Called:
-    """A callback with the interface that the peer's sampler asks for."""
-
-    def __init__(self, record) -> None:
-        self.record = record
-
-    def __call__(self, **kwargs: object) -> None:
-        self.record(**kwargs)
-
-    def finalize(self, **_: object) -> None: ...
-
-    def get_results(self) -> dict[str, object]:
-        return {}
 
 
 if __name__ == "__main__":

@@ -84,15 +84,19 @@ class FeatureExtractor:
         self._activation_projections: dict[str, Tensor | None] = {}
         moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
         self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
+        self._attach()
+
+    def _attach(self) -> None:
+        """The fast engine on the module, and its notes where it is the one that runs."""
         self._fast = FastEngine(
-            module,
+            self.module,
             self.layers,
             self.projections,
             observable=self.observable,
-            choose_logits=choose_logits,
+            choose_logits=self.choose_logits,
             user_observable=self.user_observable,
         )
-        if engine == "hooks":
+        if self.engine == "hooks":
             self.notes = self._fast.notes
 
     def beside(self, module: nn.Module, choose_logits: ChooseLogits) -> FeatureExtractor:
@@ -100,16 +104,7 @@ class FeatureExtractor:
         other = copy.copy(self)
         other.module, other.choose_logits, other.notes = module, choose_logits, []
         other._activation_projections = dict(self._activation_projections)
-        other._fast = FastEngine(
-            module,
-            self.layers,
-            self.projections,
-            observable=self.observable,
-            choose_logits=choose_logits,
-            user_observable=self.user_observable,
-        )
-        if self.engine == "hooks":
-            other.notes = other._fast.notes
+        other._attach()
         return other
 
     @property

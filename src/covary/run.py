@@ -22,6 +22,7 @@ from covary.receipts import write_receipt
 from covary.refusals import refuse_labels, refuse_target
 from covary.scores.layers import per_layer_deviation
 from covary.shown import shown
+from covary.standing import standing
 
 COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
 MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by"]
@@ -189,28 +190,10 @@ def _summary(
     target: int | str | None,
 ) -> dict[str, Any]:
     judge, classes = detector.judge, detector.classes
-    sizes = {role: len({name for key, names in judge.roles.items() if key.split()[0] == role for name in names})
-             for role in ("reference", "fit", "calibration")}  # fmt: skip
-    statements = [*judge.statements, *detector.extractor.notes]
-    if fdr is not None:
-        least = calibrate.least_flagged_for_fdr(fdr, judge.p_min, len(flagged))
-        statements.append(
-            f"Benjamini-Hochberg at rate {fdr:g} over {len(flagged)} inputs: with a smallest p-value of "
-            f"{judge.p_min:.3g} at least {least} inputs have to reach it before any is flagged."
-        )
     summary: dict[str, Any] = {
         "n": len(flagged),
         "n_flagged": int(flagged.sum()),
-        "fpr_target": detector.settings.fpr,
-        "fpr_in_force": judge.fpr_in_force,
-        "fdr": fdr,
-        "p_min": judge.p_min,
-        "n_reference": sizes["reference"],
-        "n_fit": sizes["fit"],
-        "n_calibration": len(judge.calibration_scores),
-        "calibration": judge.mode,
-        "score": detector.settings.score,
-        "statements": statements,
+        **standing(detector, len(flagged), fdr),
     }
     if told := getattr(detector.extractor, "told", None):
         summary["n_sampling"] = len(judge.roles.get("sampling", []))

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from covary import calibration as calibrate
 from covary import saved
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
@@ -24,6 +23,7 @@ from covary.pile.place import Place
 from covary.pile.verdicts import arrow
 from covary.pile.worker import Job, Scorer, limited
 from covary.receipts import write_receipt
+from covary.standing import standing
 
 # Up to here one process reads the p-values in less time than actors take to start.
 FEW = 1024
@@ -111,7 +111,7 @@ def score_pile(
     if pile.inputs is not None and judged["n"] != pile.inputs:
         raise CovaryError(f"{judged['n']} verdicts for {pile.inputs} inputs", "one each", "remove --out and run again")
     summary = {
-        **_standing(detector, judged["n"], fdr),
+        **standing(detector, judged["n"], fdr),
         **judged,
         **worked,
         "partitions": len(everything),
@@ -183,30 +183,4 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
         # Of all workers together, whichever run they worked in.
         **{f"{name}_per_input": sum_ / n if n else None for name, sum_ in took.items()},
         "second_pass_seconds": round(time.perf_counter() - started, 3),
-    }
-
-
-def _standing(detector: Detector, n: int, fdr: float | None) -> dict[str, Any]:
-    """What the verdicts rest on, in the words of a RUN's summary."""
-    judge = detector.judge
-    sizes = {role: len({name for key, names in judge.roles.items() if key.split()[0] == role for name in names})
-             for role in ("reference", "fit")}  # fmt: skip
-    statements = [*judge.statements, *detector.extractor.notes]
-    if fdr is not None:
-        least = calibrate.least_flagged_for_fdr(fdr, judge.p_min, n)
-        statements.append(
-            f"Benjamini-Hochberg at rate {fdr:g} over {n} inputs: with a smallest p-value of {judge.p_min:.3g} at "
-            f"least {least} inputs have to reach it before any is flagged."
-        )
-    return {
-        "fpr_target": detector.settings.fpr,
-        "fpr_in_force": judge.fpr_in_force,
-        "fdr": fdr,
-        "p_min": judge.p_min,
-        "n_reference": sizes["reference"],
-        "n_fit": sizes["fit"],
-        "n_calibration": len(judge.calibration_scores),
-        "calibration": judge.mode,
-        "score": detector.settings.score,
-        "statements": statements,
     }
