@@ -79,7 +79,7 @@ def read(name: str) -> dict[str, Any]:
 def table(name: str, scale: str) -> Table:
     """The table of that name at that scale."""
     if name not in TABLES:
-        raise unknown_name("table", name, (*TABLES, "all", "tune", "pack"))
+        raise unknown_name("table", name, (*TABLES, "all", "speed", "tune", "pack"))
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
     return from_toml(name, scale, read(name))
