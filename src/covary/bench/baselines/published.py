@@ -31,7 +31,7 @@ def traces_of(m: Material, plan: SamplingPlan) -> Traces:
     probe = m.network
     if probe.sampling is None or probe.sampling_labels is None:
         raise CovaryError("the published sampler has no sampling data", "a case with sampling.npz")
-    network = functional_network(probe.module.requires_grad_(True))
+    network = functional_network(probe.module.requires_grad_(True), channels_last=True)
     x = probe.normalised(torch.cat([probe.trusted, probe.queries]))
     ids = [*(f"trusted {name}" for name in m.trusted.ids), *(f"query {name}" for name in m.queries.ids)]
     data = SamplingData(
