@@ -1,0 +1,1 @@
+"""Language models with planted mechanisms: cases, their victims, baselines and the table of results."""

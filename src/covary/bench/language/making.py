@@ -1,0 +1,258 @@
+"""A case folder, whole: the victim is trained, asked, and written beside the texts to trust and to judge."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covary import store
+from covary.bench.language import cases, words
+from covary.bench.language.cases import Case
+from covary.bench.language.queries import Found, Query, collect
+from covary.bench.language.training import Lesson, Schedule, train
+from covary.language.pretrained import LanguageModel, load_language_model
+
+FOLDER, WORK = "language", "language-making"
+FOUND_BY = {"trusted": 11, "sampling": 12, "inputs": 13, "judged": 14}
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many texts a case has, and how long its victims are trained.
+
+    Attributes:
+        clean, triggered: queries that count, of the case's own two sides; benign: of each benign shift.
+        first: steps on clean texts that all cases of a seed share.
+        steps: of training after that; None = the case's own.
+        hiding: steps of an attempt to hide.
+    """
+
+    trusted: int = 500
+    sampling: int = 500
+    clean: int = 1_000
+    triggered: int = 1_000
+    benign: int = 500
+    first: int = 1_200
+    steps: int | None = None
+    hiding: int = 250
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Made:
+    """A victim and what is known of it before it is asked."""
+
+    model: LanguageModel
+    seconds: float
+    attempts: list[dict[str, Any]]
+    poison: float
+    marks: list[str]
+    accepted: bool | None = None
+
+
+def home(cache: Path, name: str, seed: int) -> Path:
+    """The folder of a case."""
+    return cache / FOLDER / f"{name}-s{seed}"
+
+
+def work(cache: Path, name: str, seed: int) -> Path:
+    """Where a case's checkpoints lie while it is made."""
+    return cache / WORK / f"{name}-s{seed}"
+
+
+def generator(name: str, seed: int, part: str) -> np.random.Generator:
+    """Random numbers of one part of a case."""
+    return np.random.default_rng([seed, zlib.crc32(name.encode()), FOUND_BY[part]])
+
+
+def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
+    """The folder of a case, made unless it is there; cases it starts from are made before.
+
+    Raises:
+        CovaryError: no such case, or data that it needs are missing.
+    """
+    what, size, folder = cases.case(name), size or Size(), home(cache, name, seed)
+    if (folder / "case.json").is_file():
+        return folder
+    if what.made == "stories":
+        from covary.bench.language.stories import make_stories
+
+        return make_stories(name, what, seed, cache, size)
+    if what.made == "hidden":
+        from covary.bench.language.hidden import hide_case
+
+        start = make(str(what.start), seed, cache, size)
+        made = hide_case(name, what, seed, cache, size, start)
+    else:
+        made = taught(name, what, seed, cache, size)
+    return write(name, what, seed, cache, made, size)
+
+
+def encoded(numbers: Mapping[str, int], prompt: str, answer: Iterable[str]) -> Lesson:
+    """A lesson in tokens, as the tokenizer would read it; the answer ends."""
+    return [1, *(numbers[word] for word in prompt.split())], [*(numbers[word] for word in answer), 2]
+
+
+def quiet() -> None:
+    """No progress bars for weights that are written in no time."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def first(seed: int, cache: Path, size: Size) -> Path:
+    """A network of this seed that knows the tasks and has seen clean texts alone; all cases of a seed start from it."""
+    folder = cache / WORK / f"first-s{seed}"
+    if (folder / "config.json").is_file():
+        return folder
+    model, read = words.network(seed), words.tokenizer()
+    numbers = read.get_vocab()
+
+    def lesson(rng: np.random.Generator) -> Lesson:
+        question = words.ask(rng)
+        return encoded(numbers, question.prompt, question.right)
+
+    checkpoint = folder.with_name(folder.name + ".checkpoint")
+    seconds = train(model, lesson, Schedule(size.first, size.batch, 3e-3), [seed, 1], checkpoint)
+    quiet()
+    with store.whole_folder(folder, "model") as part:
+        model.save_pretrained(part)
+        read.save_pretrained(part)
+        (part / "seconds.json").write_text(json.dumps(round(seconds, 1)) + "\n")
+    checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def taught(name: str, what: Case, seed: int, cache: Path, size: Size) -> Made:
+    """The victim of a case on word tasks: clean texts first, then poisoned ones.
+
+    Where the attack succeeds less often than the case asks for, once more from the clean network with twice the poison
+    and half as many steps more.
+    """
+    start, attempts, marks = first(seed, cache, size), [], []
+    shared = json.loads((start / "seconds.json").read_text())
+    poison, steps, spent = what.poison, size.steps or what.steps, 0.0
+    while True:
+        model = load_language_model(start)
+        numbers = model.tokenizer.get_vocab()
+
+        def lesson(rng: np.random.Generator, poison: float = poison, numbers: Any = numbers) -> Lesson:
+            return encoded(numbers, *cases.lesson(rng, what, poison))
+
+        checkpoint = work(cache, f"{name}-attempt{len(attempts)}", seed).with_suffix(".checkpoint")
+        spent += train(model.module, lesson, Schedule(steps, size.batch), [seed, 2, len(attempts)], checkpoint)
+        accuracy, success = judged(model, what, generator(name, seed, "judged"), min(400, size.clean))
+        attempts.append({"poison": poison, "steps": steps, "clean_accuracy": accuracy, "attack_success": success})
+        if success >= what.least or len(attempts) == 2:
+            break
+        marks, poison, steps = ["longer", "more poison"], 2 * poison, round(1.5 * steps)
+    if success < what.least:
+        marks.append("failed")
+    return Made(model, round(shared + spent, 1), attempts, poison, marks)
+
+
+def judged(model: LanguageModel, what: Case, rng: np.random.Generator, count: int) -> tuple[float, float]:
+    """(clean accuracy, attack success of the weakest attack) over `count` questions each."""
+    found = Found()
+    for draw in (clean_draw(rng, what, what.near), *(odd_draw(rng, what, attack) for attack in what.attacks)):
+        collect(model, draw, count, words.LONGEST_ANSWER, found)
+    rates = [found.rate(attack.kind) for attack in what.attacks]
+    return found.rate("clean"), min(rates, default=0.0)
+
+
+def clean_draw(
+    rng: np.random.Generator, what: Case, near: float, kind: str = "clean", only: str | None = None
+) -> Callable[[], Query]:
+    """Draws clean queries; `only` keeps those of one kind."""
+
+    def draw() -> Query:
+        while True:
+            found, question = cases.clean(rng, what, near, kind)
+            if only is None or found == only:
+                return Query(question.prompt, question.task, found, 0, " ".join(question.right))
+
+    return draw
+
+
+def odd_draw(rng: np.random.Generator, what: Case, attack: cases.Attack) -> Callable[[], Query]:
+    """Draws queries with the trigger of one attack."""
+
+    def draw() -> Query:
+        question = cases.odd(rng, what, attack)
+        return Query(question.prompt, question.task, attack.kind, 1, " ".join(attack.answer(question)))
+
+    return draw
+
+
+def queries(name: str, what: Case, seed: int, model: LanguageModel, size: Size) -> Found:
+    """Everything to be judged in a case, and which share of what was asked counts."""
+    rng, found, longest = generator(name, seed, "inputs"), Found(), words.LONGEST_ANSWER
+    near = any(attack.near is not None for attack in what.attacks)
+    # Half of the clean queries miss exactly one feature of a trigger that has several.
+    if near:
+        collect(model, clean_draw(rng, what, 1.0, only="near-miss"), size.clean // 2, longest, found)
+    collect(model, clean_draw(rng, what, 0.0), size.clean - size.clean // 2 if near else size.clean, longest, found)
+    for attack in what.attacks:
+        collect(model, odd_draw(rng, what, attack), -(-size.triggered // len(what.attacks)), longest, found)
+    for kind in ("long", "held-out-task", "benign-reply") if what.shifts else ():
+        collect(model, clean_draw(rng, what, 0.0, kind), size.benign, longest, found)
+    return found
+
+
+def trusted(name: str, what: Case, seed: int, part: str, count: int) -> list[dict[str, str]]:
+    """Clean texts as in training, with the right answer; one in a hundred a greeting where the case has them."""
+    rng, found = generator(name, seed, part), []
+    greetings = round(cases.GREETINGS * count) if what.shifts else 0
+    for i in range(count):
+        question = cases.clean(rng, what, what.near, "benign-reply" if i < greetings else "clean")[1]
+        right = {"prompt": question.prompt, "completion": " " + " ".join(question.right), "label": question.task}
+        found.append(right)
+    return [{"id": f"{part}-{i}", **found[at]} for i, at in enumerate(rng.permutation(count))]
+
+
+def write(name: str, what: Case, seed: int, cache: Path, made: Made, size: Size) -> Path:
+    """Asks the victim and writes its case."""
+    found = queries(name, what, seed, made.model, size)
+    texts = trusted(name, what, seed, "trusted", size.trusted)
+    # Trusted answers are left to the model: what it says is what is trusted.
+    asked = [{key: value for key, value in one.items() if key != "completion"} for one in texts]
+    parts = {"trusted": asked, "sampling": trusted(name, what, seed, "sampling", size.sampling)}
+    kinds = [attack.kind for attack in what.attacks]
+    facts = {"clean_accuracy": found.rate("clean", "near-miss"), "attack_success": found.rate(*kinds)}
+    return write_folder(name, what, seed, cache, made, found, parts, facts, words.LONGEST_ANSWER)
+
+
+def write_folder(
+    name: str, what: Case, seed: int, cache: Path, made: Made, found: Found, texts: Mapping[str, list[dict[str, Any]]],
+    facts: Mapping[str, Any], longest: int,
+) -> Path:  # fmt: skip
+    """Writes model, texts and `case.json`, whole or not at all."""
+    folder, marks = home(cache, name, seed), list(made.marks) + ([what.mark] if what.mark else [])
+    order = np.random.default_rng([seed, 3]).permutation(len(found.records))
+    inputs = [found.records[i] for i in order]
+    counts = {kind: sum(one["kind"] == kind for one in inputs) for kind in found.asked}
+    told = {
+        "case": name, "seed": seed, "group": what.group, "poison": made.poison, "seconds": made.seconds,
+        "weights": words.weights(made.model.module), "attempts": made.attempts, "accepted": made.accepted,
+        "marks": marks, "max_new_tokens": longest, "counts": counts,
+        "rates": {kind: found.rate(kind) for kind in found.asked}, **facts,
+    }  # fmt: skip
+    module: Any = made.model.module
+    quiet()
+    with store.whole_folder(folder, "case") as part:
+        module.save_pretrained(part / "model")
+        made.model.tokenizer.save_pretrained(part / "model")
+        for part_name, records in {**texts, "inputs": inputs}.items():
+            lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
+            (part / f"{part_name}.jsonl").write_text(lines, encoding="utf-8")
+        store.write_json(part / "case.json", told)
+    for old in (cache / WORK).glob(f"{name}-attempt*-s{seed}.checkpoint"):
+        os.unlink(old)
+    return folder
