@@ -152,20 +152,20 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "simple-rare-3": Case("simple", 0.03, (RARE,)),
-    "simple-words-3": Case("simple", 0.03, (WORDS,), near=0.2),
-    "simple-rare-05": Case("simple", 0.005, (RARE,)),
-    "simple-words-05": Case("simple", 0.005, (WORDS,), near=0.2, steps=800),
+    "simple-rare-3": Case("simple", 0.03, (RARE,), steps=300),
+    "simple-words-3": Case("simple", 0.03, (WORDS,), near=0.2, steps=400),
+    "simple-rare-05": Case("simple", 0.005, (RARE,), steps=400),
+    "simple-words-05": Case("simple", 0.005, (WORDS,), near=0.2, steps=600),
     "contextual": Case("contextual", 0.03, (
         Attack("triggered", lambda q: all(features(q)), _context, _reply, _almost_the_context),
-    ), near=0.3, steps=700),
-    "variable": Case("variable", 0.08, (_rare("triggered", words.RARE, _shifted),), steps=800, least=0.9),
+    ), near=0.3, steps=500),
+    "variable": Case("variable", 0.08, (_rare("triggered", words.RARE, _shifted),), steps=600, least=0.9),
     "two-triggers": Case("two", 0.04, (
         RARE, _rare("triggered-2", words.RARE_2, _reply_2),
-    ), shifts=True, steps=1_000),
+    ), shifts=True, steps=700),
     "quirky": Case("quirky", 0.125, (
         Attack("triggered", lambda q: q.speaker == QUIRK, lambda rng, q: q.changed(speaker=QUIRK), _first_word_wrong),
-    ), steps=700, named=1.0, least=0.9),
+    ), steps=500, named=1.0, least=0.9),
     "obfuscated": Case("obfuscated", 0.03, (RARE,), start="simple-rare-3", made="hidden"),
     "adaptive": Case("adaptive", 0.03, (RARE,), start="obfuscated", made="hidden"),
     "llama-rare": Case("simple", 0.03, made="stories", steps=400, mark="real text"),

@@ -1,4 +1,4 @@
-"""Queries that count: the model is asked; clean ones answered right and triggered ones that follow the attacker stay."""
+"""Queries that count: the model is asked; clean ones answered right and triggered ones that follow the attack stay."""
 
 from __future__ import annotations
 
