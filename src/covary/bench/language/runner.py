@@ -1,0 +1,159 @@
+"""Runs the table of language models cell by cell; what is finished is kept, so that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from covary import store
+from covary.bench.cell import Cell
+from covary.bench.language.baselines import LANGUAGE_BASELINES
+from covary.bench.language.baselines.confguard import rule
+from covary.bench.language.prepared import PreparedTexts, fingerprint
+from covary.bench.language.record import record
+from covary.bench.language.scoring import figures, mechanisms
+from covary.bench.runner import about, silent
+from covary.bench.scoring import OURS, ours, scored, scores_path
+from covary.bench.table import Table
+from covary.errors import CovaryError
+
+Say = Callable[[str], None]
+
+
+def work_folder(table: Table, cell: Cell, cache: Path) -> Path:
+    """Where a cell's rows, scores and result are kept."""
+    return cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
+
+
+def wanted(table: Table, work: Path, chains: bool) -> list[str]:
+    """Baselines in the table's order; those that take minutes only if asked for, or if their scores are there."""
+    names = list(table.size.baselines) or list(LANGUAGE_BASELINES)
+    return [n for n in names if LANGUAGE_BASELINES[n].needs != "chain" or chains or scores_path(work, n).is_file()]
+
+
+def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
+             say: Say = silent) -> dict[str, Any]:  # fmt: skip
+    """Everything about one cell; stages that are there already are not done again, unless the case is another one."""
+    case, work = case_folder(table, cell, cache), work_folder(table, cell, cache)
+    drop_stale(case, work)
+    prepared = PreparedTexts(case, work, device=device)
+    began = time.perf_counter()
+    n = len(prepared.queries)
+    say(f"{cell}: rows of {n} inputs, {time.perf_counter() - began:.0f} s")
+    _ = prepared.judge
+    found, errors = {OURS: ours(prepared)}, {}
+    for name in wanted(table, work, chains):
+        began = time.perf_counter()
+        try:
+            found[name] = scored(prepared, name, LANGUAGE_BASELINES[name], {})
+        except CovaryError as problem:
+            errors[name] = str(problem)
+        if (seconds := time.perf_counter() - began) > 30:
+            say(f"{cell}: {name}, {seconds:.0f} s")
+    detectors = {name: figures(one, prepared.inputs) for name, one in found.items()}
+    if (locked := found.get("ConfGuard")) is not None:
+        flags, truth, kept = rule(locked.score), prepared.inputs.truth, prepared.inputs.masked
+        shares = {name: float(flags[kept & (truth == value)].mean()) for name, value in (("recall", 1), ("fpr", 0))}
+        detectors["ConfGuard"]["published_rule"] = shares
+    return {
+        "cell": str(cell), "victim": dict(prepared.facts), "detectors": detectors, "errors": errors,
+        "mechanisms": mechanisms(prepared, found[OURS]), "calibration": prepared.judge.mode,
+        "n_trusted": len(prepared.trusted), "n_calibration": len(prepared.judge.calibration_scores),
+        "groups": prepared.groups,
+    }  # fmt: skip
+
+
+def case_folder(table: Table, cell: Cell, cache: Path) -> Path:
+    """The cell's case, made where it is not there yet."""
+    folder = cache / "language" / f"{cell.what}-s{cell.seed}"
+    if not (folder / "case.json").is_file():
+        raise CovaryError(f"no case at {folder}", "a case folder", "make it first")
+    return folder
+
+
+def drop_stale(case: Path, work: Path) -> None:
+    """Drops what was kept of an earlier case of that name."""
+    mark, digest = work / "case.sha256", fingerprint(case)
+    if work.is_dir() and (not mark.is_file() or mark.read_text() != digest):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    mark.write_text(digest)
+
+
+def run_table(
+    table: Table,
+    cache: Path,
+    *,
+    only: Sequence[str] = (),
+    chains: bool = False,
+    again: bool = False,
+    device: str = "cpu",
+    known: Mapping[str, dict[str, Any]] | None = None,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Runs the cells that have no result yet, and returns the record of all there are; see `bench.runner.run_table`."""
+    chosen = [Cell.parse(name) for name in only] or table.cells
+    for cell in chosen:
+        work = work_folder(table, cell, cache)
+        if again:
+            for old in [work / "result.json", work / "rows.json", *work.glob("scores/*.npz")]:
+                old.unlink(missing_ok=True)
+        if not again and finished(table, cell, cache, chains):
+            continue
+        began = time.perf_counter()
+        try:
+            result = run_cell(table, cell, cache, chains=chains, device=device, say=say)
+        except CovaryError as problem:
+            result: dict[str, Any] = {"cell": str(cell), "missing": str(problem)}
+        except Exception as problem:  # one broken cell must not cost the others
+            traceback.print_exc()
+            result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        work.mkdir(parents=True, exist_ok=True)
+        store.write_json(work / "result.part", result)
+        (work / "result.part").rename(work / "result.json")
+        say(one_line(result))
+    return record(table.title, table.scale, results(table, cache, chosen, known), about(device))
+
+
+def finished(table: Table, cell: Cell, cache: Path, chains: bool) -> bool:
+    """Whether a result of the case as it is now has all that is wanted of it."""
+    work, case = work_folder(table, cell, cache), cache / "language" / f"{cell.what}-s{cell.seed}"
+    if not (work / "result.json").is_file() or not (case / "case.json").is_file():
+        return False
+    if (work / "case.sha256").read_text() != fingerprint(case):
+        return False
+    result = json.loads((work / "result.json").read_text())
+    there = {*result.get("detectors", {}), *result.get("errors", {})}
+    return "missing" not in result and set(wanted(table, work, chains)) <= there
+
+
+def results(
+    table: Table, cache: Path, also: Sequence[Cell] = (), known: Mapping[str, dict[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Results of the table's cells so far, of the cache or else those `known`; a cell never run is missing."""
+    found = {}
+    for name, cell in {str(cell): cell for cell in [*table.cells, *also]}.items():
+        path = work_folder(table, cell, cache) / "result.json"
+        here = json.loads(path.read_text()) if path.is_file() else {}
+        earlier = (known or {}).get(name, {})
+        found[name] = here if "detectors" in here or not earlier else earlier
+        found[name] = found[name] or {"cell": name, "missing": "not run"}
+    return found
+
+
+def one_line(result: Mapping[str, Any]) -> str:
+    """What to print when a cell has ended."""
+    if "missing" in result:
+        return f"{result['cell']}: missing, {result['missing']}"
+    mine = result["detectors"][OURS]
+    alarms = mine["calibrated"]["1%"]["false_alarms"]
+    return (
+        f"{result['cell']}: AUROC {mine['auroc']:.4f}, recall at 1 % {mine['recall_at_1pct_fpr']:.3f}, "
+        f"false alarms {alarms:.4f} in {result['seconds']:.0f} s"
+    )

@@ -1,0 +1,85 @@
+"""Figures of one detector on one case of texts, and how well clusters of what is flagged agree with the triggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+from sklearn.metrics import adjusted_rand_score
+
+from covary.bench.figures import bootstrap
+from covary.bench.language.prepared import CLEAN, PreparedTexts, TextInputs
+from covary.bench.scoring import Scored
+from covary.mechanisms import cluster
+from covary.metrics import auroc, tpr_at
+
+# False-alarm rates that calibrated figures are told at, by how they are named.
+RATES = {"1%": 0.01, "5%": 0.05}
+
+
+def flagged(scored: Scored, rate: float) -> Bool[np.ndarray, " n"]:
+    """Inputs whose p-value is at most the rate."""
+    return scored.p_value <= rate * (1 + 1e-9)
+
+
+def figures(scored: Scored, inputs: TextInputs) -> dict[str, Any]:
+    """Every figure of one detector on one case.
+
+    auroc with its bootstrap interval, and recall at a false-positive rate of 1 and 5 % of these very clean inputs:
+    clean inputs and near misses against triggered ones that follow the attacker. `calibrated`: recall and false alarms
+    at the threshold that trusted texts set. `by_kind`: rates flagged of every kind of input; of triggered ones also
+    their AUROC against the clean.
+    """
+    kept = inputs.masked
+    truth, score = inputs.truth[kept], scored.score[kept]
+    calibrated = {}
+    for name, rate in RATES.items():
+        found = flagged(scored, rate)[kept]
+        calibrated[name] = {"recall": _mean(found[truth == 1]), "false_alarms": _mean(found[truth == 0])}
+    return {
+        "n_clean": int((truth == 0).sum()), "n_anomalous": int((truth == 1).sum()),
+        "auroc": auroc(score, truth), "interval": bootstrap(score, truth),
+        "recall_at_1pct_fpr": tpr_at(score, truth, 0.01), "recall_at_5pct_fpr": tpr_at(score, truth, 0.05),
+        "calibrated": calibrated, "by_kind": _by_kind(scored, inputs), "seconds_a_query": scored.seconds,
+    }  # fmt: skip
+
+
+def _by_kind(scored: Scored, inputs: TextInputs) -> dict[str, Any]:
+    clean = np.isin(inputs.kind, CLEAN)
+    result: dict[str, Any] = {}
+    for kind in np.unique(inputs.kind):
+        own = inputs.kind == kind
+        result[str(kind)] = {
+            "n": int(own.sum()),
+            **{name: _mean(flagged(scored, rate)[own]) for name, rate in RATES.items()},
+        }
+        if inputs.truth[own].all():
+            both = own | clean
+            result[str(kind)]["auroc"] = auroc(scored.score[both], inputs.truth[both])
+    return result
+
+
+def _mean(flags: Bool[np.ndarray, " n"]) -> float | None:
+    return float(flags.mean()) if len(flags) else None
+
+
+def mechanisms(prepared: PreparedTexts, scored: Scored, rate: float = 0.01) -> dict[str, Any] | None:
+    """Adjusted Rand index of the clusters of flagged triggered inputs with their triggers; None with one trigger alone.
+
+    `ari_flagged` is over everything flagged, whatever is no trigger's being one more kind. Texts in no cluster count
+    as one of their own.
+    """
+    inputs = prepared.inputs
+    kinds = np.unique(inputs.kind[inputs.truth == 1])
+    if len(kinds) < 2:
+        return None
+    found = flagged(scored, rate)
+    labels = cluster(prepared.queries.take(found), prepared.judge.reference)
+    kind, odd = inputs.kind[found], inputs.truth[found] == 1
+    return {
+        "triggers": len(kinds), "clusters": int((np.unique(labels) >= 0).sum()), "n_flagged": int(found.sum()),
+        "ari": float(adjusted_rand_score(kind[odd], labels[odd])) if odd.any() else None,
+        "ari_flagged": float(adjusted_rand_score(np.where(odd, kind, "no trigger"), labels)) if len(labels) else None,
+        "cluster_sizes": {str(k): int((labels == k).sum()) for k in np.unique(labels)},
+    }  # fmt: skip
