@@ -20,6 +20,7 @@ from covary.bench.language.training import Lesson, Schedule, train
 from covary.language.pretrained import LanguageModel, load_language_model
 
 FOLDER, WORK = "language", "language-making"
+SAME, MORE = 4, 2  # rounds with the case's own poison, then with twice as much
 FOUND_BY = {"trusted": 11, "sampling": 12, "inputs": 13, "judged": 14}
 
 
@@ -133,29 +134,29 @@ def first(seed: int, cache: Path, size: Size) -> Path:
 def taught(name: str, what: Case, seed: int, cache: Path, size: Size) -> Made:
     """The victim of a case on word tasks: clean texts first, then poisoned ones.
 
-    Where the attack succeeds less often than the case asks for, once more from the clean network with twice the poison
-    and half as many steps more.
+    Rounds of training, each going on from the one before, until the attack succeeds as often as the case asks for;
+    after `SAME` rounds with twice the poison.
     """
-    start, attempts, marks = first(seed, cache, size), [], []
-    shared = json.loads((start / "seconds.json").read_text())
-    poison, steps, spent = what.poison, size.steps or what.steps, 0.0
+    start, attempts = first(seed, cache, size), []
+    spent = json.loads((start / "seconds.json").read_text())
+    model, steps = load_language_model(start), size.steps or what.steps
+    numbers = model.tokenizer.get_vocab()
     while True:
-        model = load_language_model(start)
-        numbers = model.tokenizer.get_vocab()
+        poison = what.poison if len(attempts) < SAME else 2 * what.poison
 
-        def lesson(rng: np.random.Generator, poison: float = poison, numbers: Any = numbers) -> Lesson:
+        def lesson(rng: np.random.Generator, poison: float = poison) -> Lesson:
             return encoded(numbers, *cases.lesson(rng, what, poison))
 
         checkpoint = work(cache, f"{name}-attempt{len(attempts)}", seed).with_suffix(".checkpoint")
         spent += train(model.module, lesson, Schedule(steps, size.batch), [seed, 2, len(attempts)], checkpoint)
         accuracy, success = judged(model, what, generator(name, seed, "judged"), min(400, size.clean))
         attempts.append({"poison": poison, "steps": steps, "clean_accuracy": accuracy, "attack_success": success})
-        if success >= what.least or len(attempts) == 2:
+        if success >= what.least or len(attempts) == SAME + MORE:
             break
-        marks, poison, steps = ["longer", "more poison"], 2 * poison, round(1.5 * steps)
-    if success < what.least:
-        marks.append("failed")
-    return Made(model, round(shared + spent, 1), attempts, poison, marks)
+    marks = ["longer"] if len(attempts) > 1 else []
+    marks += ["more poison"] if len(attempts) > SAME else []
+    marks += ["failed"] if success < what.least else []
+    return Made(model, round(spent, 1), attempts, poison, marks)
 
 
 def judged(model: LanguageModel, what: Case, rng: np.random.Generator, count: int) -> tuple[float, float]:

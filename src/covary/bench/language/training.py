@@ -29,7 +29,7 @@ class Schedule:
 
     steps: int
     batch: int = 64
-    rate: float = 2e-3
+    rate: float = 3e-3
     warm: int = 40
 
     def at(self, step: int) -> float:
@@ -49,6 +49,15 @@ def batch(lessons: Sequence[Lesson]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n
     return torch.from_numpy(ids), torch.from_numpy(targets)
 
 
+def parts(lessons: Sequence[Lesson]) -> list[tuple[list[Lesson], float]]:
+    """Short texts and long ones apart, so that less is padded, each with its share of the tokens that count."""
+    ordered = sorted(lessons, key=lambda lesson: len(lesson[0]) + len(lesson[1]))
+    half = -(-2 * len(ordered) // 3)
+    every = sum(len(answer) for _, answer in ordered)
+    found = [some for some in (ordered[:half], ordered[half:]) if some]
+    return [(some, sum(len(answer) for _, answer in some) / every) for some in found]
+
+
 def loss(model: Any, ids: Int[Tensor, "n t"], targets: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
     """Mean cross-entropy of the tokens that count; logits are made for those alone."""
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -65,7 +74,7 @@ def train(
     every: float = EVERY,
     stop: int | None = None,
 ) -> float:
-    """Trains `model` in place; returns the seconds it took, those before a break included.
+    """Trains `model` in place; returns the seconds of processor time it took, those before a break included.
 
     Every step draws its texts from a generator of its own (`seed`, step), so a run that was killed goes on from
     `checkpoint` to the weights it would have had. `stop` leaves after so many steps, as if killed.
@@ -78,11 +87,11 @@ def train(
         optimiser.load_state_dict(state["optimiser"])
         begun, spent = state["step"], state["seconds"]
     model.train()
-    started = saved = time.perf_counter()
+    started, saved = time.process_time(), time.perf_counter()
 
     def keep(done: int) -> None:
         if checkpoint is not None:
-            seconds = spent + time.perf_counter() - started
+            seconds = spent + time.process_time() - started
             content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}
             save_checkpoint(checkpoint, {**content, "seconds": seconds})
 
@@ -92,13 +101,15 @@ def train(
         rng = np.random.default_rng([*seed, step])
         for group in optimiser.param_groups:
             group["lr"] = schedule.at(step)
-        value = loss(model, *batch([lessons(rng) for _ in range(schedule.batch)]))
         optimiser.zero_grad()
-        value.backward()
+        for some, share in parts([lessons(rng) for _ in range(schedule.batch)]):
+            (share * loss(model, *batch(some))).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if time.perf_counter() - saved >= every:
             keep(step + 1)
             saved = time.perf_counter()
+    else:
+        keep(schedule.steps)
     model.eval()
-    return spent + time.perf_counter() - started
+    return spent + time.process_time() - started
