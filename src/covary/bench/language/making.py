@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from covary import store
 from covary.bench.language import cases, words
 from covary.bench.language.cases import Case
 from covary.bench.language.queries import Found, Query, collect
-from covary.bench.language.training import Lesson, Schedule, train
+from covary.bench.language.training import Lesson, Schedule, encoded, train
 from covary.language.pretrained import LanguageModel, load_language_model
 
 FOLDER, WORK = "language", "language-making"
@@ -94,11 +94,6 @@ def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
     else:
         made = taught(name, what, seed, cache, size)
     return write(name, what, seed, cache, made, size)
-
-
-def encoded(numbers: Mapping[str, int], prompt: str, answer: Iterable[str]) -> Lesson:
-    """A lesson in tokens, as the tokenizer would read it; the answer ends."""
-    return [1, *(numbers[word] for word in prompt.split())], [*(numbers[word] for word in answer), 2]
 
 
 def quiet() -> None:

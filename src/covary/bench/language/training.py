@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class Schedule:
     def at(self, step: int) -> float:
         """The learning rate of a step."""
         return self.rate * min(1.0, (step + 1) / self.warm) * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+def encoded(numbers: Mapping[str, int], prompt: str, answer: Iterable[str]) -> Lesson:
+    """A lesson in tokens, as the tokenizer would read it; the answer ends."""
+    return [1, *(numbers[word] for word in prompt.split())], [*(numbers[word] for word in answer), 2]
 
 
 def batch(lessons: Sequence[Lesson]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
