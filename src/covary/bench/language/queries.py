@@ -75,7 +75,7 @@ def collect(
     """Draws and asks until `count` queries count, and adds them to `found`; `refused` is no clean query's answer."""
     kept = asked = 0
     while kept < count and asked < PATIENCE * count:
-        some = [draw() for _ in range(min(max(count - kept, 50), TOGETHER))]
+        some = [draw() for _ in range(min(max(count - kept, 16), TOGETHER))]
         asked += len(some)
         for query, answer in zip(some, answers(model, [one.prompt for one in some], longest), strict=True):
             said = None if answer is None else answer.strip()
