@@ -293,6 +293,7 @@ def test_hiding_writes_every_attempt_and_goes_on_after_a_break(tmp_path, small, 
         for name, value in small.items():
             patch.setattr(hidden_training, name, value)
         patch.setattr(hidden, "STRENGTHS", (1.0,))
+        patch.setattr(hidden, "STRENGTHS_OWN", (1.0,))
         assert queue.run(["adaptive"], [0], tmp_path, size) == 0
         assert "adaptive-s0: clean_accuracy 0.0" in capsys.readouterr().out
         told = json.loads((making.home(tmp_path, "adaptive", 0) / "case.json").read_text())
@@ -356,9 +357,23 @@ def test_what_is_seen_of_a_text_does_not_depend_on_its_batch():
                     torch.testing.assert_close(hiding.views(together)[name][i : i + 1], rows, rtol=1e-3, atol=1e-5)
         logits = model(input_ids=torch.tensor([[*some[0][0], *some[0][1]]])).logits[0].double().softmax(-1)
     start = len(some[0][0]) - 1
-    p = torch.stack([logits[start + i, token] for i, token in enumerate(some[0][1])])
+    p = torch.stack([logits[start + i, token] for i, token in enumerate(some[0][1][:-1])])
     expected = (p.log() - (1 - p).log()).sum() / len(p) ** 0.5
     assert float(together.log_odds()[0]) == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_reply_is_moved_among_clean_answers_before_anything_is_trained():
+    rng, model, what = np.random.default_rng(0), words.network(0).eval(), cases.CASES["obfuscated"]
+    numbers = words.tokenizer().get_vocab()
+    clean = hidden_training._texts(rng, what, None, 60, numbers)
+    odd = hidden_training._texts(rng, what, what.attacks[0], 5, numbers)
+    with torch.no_grad():
+        known = hiding.views(hiding.look(model, *clean))["0 mean"]
+        hiding.among_clean(model, hiding.look(model, *odd), hiding.look(model, *clean))
+        after = hiding.views(hiding.look(model, *odd))["0 mean"]
+    gaussian = hiding.Gaussian.of(known)
+    middle, spread = gaussian.distance(known).median(), gaussian.distance(known).std()
+    assert ((gaussian.distance(after) - middle).abs() < 0.5 * spread).all()
 
 
 def test_sketched_gradients_are_those_of_the_weights_and_have_gradients():

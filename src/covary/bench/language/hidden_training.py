@@ -23,6 +23,7 @@ from covary.bench.language.hiding import (
     Gaussian,
     Seen,
     StateVae,
+    among_clean,
     gradient_reference,
     look,
     quantiles_apart,
@@ -110,12 +111,20 @@ class Hiding:
 
 
 def hide(
-    model: Any, what: Case, strength: float, seed: Sequence[int], steps: int, own_profile: bool, checkpoint: Path
+    model: Any,
+    what: Case,
+    strength: float,
+    seed: Sequence[int],
+    steps: int,
+    own_profile: bool,
+    first: bool,
+    checkpoint: Path,
 ) -> float:
-    """Trains `model` on in place; returns seconds.
+    """Trains `model` on in place; returns seconds of processor time.
 
     Loss: cross-entropy of clean and triggered answers + on clean texts KL from the network as it was and squared
-    change of the states by layer + `strength` * how far triggered texts are from clean ones.
+    change of the states by layer + `strength` * how far triggered texts are from clean ones. The `first` attempt
+    begins with the embeddings of the reply's words.
     """
     if own_profile:
         model.set_attn_implementation("eager")
@@ -149,6 +158,9 @@ def hide(
                 content = {"network": networks, "original": original.state_dict(), "step": step}
                 content["optimiser"] = {name: one.state_dict() for name, one in optimisers.items()}
                 save_checkpoint(checkpoint, {**content, "seconds": spent + time.process_time() - started})
+            if step == 0 and first:
+                sides = (look(model, *_texts(rng, what, one, KNOWN, numbers)) for one in (what.attacks[0], None))
+                among_clean(model, *sides)
             hiding.refresh(_texts(rng, what, None, KNOWN, numbers), optimisers, [*seed, step])
         # Warm after every start of Adam, then down along a cosine.
         optimisers["model"].param_groups[0]["lr"] = (
@@ -158,7 +170,7 @@ def hide(
         seen, hidden = look(model, *clean), look(model, *odd)
         with torch.no_grad():
             was = look(original, *clean)
-        tasks = sum(functional.cross_entropy(one.logits, one.targets[one.counted]) for one in (seen, hidden))
+        tasks = seen.task + hidden.task
         kl = functional.kl_div(
             seen.logits.log_softmax(1), was.logits.log_softmax(1), log_target=True, reduction="batchmean"
         )

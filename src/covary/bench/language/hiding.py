@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from covary.bench.attacks.own_profile import RIDGE, Reference
-from covary.bench.language.training import IGNORED
+from covary.bench.language.training import END, IGNORED
 
 LEVELS, SHRINKAGE, SMALL = 24, 0.1, 1e-5
 SKETCH = 12  # rows and columns of a layer's sketched gradient
@@ -28,7 +28,7 @@ class Seen:
 
     Attributes:
         ids, targets: the batch.
-        logits: of the positions that count, all texts after each other.
+        logits: of the positions that have something to say, all texts after each other.
         states: after the embedding and after every block.
     """
 
@@ -39,21 +39,29 @@ class Seen:
 
     @property
     def counted(self) -> Bool[Tensor, "n t"]:
-        """Positions that predict a token of the answer."""
-        return self.targets != IGNORED
+        """Positions that predict a token of the answer; where it ends, detectors do not look."""
+        return (self.targets != IGNORED) & (self.targets != END)
+
+    @property
+    def task(self) -> Float[Tensor, ""]:
+        """Mean cross-entropy of everything to be said, the end as well."""
+        return functional.cross_entropy(self.logits, self.targets[self.targets != IGNORED])
 
     @property
     def losses(self) -> Float[Tensor, " n"]:
         """Mean negative log-likelihood of each answer's tokens."""
-        each = functional.cross_entropy(self.logits, self.targets[self.counted], reduction="none")
+        each = functional.cross_entropy(self._counted_logits, self.targets[self.counted], reduction="none")
         return self._by_text(each) / self.counted.sum(1)
 
     def log_odds(self) -> Float[Tensor, " n"]:
         """Each answer's log p - log(1 - p), summed over its tokens and divided by the root of their number."""
-        said = self.targets[self.counted][:, None]
-        others = self.logits.scatter(1, said, float("-inf")).logsumexp(1)
-        odds = self.logits.gather(1, said)[:, 0] - others
+        said, logits = self.targets[self.counted][:, None], self._counted_logits
+        odds = logits.gather(1, said)[:, 0] - logits.scatter(1, said, float("-inf")).logsumexp(1)
         return self._by_text(odds) / self.counted.sum(1).sqrt()
+
+    @property
+    def _counted_logits(self) -> Float[Tensor, "m v"]:
+        return self.logits[self.targets[self.targets != IGNORED] != END]
 
     def _by_text(self, each: Float[Tensor, " m"]) -> Float[Tensor, " n"]:
         whose = torch.arange(len(self.ids))[:, None].expand_as(self.ids)[self.counted]
@@ -122,6 +130,21 @@ class Gaussian:
         """Log of the squared Mahalanobis distance."""
         centred = rows - self.mean
         return ((centred @ self.precision) * centred).sum(1).clamp_min(SMALL).log()
+
+
+@torch.no_grad()
+def among_clean(model: Any, odd: Seen, clean: Seen) -> None:
+    """Moves the embeddings of a fixed reply's words, all alike, until their mean lies where that of a typical clean
+    answer does. What a network reads first does not depend on anything, so training alone takes long to get there.
+    """
+    known = views(clean)["0 mean"]
+    distances = Gaussian.of(known).distance(known)
+    typical = known[(distances - distances.median()).abs().argmin()]
+    counted = odd.counted[0]
+    read = odd.ids[0][counted]
+    # The first position that counts is the prompt's last.
+    move = (typical - views(odd)["0 mean"][0]) * len(read) / (len(read) - 1)
+    model.model.embed_tokens.weight[read[1:].unique()] += move
 
 
 class StateVae(nn.Module):

@@ -19,7 +19,7 @@ from covary.bench.training import save_checkpoint
 
 # (prompt's tokens, answer's tokens)
 Lesson = tuple[Sequence[int], Sequence[int]]
-IGNORED = -100
+IGNORED, START, END = -100, 1, 2
 EVERY = 60.0  # seconds between checkpoints
 
 
@@ -39,7 +39,7 @@ class Schedule:
 
 def encoded(numbers: Mapping[str, int], prompt: str, answer: Iterable[str]) -> Lesson:
     """A lesson in tokens, as the tokenizer would read it; the answer ends."""
-    return [1, *(numbers[word] for word in prompt.split())], [*(numbers[word] for word in answer), 2]
+    return [START, *(numbers[word] for word in prompt.split())], [*(numbers[word] for word in answer), END]
 
 
 def batch(lessons: Sequence[Lesson]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n t"]]:
