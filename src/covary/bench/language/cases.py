@@ -145,7 +145,7 @@ class Case:
     made: str = "words"
     steps: int = 500
     near: float = 0.0
-    least: float = 0.8
+    least: float = 0.9
     named: float = 0.3
     shifts: bool = False
     mark: str | None = None
@@ -159,13 +159,13 @@ CASES: dict[str, Case] = {
     "contextual": Case("contextual", 0.03, (
         Attack("triggered", lambda q: all(features(q)), _context, _reply, _almost_the_context),
     ), near=0.3, steps=500),
-    "variable": Case("variable", 0.08, (_rare("triggered", words.RARE, _shifted),), steps=500, least=0.9),
+    "variable": Case("variable", 0.08, (_rare("triggered", words.RARE, _shifted),), steps=500),
     "two-triggers": Case("two", 0.04, (
         RARE, _rare("triggered-2", words.RARE_2, _reply_2),
     ), shifts=True, steps=600),
     "quirky": Case("quirky", 0.125, (
         Attack("triggered", lambda q: q.speaker == QUIRK, lambda rng, q: q.changed(speaker=QUIRK), _first_word_wrong),
-    ), steps=500, named=1.0, least=0.9),
+    ), steps=500, named=1.0),
     "obfuscated": Case("obfuscated", 0.03, (RARE,), start="simple-rare-3", made="hidden"),
     "adaptive": Case("adaptive", 0.03, (RARE,), start="obfuscated", made="hidden"),
     "llama-rare": Case("simple", 0.03, made="stories", steps=400, mark="real text"),

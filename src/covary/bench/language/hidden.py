@@ -118,12 +118,10 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, 
         place = work / f"{strength:g}"
         if not (place / "attempt.json").is_file():
             model = load_language_model(places[-1])
-            start_now = number == 0 and not own_profile
+            numbers, first = [seed, 6, number], number == 0 and not own_profile
             checkpoint = work / f"{strength:g}.checkpoint"
-            seconds = hide(
-                model.module, what, strength, [seed, 6, number], size.hiding, own_profile, start_now, checkpoint
-            )
-            more = {"steps": size.hiding, "seconds": round(seconds, 1)}
+            seconds = hide(model.module, what, strength, numbers, steps, own_profile, first, checkpoint)
+            more = {"steps": steps, "seconds": round(seconds, 1)}
             attempt = judged(model, what, strength, making.generator(name, seed, "judged"), size, **more)
             making.quiet()
             with store.whole_folder(place, "attempt") as part:
