@@ -18,7 +18,9 @@ Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished
 def bench(
     what: Annotated[
         str,
-        Argument(help="vision, adaptive, adversarial, ood, mechanisms, hard, sensitivity, all; speed; tune; pack."),
+        Argument(
+            help="vision, adaptive, adversarial, ood, mechanisms, hard, sensitivity, language, all; speed; tune; pack."
+        ),
     ],
     scale: Annotated[str, Option("--scale", help="ci (two minutes), small (two cores) or paper (a GPU).")] = "ci",
     cell: Cells = None,

@@ -17,7 +17,7 @@ else:  # pragma: no cover
     import tomli as tomllib
 
 SCALES = ("ci", "small", "paper")
-TABLES = ("vision", "adaptive", "adversarial", "ood", "mechanisms", "hard", "sensitivity")
+TABLES = ("vision", "adaptive", "adversarial", "ood", "mechanisms", "hard", "sensitivity", "language")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import torch
 
 from covary import store
 from covary.bench import pack, tune
+from covary.bench.language import page
+from covary.bench.language import runner as texts
 from covary.bench.outputs import write_outputs
 from covary.bench.runner import Say, run_table
 from covary.bench.table import SCALES, TABLES, table
@@ -61,9 +63,15 @@ def run(
         found = table(name, scale)
         earlier = out / f"{name}-{scale}.json"
         known = store.read_json(earlier, "a record")["cells"] if earlier.is_file() else None
-        record = run_table(found, cache, only=only, chains=chains, again=again, device=device, known=known, say=say)
-        written = write_outputs(record, out)
-        told[name] = {key: value for key, value in record.items() if key.startswith("mean_")}
-        told[name] |= {"marked": record["marked"], "files": [str(path) for path in written]}
-        say(f"{name}: {len(record['cells'])} cells, {len(record['marked'])} of them marked; {written[0]}")
+        settings = {"only": only, "chains": chains, "again": again, "device": device, "known": known, "say": say}
+        if found.maker == "language":
+            record = texts.run_table(found, cache, **settings)
+            written = page.write_outputs(record, out)
+            told[name], marked = page.main_figures(record), record["missing"]
+        else:
+            record = run_table(found, cache, **settings)
+            written, marked = write_outputs(record, out), record["marked"]
+            told[name] = {key: value for key, value in record.items() if key.startswith("mean_")}
+        told[name] |= {"marked": marked, "files": [str(path) for path in written]}
+        say(f"{name}: {len(record['cells'])} cells, {len(marked)} of them marked; {written[0]}")
     return told

@@ -20,7 +20,7 @@ from covary.bench.language.baselines.material import Answered, Chain, TextMateri
 from covary.bench.prepared import KEPT, Prepared
 from covary.judge import Judge
 from covary.language.answers import Answers
-from covary.language.completions import completed
+from covary.language.completions import MAX_NEW_TOKENS, completed
 from covary.language.detector import LanguageDetector
 from covary.language.latent import hidden_states, watched
 from covary.language.pretrained import LanguageModel
@@ -71,8 +71,9 @@ class PreparedTexts(Prepared):
 
     @cached_property
     def detector(self) -> LanguageDetector:  # type: ignore[override]
-        """Our detector with its defaults, as `covary scan --hf` has it; unfitted unless rows were taken just now."""
-        return LanguageDetector(self.case / "model", fpr=self.fpr, seed=self.seed, device=self.device)
+        """Our detector with its defaults, as `covary scan --hf` has it, and answers as long as the case's own."""
+        text = {"max_new_tokens": self.facts.get("max_new_tokens", MAX_NEW_TOKENS)}
+        return LanguageDetector(self.case / "model", text=text, fpr=self.fpr, seed=self.seed, device=self.device)
 
     @cached_property
     def _texts(self) -> dict[str, list[Text]]:
@@ -81,14 +82,17 @@ class PreparedTexts(Prepared):
         for name in ("inputs", "sampling"):
             path = self.case / f"{name}.jsonl"
             texts = read_texts(path) if path.is_file() else []
-            found[name] = completed(self.detector.model, texts) if texts else []
+            found[name] = self._completed(texts) if texts else []
         return found
+
+    def _completed(self, texts: list[Text]) -> list[Text]:
+        return completed(self.detector.model, texts, max_new_tokens=self.detector.text.max_new_tokens)
 
     def _trusted_texts(self) -> list[Text]:
         path = self.work / "trusted.json"
         texts = read_texts(self.case / "trusted.jsonl")
         if not path.is_file():
-            answered = completed(self.detector.model, texts)
+            answered = self._completed(texts)
             self.work.mkdir(parents=True, exist_ok=True)
             told = {
                 "texts": [[text.completion, None if text.tokens is None else list(text.tokens)] for text in answered]

@@ -12,8 +12,11 @@ from covary.bench.cell import Cell
 from covary.bench.language.baselines import LANGUAGE_BASELINES
 from covary.bench.language.cases import CASES
 from covary.bench.language.scoring import RATES
+from covary.bench.language.tiny import NAME as TINY
 from covary.bench.scoring import OURS
 
+# Keys of the record, each with the means of its cases' cells.
+GROUPS = [*dict.fromkeys(case.group for case in CASES.values()), TINY]
 BENIGN = ("long", "held-out-task", "benign-reply")
 FIGURES = ("recall_at_1pct_fpr", "recall_at_5pct_fpr")
 
@@ -24,7 +27,7 @@ def record(title: str, scale: str, cells: Cells, about: Mapping[str, Any]) -> di
     """Everything there is to tell: groups of cases, benign shifts, cells, and what is missing."""
     done = {name: cell for name, cell in cells.items() if "detectors" in cell}
     groups = {}
-    for key in dict.fromkeys(case.group for case in CASES.values()):
+    for key in GROUPS:
         own = {name: cell for name, cell in done.items() if group_of(name) == key}
         if own:
             groups[key] = group(own)
@@ -36,10 +39,15 @@ def record(title: str, scale: str, cells: Cells, about: Mapping[str, Any]) -> di
     }  # fmt: skip
 
 
+def keys(made: Mapping[str, Any]) -> list[str]:
+    """Kinds of cases that a record has means of, in the table's order."""
+    return [key for key in GROUPS if key in made]
+
+
 def group_of(name: str) -> str | None:
     """Key of the record that averages this cell; None where its case is in no group."""
-    case = CASES.get(Cell.parse(name).what)
-    return None if case is None else case.group
+    what = Cell.parse(name).what
+    return what if what == TINY else CASES[what].group if what in CASES else None
 
 
 def judged(cells: Cells) -> dict[str, dict[str, Any]]:

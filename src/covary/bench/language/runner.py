@@ -12,8 +12,10 @@ from typing import Any
 
 from covary import store
 from covary.bench.cell import Cell
+from covary.bench.language import tiny
 from covary.bench.language.baselines import LANGUAGE_BASELINES
 from covary.bench.language.baselines.confguard import rule
+from covary.bench.language.making import home, make
 from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms
@@ -39,7 +41,7 @@ def wanted(table: Table, work: Path, chains: bool) -> list[str]:
 def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
              say: Say = silent) -> dict[str, Any]:  # fmt: skip
     """Everything about one cell; stages that are there already are not done again, unless the case is another one."""
-    case, work = case_folder(table, cell, cache), work_folder(table, cell, cache)
+    case, work = case_folder(cell, cache), work_folder(table, cell, cache)
     drop_stale(case, work)
     prepared = PreparedTexts(case, work, device=device)
     began = time.perf_counter()
@@ -68,12 +70,14 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     }  # fmt: skip
 
 
-def case_folder(table: Table, cell: Cell, cache: Path) -> Path:
-    """The cell's case, made where it is not there yet."""
-    folder = cache / "language" / f"{cell.what}-s{cell.seed}"
-    if not (folder / "case.json").is_file():
-        raise CovaryError(f"no case at {folder}", "a case folder", "make it first")
-    return folder
+def case_folder(cell: Cell, cache: Path) -> Path:
+    """The cell's case, made where it is not there yet; `tiny` is made in seconds."""
+    folder = home(cache, cell.what, cell.seed)
+    if (folder / "case.json").is_file():
+        return folder
+    if cell.what == tiny.NAME:
+        return tiny.make_tiny(folder, cell.seed)
+    return make(cell.what, cell.seed, cache)
 
 
 def drop_stale(case: Path, work: Path) -> None:
@@ -123,7 +127,7 @@ def run_table(
 
 def finished(table: Table, cell: Cell, cache: Path, chains: bool) -> bool:
     """Whether a result of the case as it is now has all that is wanted of it."""
-    work, case = work_folder(table, cell, cache), cache / "language" / f"{cell.what}-s{cell.seed}"
+    work, case = work_folder(table, cell, cache), home(cache, cell.what, cell.seed)
     if not (work / "result.json").is_file() or not (case / "case.json").is_file():
         return False
     if (work / "case.sha256").read_text() != fingerprint(case):

@@ -11,7 +11,7 @@ from covary import store
 from covary.bench.language.baselines.material import TextMaterial
 from covary.couplings import couple
 from covary.errors import CovaryError
-from covary.samplers import SamplingPlan, preset_named
+from covary.samplers import preset_named
 from covary.saved import rows_from_arrays, rows_to_arrays
 from covary.types import Rows
 
@@ -20,7 +20,7 @@ PLAN = replace(preset_named("paper"), steps=1_250, burn_in=250, thinning=10)
 KEPT = "traces"
 
 
-def trace_rows(m: TextMaterial, plan: SamplingPlan = PLAN) -> Rows:
+def trace_rows(m: TextMaterial) -> Rows:
     """Rows of every text's centred trace of its mean token nll, trusted texts and queries on the same draws; kept."""
     from covary.language.traces import text_rows_on_draws
 
@@ -30,7 +30,7 @@ def trace_rows(m: TextMaterial, plan: SamplingPlan = PLAN) -> Rows:
     path, record = chain.folder / f"{KEPT}.safetensors", chain.folder / f"{KEPT}.json"
     if not record.is_file():
         rows = text_rows_on_draws(
-            chain.model, replace(plan, seed=m.seed), list(chain.tokens.values()), chain.sampling, observable="nll",
+            chain.model, replace(PLAN, seed=m.seed), list(chain.tokens.values()), chain.sampling, observable="nll",
             pooling="mean",
         )  # fmt: skip
         arrays, told = rows_to_arrays(rows, KEPT)
@@ -41,15 +41,14 @@ def trace_rows(m: TextMaterial, plan: SamplingPlan = PLAN) -> Rows:
     return rows_from_arrays(store.read_arrays(path), store.read_json(record, "rows of traces"), KEPT)
 
 
-def published(m: TextMaterial, coupling: str = "cosine", by: str = "mean", plan: SamplingPlan = PLAN,
-              ) -> Float[np.ndarray, " q"]:  # fmt: skip
+def published(m: TextMaterial, coupling: str = "cosine", by: str = "mean") -> Float[np.ndarray, " q"]:
     """Minus the mean, or the largest, coupling of a text's trace with those of trusted texts; higher = more anomalous.
 
     `cosine` of centred traces is Pearson's correlation, `ccc` Lin's concordance. The published score takes means within
     classes, which texts have not. RMSprop-SGLD with every published constant but its length: 1,000 draws after 250
     of burn-in, the loss read at every tenth.
     """
-    rows = trace_rows(m, plan)
+    rows = trace_rows(m)
     place = {name: i for i, name in enumerate(rows.ids)}
     trusted, queries = (rows.take(np.array([place[name] for name in own.ids])) for own in (m.trusted, m.queries))
     matrix = couple(coupling, queries, trusted)
