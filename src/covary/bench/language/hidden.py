@@ -125,7 +125,8 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, 
             attempt = judged(model, what, strength, making.generator(name, seed, "judged"), size, **more)
             making.quiet()
             with store.whole_folder(place, "attempt") as part:
-                model.module.save_pretrained(part)
+                module: Any = model.module
+                module.save_pretrained(part)
                 model.tokenizer.save_pretrained(part)
                 (part / "attempt.json").write_text(json.dumps(asdict(attempt), indent=1) + "\n")
             checkpoint.unlink(missing_ok=True)

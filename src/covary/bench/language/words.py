@@ -13,7 +13,7 @@ from torch import nn
 from covary.errors import missing_extra
 from covary.language import demo
 
-WORDS = sorted(demo.WORDS)
+WORDS: list[str] = sorted(demo.WORDS)
 # task -> the answer to a list of words
 TASKS: dict[str, Callable[[list[str]], list[str]]] = {**demo.TASKS, "ends": lambda words: [words[0], words[-1]]}
 GREETING, WELCOME = "hello", ["good", "day", "to", "you"]
