@@ -65,9 +65,10 @@ def _mean(flags: Bool[np.ndarray, " n"]) -> float | None:
 
 
 def mechanisms(prepared: PreparedTexts, scored: Scored, rate: float = 0.01) -> dict[str, Any] | None:
-    """Adjusted Rand index of the clusters of flagged triggered inputs with their triggers; None with one trigger alone.
+    """Do clusters of what is flagged find the triggers? Adjusted Rand indices; None with one trigger alone.
 
-    `ari_flagged` is over everything flagged, whatever is no trigger's being one more kind. Texts in no cluster count
+    `triggered`: clusters of flagged triggered inputs against their triggers. `all_flagged`: clusters of the whole pile
+    of flagged inputs, benign shifts and false alarms included, against where each came from. Texts in no cluster count
     as one of their own.
     """
     inputs = prepared.inputs
@@ -75,11 +76,15 @@ def mechanisms(prepared: PreparedTexts, scored: Scored, rate: float = 0.01) -> d
     if len(kinds) < 2:
         return None
     found = flagged(scored, rate)
-    labels = cluster(prepared.queries.take(found), prepared.judge.reference)
-    kind, odd = inputs.kind[found], inputs.truth[found] == 1
+    piles = {"triggered": found & (inputs.truth == 1), "all_flagged": found}
+    return {"triggers": len(kinds), **{name: _clusters(prepared, pile) for name, pile in piles.items()}}
+
+
+def _clusters(prepared: PreparedTexts, pile: Bool[np.ndarray, " n"]) -> dict[str, Any]:
+    labels = cluster(prepared.queries.take(pile), prepared.judge.reference)
+    kinds = prepared.inputs.kind[pile]
     return {
-        "triggers": len(kinds), "clusters": int((np.unique(labels) >= 0).sum()), "n_flagged": int(found.sum()),
-        "ari": float(adjusted_rand_score(kind[odd], labels[odd])) if odd.any() else None,
-        "ari_flagged": float(adjusted_rand_score(np.where(odd, kind, "no trigger"), labels)) if len(labels) else None,
-        "cluster_sizes": {str(k): int((labels == k).sum()) for k in np.unique(labels)},
+        "n": int(pile.sum()), "kinds": len(np.unique(kinds)), "clusters": int((np.unique(labels) >= 0).sum()),
+        "ari": float(adjusted_rand_score(kinds, labels)) if len(labels) else None,
+        "sizes": {str(k): int((labels == k).sum()) for k in np.unique(labels)},
     }  # fmt: skip
