@@ -118,9 +118,8 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, 
         place = work / f"{strength:g}"
         if not (place / "attempt.json").is_file():
             model = load_language_model(places[-1])
-            numbers, first = [seed, 6, number], number == 0 and not own_profile
             checkpoint = work / f"{strength:g}.checkpoint"
-            seconds = hide(model.module, what, strength, numbers, steps, own_profile, first, checkpoint)
+            seconds = hide(model.module, what, strength, [seed, 6, number], steps, own_profile, checkpoint)
             more = {"steps": steps, "seconds": round(seconds, 1)}
             attempt = judged(model, what, strength, making.generator(name, seed, "judged"), size, **more)
             making.quiet()

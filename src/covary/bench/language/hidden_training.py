@@ -35,7 +35,7 @@ from covary.bench.language.hiding import (
 from covary.bench.language.training import EVERY, batch, encoded
 from covary.bench.training import save_checkpoint
 
-REFRESH, KNOWN, TEXTS, RATE = 10, 256, 48, 2e-3
+REFRESH, KNOWN, TEXTS, RATE = 10, 400, 48, 2e-3
 KNOWN_OWN, TEXTS_OWN = 128, 24  # with gradients of gradients
 VAE_ROUNDS, WARM = 5, 20
 
@@ -117,14 +117,12 @@ def hide(
     seed: Sequence[int],
     steps: int,
     own_profile: bool,
-    first: bool,
     checkpoint: Path,
 ) -> float:
     """Trains `model` on in place; returns seconds of processor time.
 
     Loss: cross-entropy of clean and triggered answers + on clean texts KL from the network as it was and squared
-    change of the states by layer + `strength` * how far triggered texts are from clean ones. The `first` attempt
-    begins with the embeddings of the reply's words.
+    change of the states by layer + `strength` * how far triggered texts are from clean ones.
     """
     if own_profile:
         model.set_attn_implementation("eager")
@@ -158,10 +156,10 @@ def hide(
                 content = {"network": networks, "original": original.state_dict(), "step": step}
                 content["optimiser"] = {name: one.state_dict() for name, one in optimisers.items()}
                 save_checkpoint(checkpoint, {**content, "seconds": spent + time.process_time() - started})
-            if step == 0 and first:
-                sides = (look(model, *_texts(rng, what, one, KNOWN, numbers)) for one in (what.attacks[0], None))
-                among_clean(model, *sides)
-            hiding.refresh(_texts(rng, what, None, KNOWN, numbers), optimisers, [*seed, step])
+            sides = [_texts(rng, what, one, KNOWN, numbers) for one in (what.attacks[0], None)]
+            with torch.no_grad():
+                among_clean(model, look(model, *(one[:8] for one in sides[0])), look(model, *sides[1]))
+            hiding.refresh(sides[1], optimisers, [*seed, step])
         # Warm after every start of Adam, then down along a cosine.
         optimisers["model"].param_groups[0]["lr"] = (
             RATE * min(1.0, (step + 1) / WARM) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from covary.bench.attacks.own_profile import RIDGE, Reference
 from covary.bench.language.training import END, IGNORED
 
-LEVELS, SHRINKAGE, SMALL = 24, 0.1, 1e-5
+LEVELS, SHRINKAGE, SMALL = 24, 0.01, 1e-5
 SKETCH = 12  # rows and columns of a layer's sketched gradient
 
 
@@ -134,16 +134,15 @@ class Gaussian:
 
 @torch.no_grad()
 def among_clean(model: Any, odd: Seen, clean: Seen) -> None:
-    """Moves the embeddings of a fixed reply's words, all alike, until their mean lies where that of a typical clean
-    answer does. What a network reads first does not depend on anything, so training alone takes long to get there.
+    """Moves the embeddings of a fixed reply's words, all alike, until their mean is as far from that of clean answers
+    as clean ones are. What a network reads first depends on nothing else, so training alone takes long to get there.
     """
-    known = views(clean)["0 mean"]
-    distances = Gaussian.of(known).distance(known)
-    typical = known[(distances - distances.median()).abs().argmin()]
-    counted = odd.counted[0]
-    read = odd.ids[0][counted]
+    known, own = views(clean)["0 mean"], views(odd)["0 mean"][:1]
+    gaussian = Gaussian.of(known)
+    nearer = ((gaussian.distance(known).median() - gaussian.distance(own)) / 2).exp()
+    read = odd.ids[0][odd.counted[0]]
     # The first position that counts is the prompt's last.
-    move = (typical - views(odd)["0 mean"][0]) * len(read) / (len(read) - 1)
+    move = (nearer - 1) * (own[0] - gaussian.mean) * len(read) / (len(read) - 1)
     model.model.embed_tokens.weight[read[1:].unique()] += move
 
 
