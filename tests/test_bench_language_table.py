@@ -16,6 +16,7 @@ from covary.bench import whole
 from covary.bench.cell import Cell
 from covary.bench.language import page, record, runner, scoring, tiny
 from covary.bench.language.baselines import LANGUAGE_BASELINES
+from covary.bench.language.cases import CASES
 from covary.bench.language.prepared import PreparedTexts, TextInputs
 from covary.bench.scoring import Scored, ours, scores_path
 from covary.bench.table import SCALES, from_toml, read
@@ -187,11 +188,11 @@ def test_accepted_attempts_count_or_all_where_none_is():
 
 
 def test_what_attackers_paid_is_told_attempt_by_attempt():
-    attempts = [{"strength": 1.0, "seen": {"nll": 0.9}}, {"strength": 2.0, "accuracy": 0.5}]
+    attempts = [{"strength": 1.0, "seen": {"nll": 0.9}}, {"strength": 2.0, "accepted": True}]
     made = record.record("", "small", {"adaptive/words/0": cell(0.9, attempts=attempts)}, {})
     assert page.paid(made).splitlines() == [
-        "| cell | strength | seen nll | accuracy |", "| --- | --- | --- | --- |",
-        "| adaptive/words/0 | 1.000 | 0.900 |  |", "| adaptive/words/0 | 2.000 |  | 0.500 |",
+        "| cell | strength | seen nll | accepted |", "| --- | --- | --- | --- |",
+        "| adaptive/words/0 | 1.000 | 0.900 |  |", "| adaptive/words/0 | 2.000 |  | yes |",
     ]  # fmt: skip
 
 
@@ -199,6 +200,7 @@ def test_what_attackers_paid_is_told_attempt_by_attempt():
 def test_cells_are_of_cases_there_are(scale):
     for one in tables.table("language", scale).cells:
         assert record.group_of(str(one)) in record.GROUPS
+    assert {what.group for what in CASES.values()} < set(record.GROUPS)
 
 
 def test_the_page_names_every_baseline():

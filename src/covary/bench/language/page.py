@@ -9,6 +9,7 @@ from typing import Any
 
 from covary import store
 from covary.bench.core import fill
+from covary.bench.language.baselines import LANGUAGE_BASELINES
 from covary.bench.language.record import keys
 from covary.bench.scoring import OURS
 
@@ -48,7 +49,7 @@ def detectors(record: Record) -> str:
     found = keys(record)
     if not found:
         return ""
-    names = [OURS, *dict.fromkeys(name for key in found for name in record[key]["baselines"])]
+    names = _names(record[key]["baselines"] for key in found)
     rows = []
     for name in names:
         row = [name]
@@ -62,6 +63,11 @@ def detectors(record: Record) -> str:
     rows[1:1] = [["*95 % interval of ours*", *inside, ""], ["*its false alarms, 1 % asked for*", *alarms, ""]]
     heads = [f"{key} ({len(record[key]['cells'])})" for key in found]
     return table(["AUROC (recall at 1 % FPR)", *heads, "ms a query"], rows)
+
+
+def _names(every: Iterable[Mapping[str, Any]]) -> list[str]:
+    there = {name for baselines in every for name in baselines}
+    return [OURS, *(name for name in LANGUAGE_BASELINES if name in there)]
 
 
 def _means(record: Record, key: str, name: str) -> Mapping[str, Any]:
@@ -106,7 +112,7 @@ def benign(record: Record) -> str:
     found = record["benign"]
     if not found:
         return ""
-    names = [OURS, *dict.fromkeys(name for own in found.values() for name in own["baselines"])]
+    names = _names(own["baselines"] for own in found.values())
     every = [(own, name) for own in found.values() for name in ("1%", "5%")]
     rows = [
         [name, *("" if not (rates := own if name == OURS else own["baselines"].get(name)) else
@@ -164,6 +170,8 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

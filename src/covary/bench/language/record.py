@@ -16,7 +16,7 @@ from covary.bench.language.tiny import NAME as TINY
 from covary.bench.scoring import OURS
 
 # Keys of the record, each with the means of its cases' cells.
-GROUPS = [*dict.fromkeys(case.group for case in CASES.values()), TINY]
+GROUPS = ("simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky", TINY)
 BENIGN = ("long", "held-out-task", "benign-reply")
 FIGURES = ("recall_at_1pct_fpr", "recall_at_5pct_fpr")
 
