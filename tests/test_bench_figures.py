@@ -161,6 +161,9 @@ def test_files_of_a_record(tmp_path):
     assert rows[-1]["mark"] == "missing: <b>"
     text = as_markdown(made)
     assert "Counted 0.5: c/x/0 (missing)." in text
+    plain = made["measured"]["mean_auroc_masked"]
+    assert plain > made["mean_auroc_masked"]
+    assert f" {made['mean_auroc_masked']:.3f} ({plain:.3f}) |" in text
     assert "| a/x/0 | 0.9000 (0.100 to 0.900) |" in text
     assert "energy 0.950" in text
     assert "on the mean calibrated DER: none. Ahead of combined on the mean masked AUROC: none." in text

@@ -17,8 +17,8 @@ from covary.metrics import auroc
 def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
     """How well the clusters of flagged inputs agree with their true mechanisms.
 
-    ARI over flagged inputs that reach their aim, noise points as a cluster of their own; `ari_flagged` over everything
-    flagged, false alarms as one more mechanism.
+    ARI over flagged inputs that reach their aim, noise points as a cluster of their own, where they are of at least two
+    mechanisms; `ari_flagged` over everything flagged, false alarms as one more mechanism. `reached` counts them.
     """
     inputs = prepared.inputs
     flagged = found[OURS].p_value <= prepared.fpr * (1 + 1e-9)
@@ -27,11 +27,12 @@ def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, 
     group, reached = inputs.group[flagged], (inputs.masked & (inputs.truth == 1))[flagged]
     truth = np.where(reached, group, "clean")
     sizes = {str(k): int((labels == k).sum()) for k in np.unique(labels)}
+    counts = {str(name): int((group[reached] == name).sum()) for name in np.unique(group[reached])}
     return {
         "mechanisms_found": int((np.unique(labels) >= 0).sum()), "mechanisms_true": len(prepared.facts["mechanisms"]),
-        "ari": float(adjusted_rand_score(group[reached], labels[reached])) if reached.any() else None,
+        "ari": float(adjusted_rand_score(group[reached], labels[reached])) if len(counts) > 1 else None,
         "ari_flagged": float(adjusted_rand_score(truth, labels)) if len(labels) else None,
-        "cluster_sizes": sizes, "n_flagged": int(flagged.sum()),
+        "cluster_sizes": sizes, "n_flagged": int(flagged.sum()), "reached": counts,
     }  # fmt: skip
 
 

@@ -68,7 +68,7 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     rows = [(f"**{OURS}**", record, "")]
     rows += [(name, own, " / ".join(map(str, record["wins"][name]))) for name, own in record["baselines"].items()]
     for name, own, against in rows:
-        figures = [_number(own[f"mean_{key}"]) for key in
+        figures = [_mean(record, own, f"mean_{key}") for key in
                    ("der_calibrated", "der_best", "auroc_masked", "auroc_all", "tpr_at_1", "tpr_at_5")]  # fmt: skip
         seconds = own.get("seconds_a_query")
         milliseconds = "" if seconds is None else f"{1000 * seconds:.1f}"
@@ -83,6 +83,12 @@ def as_markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _mean(record: Mapping[str, Any], own: Mapping[str, Any], figure: str) -> str:
+    """A mean; where cells are marked, also the mean over the others."""
+    plain = own.get("measured", {}).get(figure)
+    return _number(own[figure]) + (f" ({plain:.3f})" if record["marked"] and plain is not None else "")
+
+
 def _sentence(record: Mapping[str, Any]) -> str:
     measured = sum("detectors" in cell for cell in record["cells"].values())
     told = (
@@ -90,6 +96,7 @@ def _sentence(record: Mapping[str, Any]) -> str:
     )
     if record["marked"]:
         told += " Counted 0.5: " + ", ".join(f"{name} ({mark})" for name, mark in record["marked"].items()) + "."
+        told += " In brackets: means over the other cells alone."
     if record["tuning"]["cells"]:
         told += " Left out of the means, since settings were chosen on them: " + ", ".join(record["tuning"]["cells"])
         told += "."
