@@ -45,7 +45,10 @@ def as_markdown(record: Record) -> str:
 
 
 def detectors(record: Record) -> str:
-    """One line a detector: mean AUROC and recall at 1 % false positives by kind of case; the best in bold."""
+    """One line a detector: mean AUROC and recall at 1 % false positives by kind of case; the best in bold.
+
+    `of 1` says that a detector has been run on so many of the cells only.
+    """
     found = keys(record)
     if not found:
         return ""
@@ -56,7 +59,8 @@ def detectors(record: Record) -> str:
         for key in found:
             own = _means(record, key, name)
             best = max(_means(record, key, other)["mean"] for other in names if _means(record, key, other))
-            row.append("" if not own else _best(own["mean"], best) + f" ({own['recall_at_1pct_fpr']:.2f})")
+            fewer = f", of {own['n_cells']}" if own and own["n_cells"] < len(record[key]["cells"]) else ""
+            row.append("" if not own else _best(own["mean"], best) + f" ({own['recall_at_1pct_fpr']:.2f}{fewer})")
         rows.append([*row, _milliseconds(record, found, name)])
     inside = [f"{record[key]['interval'][0]:.4f} to {record[key]['interval'][1]:.4f}" for key in found]
     alarms = [f"{100 * record[key]['false_alarms']:.2f} %" for key in found]
