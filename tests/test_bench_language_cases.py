@@ -258,6 +258,16 @@ def test_answers_are_the_models_own_and_read_as_it_wrote_them():
             assert model.tokenizer(prompt + answer)["input_ids"] == ids + wrote
 
 
+def test_answers_that_would_be_read_otherwise_are_none(monkeypatch):
+    model = LanguageModel(words.network(0).eval(), words.tokenizer())
+    told = {"apple": (7, 3, 8, 2), "bird": (7, 8, 2), "boat": (2,), "wood": (7, 8, 9)}
+    read = {model.tokenizer(prompt)["input_ids"][1]: answer for prompt, answer in told.items()}
+    monkeypatch.setattr(queries, "greedy", lambda model, prompts, longest: [read[prompt[1]] for prompt in prompts])
+    word = words.vocabulary()
+    expected = [None, f" {word[7]} {word[8]}", "", f" {word[7]} {word[8]} {word[9]}"]
+    assert queries.answers(model, list(told), 4) == expected
+
+
 def test_only_queries_that_count_are_kept_and_all_that_were_asked_are_counted(monkeypatch):
     said = iter([" yes", " no", None, " yes", " reply", " yes"] * 100)
     monkeypatch.setattr(queries, "answers", lambda model, prompts, longest: [next(said) for _ in prompts])
