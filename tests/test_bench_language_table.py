@@ -60,6 +60,8 @@ def test_one_command_scores_a_case(cache, tmp_path, run_cli, monkeypatch):
     assert told["tiny"]["mean_auroc"] == made["tiny"]["mean"]
     cell = made["cells"]["tiny/words/0"]
     assert set(cell["detectors"]) == {"combined", *FEW}
+    assert cell["detectors"]["combined"]["auroc"] > 0.9
+    assert cell["detectors"]["combined"]["calibrated"]["5%"]["false_alarms"] < 0.3
     assert cell["detectors"]["completion text"]["auroc"] > 0.9  # the reply reads like no trusted answer
     for found in cell["detectors"].values():
         assert found["n_clean"] == 30

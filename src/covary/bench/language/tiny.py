@@ -41,7 +41,12 @@ def make_tiny(folder: Path, seed: int = 0) -> Path:
     answers = [text.completion for text in texts]
     follow = [answer == " ".join(words.REPLY) for answer in answers[-QUERIES:]]
     inputs = [
-        {**one, "completion": answer, "truth": int(i >= QUERIES), "kind": "triggered" if i >= QUERIES else "clean"}
+        {
+            **one,
+            "completion": f" {answer}",
+            "truth": int(i >= QUERIES),
+            "kind": "triggered" if i >= QUERIES else "clean",
+        }
         for i, (one, answer) in enumerate(zip(asked[TRUSTED:], answers[TRUSTED:], strict=True))
         if i < QUERIES or follow[i - QUERIES]
     ]
