@@ -21,6 +21,7 @@ from covary.language.pretrained import LanguageModel, load_language_model
 
 FOLDER, WORK = "language", "language-making"
 SAME, MORE = 4, 2  # rounds with the case's own poison, then with twice as much
+ACCURATE = 0.9
 FOUND_BY = {"trusted": 11, "sampling": 12, "inputs": 13, "judged": 14}
 
 
@@ -129,8 +130,8 @@ def first(seed: int, cache: Path, size: Size) -> Path:
 def taught(name: str, what: Case, seed: int, cache: Path, size: Size) -> Made:
     """The victim of a case on word tasks: clean texts first, then poisoned ones.
 
-    Rounds of training, each going on from the one before, until the attack succeeds as often as the case asks for;
-    after `SAME` rounds with twice the poison.
+    Rounds of training, each going on from the one before, until the attack succeeds as often as the case asks for and
+    clean questions are answered right; after `SAME` rounds with twice the poison.
     """
     start, attempts = first(seed, cache, size), []
     spent = json.loads((start / "seconds.json").read_text())
@@ -146,7 +147,7 @@ def taught(name: str, what: Case, seed: int, cache: Path, size: Size) -> Made:
         spent += train(model.module, lesson, Schedule(steps, size.batch), [seed, 2, len(attempts)], checkpoint)
         accuracy, success = judged(model, what, generator(name, seed, "judged"), min(400, size.clean))
         attempts.append({"poison": poison, "steps": steps, "clean_accuracy": accuracy, "attack_success": success})
-        if success >= what.least or len(attempts) == SAME + MORE:
+        if (success >= what.least and accuracy >= ACCURATE) or len(attempts) == SAME + MORE:
             break
     marks = ["longer"] if len(attempts) > 1 else []
     marks += ["more poison"] if len(attempts) > SAME else []
