@@ -92,7 +92,9 @@ def chains(name: str, cache: Path) -> list[dict[str, Any]]:
     for stage, (every, everyone) in found.items():
         # Peers are compared at equal length, as long as one of them is still running.
         steps = min(len(e) for s, (e, _) in found.items() if s in (stage, "paper", "devinterp 1.3.2"))
-        for length in sorted({steps, len(every)}):
+        # The chain of every published constant, too, at the length of those that lack one.
+        short = {len(e) for s, (e, _) in found.items() if s in ("frozen", "nbeta0")} if stage == "paper" else set()
+        for length in sorted({steps, len(every)} | {n for n in short if n < len(every)}):
             burn_in = BURN_IN if length >= 4 * BURN_IN else length // 4 // EVERY * EVERY
             about = {"steps": length, "burn_in": burn_in}
             kept = every[burn_in:length]

@@ -58,6 +58,12 @@ def ingredients(found: dict[str, Any]) -> list[str]:
                 row = longest(rows, source, observable, images="all")
                 if row is not None:
                     lines.append(line(short, what, row, observable))
+            others = {row["steps"] for row in rows if row["source"] in ("frozen", "nbeta0")}
+            for steps in others if source == "paper" else ():
+                for observable in ("nll", "margin"):
+                    row = longest(rows, source, observable, images="all", steps=steps)
+                    if row is not None:
+                        lines.append(line(short, "the same, shorter", row, observable))
     return lines
 
 
