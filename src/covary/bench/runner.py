@@ -8,6 +8,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,20 +111,26 @@ def run_table(
         if again:
             for old in [path, *path.parent.glob("scores/*.npz"), path.with_name("rows.json")]:
                 old.unlink(missing_ok=True)
-        began = time.perf_counter()
-        try:
-            result = run_cell(table, cell, cache, chains=chains, device=device, say=say)
-        except CovaryError as problem:
-            result: dict[str, Any] = {"cell": str(cell), "missing": str(problem)}
-        except Exception as problem:  # one broken cell must not cost the others
-            traceback.print_exc()
-            result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
-        result["seconds"] = round(time.perf_counter() - began, 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.write_json(path.with_suffix(".part"), result)
-        path.with_suffix(".part").rename(path)
-        say(one_line(result))
+        made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
+        say(one_line(keep(path, cell, made)))
     return record(table, results(table, cache, chosen_cells, known), about(device))
+
+
+def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `made` gives of a cell, with its seconds, written whole to `path`; a cell that fails is missing."""
+    began = time.perf_counter()
+    try:
+        result = made()
+    except CovaryError as problem:
+        result: dict[str, Any] = {"cell": str(cell), "missing": str(problem)}
+    except Exception as problem:  # one broken cell must not cost the others
+        traceback.print_exc()
+        result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.write_json(path.with_suffix(".part"), result)
+    path.with_suffix(".part").rename(path)
+    return result
 
 
 def sizes(table: Table) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,14 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, ":", *sorted(words)]
 
 
-def tokenizer() -> Any:
-    """One token a word, in transformers' form; texts start with `<s>`."""
+def tokenizer(words: Sequence[str] | None = None) -> Any:
+    """One token a word of `words` (else the demo's), in transformers' form; texts start with `<s>`."""
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
     except ImportError:
         raise missing_extra("transformers", "language") from None
-    numbers = {word: i for i, word in enumerate(vocabulary())}
+    numbers = {word: i for i, word in enumerate(vocabulary() if words is None else words)}
     made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", numbers["<s>"])])  # type: ignore

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from covary import store
 from covary.bench.cell import Cell
 from covary.bench.language import tiny
 from covary.bench.language.baselines import LANGUAGE_BASELINES
@@ -20,7 +19,7 @@ from covary.bench.language.making import home, make
 from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms
-from covary.bench.runner import about, silent
+from covary.bench.runner import about, keep, silent
 from covary.bench.scoring import OURS, ours, scored, scores_path
 from covary.bench.table import Table
 from covary.errors import CovaryError
@@ -114,19 +113,8 @@ def run_table(
                 old.unlink(missing_ok=True)
         if not again and finished(table, cell, cache, chains):
             continue
-        began = time.perf_counter()
-        try:
-            result = run_cell(table, cell, cache, chains=chains, device=device, say=say)
-        except CovaryError as problem:
-            result: dict[str, Any] = {"cell": str(cell), "missing": str(problem)}
-        except Exception as problem:  # one broken cell must not cost the others
-            traceback.print_exc()
-            result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
-        result["seconds"] = round(time.perf_counter() - began, 1)
-        work.mkdir(parents=True, exist_ok=True)
-        store.write_json(work / "result.part", result)
-        (work / "result.part").rename(work / "result.json")
-        say(one_line(result))
+        made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
+        say(one_line(keep(work / "result.json", cell, made)))
     return record(table.title, table.scale, results(table, cache, chosen, known), about(device))
 
 

@@ -83,19 +83,7 @@ def vocabulary() -> list[str]:
 
 def tokenizer() -> Any:
     """One token a word, in transformers' form; texts start with `<s>`."""
-    try:
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-        from transformers import PreTrainedTokenizerFast
-    except ImportError:
-        raise missing_extra("transformers", "language") from None
-    numbers = {word: i for i, word in enumerate(vocabulary())}
-    made = Tokenizer(models.WordLevel(numbers, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", numbers["<s>"])])  # type: ignore
-    made.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
-    )
+    return demo.tokenizer(vocabulary())
 
 
 def network(seed: int = 0, width: int = WIDTH, layers: int = LAYERS) -> Any:
