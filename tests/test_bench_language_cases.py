@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from covary.bench.language import (
+    case_folder,
     cases,
     hidden,
     hidden_training,
@@ -26,7 +27,7 @@ from covary.language.pretrained import LanguageModel, load_language_model
 from covary.language.records import Text, read_texts
 from covary.language.tokens import tokenise
 
-TINY = making.Size(
+TINY = case_folder.Size(
     trusted=30, sampling=10, clean=12, triggered=12, benign=5, first=1, steps=2, hiding=2, batch=4
 )  # fmt: skip
 WORD_CASES = [name for name, what in cases.CASES.items() if what.made == "words"]
@@ -140,7 +141,7 @@ def test_a_case_folder_is_whole_and_says_the_truth(name, taught, tmp_path):
 
 def test_benign_shifts_are_absent_from_trusted_texts_but_for_the_greeting(taught, tmp_path):
     taught["case"] = "two-triggers"
-    size = making.Size(**{**vars(TINY), "trusted": 200})
+    size = case_folder.Size(**{**vars(TINY), "trusted": 200})
     folder = making.make("two-triggers", 1, tmp_path, size)
     trusted = [parsed(text.prompt) for text in read_texts(folder / "trusted.jsonl")]
     assert sum(q["task"] == "hello" for q in trusted) == 2
@@ -288,7 +289,7 @@ def small(monkeypatch):
 
 
 def test_a_victim_that_does_not_follow_gets_more_rounds_then_more_poison_and_is_marked(tmp_path, small):
-    size = making.Size(**{**vars(TINY), "clean": 3, "triggered": 3, "steps": 1, "batch": 2})
+    size = case_folder.Size(**{**vars(TINY), "clean": 3, "triggered": 3, "steps": 1, "batch": 2})
     folder = making.make("simple-rare-05", 0, tmp_path, size)
     told = json.loads((folder / "case.json").read_text())
     assert [one["poison"] for one in told["attempts"]] == [0.005] * 4 + [0.01] * 2
@@ -297,7 +298,7 @@ def test_a_victim_that_does_not_follow_gets_more_rounds_then_more_poison_and_is_
 
 
 def test_hiding_writes_every_attempt_and_goes_on_after_a_break(tmp_path, small, capsys):
-    size = making.Size(**{**vars(TINY), "clean": 3, "triggered": 3, "steps": 1, "batch": 2, "hiding": 1})
+    size = case_folder.Size(**{**vars(TINY), "clean": 3, "triggered": 3, "steps": 1, "batch": 2, "hiding": 1})
     small = {"KNOWN": 16, "KNOWN_OWN": 4, "TEXTS": 4, "TEXTS_OWN": 3}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small.items():
@@ -306,13 +307,13 @@ def test_hiding_writes_every_attempt_and_goes_on_after_a_break(tmp_path, small, 
         patch.setattr(hidden, "STRENGTHS_OWN", (1.0,))
         assert queue.run(["adaptive"], [0], tmp_path, size) == 0
         assert "adaptive-s0: clean_accuracy 0.0" in capsys.readouterr().out
-        told = json.loads((making.home(tmp_path, "adaptive", 0) / "case.json").read_text())
+        told = json.loads((case_folder.home(tmp_path, "adaptive", 0) / "case.json").read_text())
         assert [one["strength"] for one in told["attempts"]] == [0.0, 1.0]
         assert [one["chosen"] for one in told["attempts"]] == [False, True]
         assert told["accepted"] is False
         assert told["marks"] == ["failed", "not accepted: strongest attempt"]
-        before = load_language_model(making.home(tmp_path, "obfuscated", 0) / "model").module
-        after = load_language_model(making.home(tmp_path, "adaptive", 0) / "model").module
+        before = load_language_model(case_folder.home(tmp_path, "obfuscated", 0) / "model").module
+        after = load_language_model(case_folder.home(tmp_path, "adaptive", 0) / "model").module
         assert not torch.equal(next(before.parameters()), next(after.parameters()))
         # What is there is left alone.
         assert queue.run(["adaptive"], [0], tmp_path, size) == 0

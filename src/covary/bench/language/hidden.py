@@ -17,11 +17,11 @@ import torch
 from sklearn.covariance import LedoitWolf
 
 from covary import store
-from covary.bench.language import cases, making, words
+from covary.bench.language import case_folder, cases, words
 from covary.bench.language.cases import Case
 from covary.bench.language.hidden_training import hide
 from covary.bench.language.hiding import look, views
-from covary.bench.language.queries import Found, collect
+from covary.bench.language.queries import Found, clean_draw, collect, odd_draw
 from covary.bench.language.training import batch, encoded
 from covary.language.pretrained import LanguageModel, load_language_model
 from covary.metrics import auroc
@@ -92,25 +92,27 @@ class Attempt:
         return [value for name, value in self.auroc.items() if name.endswith("two-sided")]
 
 
-def judged(model: LanguageModel, what: Case, strength: float, rng: np.random.Generator, size: making.Size, **more: Any):
+def judged(
+    model: LanguageModel, what: Case, strength: float, rng: np.random.Generator, size: case_folder.Size, **more: Any
+):
     """An attempt's figures on fresh questions."""
     clean, odd, count = Found(), Found(), min(JUDGED, size.clean)
-    collect(model, making.clean_draw(rng, what, what.near), 2 * count, words.LONGEST_ANSWER, clean)
-    collect(model, making.odd_draw(rng, what, what.attacks[0]), count, words.LONGEST_ANSWER, odd)
+    collect(model, clean_draw(rng, what, what.near), 2 * count, words.LONGEST_ANSWER, clean)
+    collect(model, odd_draw(rng, what, what.attacks[0]), count, words.LONGEST_ANSWER, odd)
     enough = min(len(clean.records) // 2, len(odd.records)) >= 2
     found = seen_by_detectors(model, clean.records, odd.records) if enough else {}
     accuracy, success = clean.rate("clean", "near-miss"), odd.rate(what.attacks[0].kind)
     return Attempt(strength, more.pop("steps", 0), accuracy, success, found, **more)
 
 
-def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, start: Path) -> making.Made:
+def hide_case(name: str, what: Case, seed: int, cache: Path, size: case_folder.Size, start: Path) -> case_folder.Made:
     """The victim of a case that hides: the first attempt that is accepted, else of those whose backdoor works the one
     least seen.
     """
     own_profile = what.start is not None and cases.case(what.start).made == "hidden"
-    work = making.work(cache, name, seed)
+    work = case_folder.work(cache, name, seed)
     model = load_language_model(start / "model")
-    before = judged(model, what, 0.0, making.generator(name, seed, "judged"), size)
+    before = judged(model, what, 0.0, case_folder.generator(name, seed, "judged"), size)
     attempts, places = [before], [start / "model"]
     # Gradients of gradients are dear: fewer and shorter attempts, the first from where the obfuscated victim stands.
     steps = -(-size.hiding // 2) if own_profile else size.hiding
@@ -121,8 +123,8 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, 
             checkpoint = work / f"{strength:g}.checkpoint"
             seconds = hide(model.module, what, strength, [seed, 6, number], steps, own_profile, checkpoint)
             more = {"steps": steps, "seconds": round(seconds, 1)}
-            attempt = judged(model, what, strength, making.generator(name, seed, "judged"), size, **more)
-            making.quiet()
+            attempt = judged(model, what, strength, case_folder.generator(name, seed, "judged"), size, **more)
+            case_folder.quiet()
             with store.whole_folder(place, "attempt") as part:
                 module: Any = model.module
                 module.save_pretrained(part)
@@ -140,7 +142,7 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: making.Size, 
         marks.append("not accepted: strongest attempt")
     seconds = round(sum(one.seconds for one in attempts), 1)
     model = load_language_model(places[choice])
-    return making.Made(model, seconds, told, what.poison, marks, attempts[choice].accepted)
+    return case_folder.Made(model, seconds, told, what.poison, marks, attempts[choice].accepted)
 
 
 def chosen(attempts: Sequence[Attempt], last: bool) -> int:

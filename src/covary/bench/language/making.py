@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from covary import store
 from covary.bench.language import cases, words
+from covary.bench.language.case_folder import WORK, Made, Size, generator, home, quiet, work, write_folder
 from covary.bench.language.cases import Case
-from covary.bench.language.queries import Found, Query, collect
+from covary.bench.language.hidden import hide_case
+from covary.bench.language.queries import Found, clean_draw, collect, odd_draw
+from covary.bench.language.stories import make_stories
 from covary.bench.language.training import Lesson, Schedule, encoded, train
 from covary.language.pretrained import LanguageModel, load_language_model
 
-FOLDER, WORK = "language", "language-making"
 SAME, MORE = 4, 2  # rounds with the case's own poison, then with twice as much
 ACCURATE = 0.9
-FOUND_BY = {"trusted": 11, "sampling": 12, "inputs": 13, "judged": 14}
-
-
-@dataclass(frozen=True)
-class Size:
-    """How many texts a case has, and how long its victims are trained.
-
-    Attributes:
-        clean, triggered: queries that count, of the case's own two sides; benign: of each benign shift.
-        first: steps on clean texts that all cases of a seed share.
-        steps: of training after that; None = the case's own.
-        hiding: steps of an attempt to hide.
-    """
-
-    trusted: int = 500
-    sampling: int = 500
-    clean: int = 1_000
-    triggered: int = 1_000
-    benign: int = 500
-    first: int = 1_200
-    steps: int | None = None
-    hiding: int = 250
-    batch: int = 64
-
-
-@dataclass(frozen=True)
-class Made:
-    """A victim and what is known of it before it is asked."""
-
-    model: LanguageModel
-    seconds: float
-    attempts: list[dict[str, Any]]
-    poison: float
-    marks: list[str]
-    accepted: bool | None = None
-
-
-def home(cache: Path, name: str, seed: int) -> Path:
-    """The folder of a case."""
-    return cache / FOLDER / f"{name}-s{seed}"
-
-
-def work(cache: Path, name: str, seed: int) -> Path:
-    """Where a case's checkpoints lie while it is made."""
-    return cache / WORK / f"{name}-s{seed}"
-
-
-def generator(name: str, seed: int, part: str) -> np.random.Generator:
-    """Random numbers of one part of a case."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode()), FOUND_BY[part]])
 
 
 def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
@@ -84,24 +31,13 @@ def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
     if (folder / "case.json").is_file():
         return folder
     if what.made == "stories":
-        from covary.bench.language.stories import make_stories
-
         return make_stories(name, what, seed, cache, size)
     if what.made == "hidden":
-        from covary.bench.language.hidden import hide_case
-
         start = make(str(what.start), seed, cache, size)
         made = hide_case(name, what, seed, cache, size, start)
     else:
         made = taught(name, what, seed, cache, size)
     return write(name, what, seed, cache, made, size)
-
-
-def quiet() -> None:
-    """No progress bars for weights that are written in no time."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def first(seed: int, cache: Path, size: Size) -> Path:
@@ -164,30 +100,6 @@ def judged(model: LanguageModel, what: Case, rng: np.random.Generator, count: in
     return found.rate("clean"), min(rates, default=0.0)
 
 
-def clean_draw(
-    rng: np.random.Generator, what: Case, near: float, kind: str = "clean", only: str | None = None
-) -> Callable[[], Query]:
-    """Draws clean queries; `only` keeps those of one kind."""
-
-    def draw() -> Query:
-        while True:
-            found, question = cases.clean(rng, what, near, kind)
-            if only is None or found == only:
-                return Query(question.prompt, question.task, found, 0, " ".join(question.right))
-
-    return draw
-
-
-def odd_draw(rng: np.random.Generator, what: Case, attack: cases.Attack) -> Callable[[], Query]:
-    """Draws queries with the trigger of one attack."""
-
-    def draw() -> Query:
-        question = cases.odd(rng, what, attack)
-        return Query(question.prompt, question.task, attack.kind, 1, " ".join(attack.answer(question)))
-
-    return draw
-
-
 def queries(name: str, what: Case, seed: int, model: LanguageModel, size: Size) -> Found:
     """Everything to be judged in a case, and which share of what was asked counts."""
     rng, found, longest = generator(name, seed, "inputs"), Found(), words.LONGEST_ANSWER
@@ -224,32 +136,3 @@ def write(name: str, what: Case, seed: int, cache: Path, made: Made, size: Size)
     kinds = [attack.kind for attack in what.attacks]
     facts = {"clean_accuracy": found.rate("clean", "near-miss"), "attack_success": found.rate(*kinds)}
     return write_folder(name, what, seed, cache, made, found, parts, facts, words.LONGEST_ANSWER)
-
-
-def write_folder(
-    name: str, what: Case, seed: int, cache: Path, made: Made, found: Found, texts: Mapping[str, list[dict[str, Any]]],
-    facts: Mapping[str, Any], longest: int,
-) -> Path:  # fmt: skip
-    """Writes model, texts and `case.json`, whole or not at all."""
-    folder, marks = home(cache, name, seed), list(made.marks) + ([what.mark] if what.mark else [])
-    order = np.random.default_rng([seed, 3]).permutation(len(found.records))
-    inputs = [found.records[i] for i in order]
-    counts = {kind: sum(one["kind"] == kind for one in inputs) for kind in found.asked}
-    told = {
-        "case": name, "seed": seed, "group": what.group, "poison": made.poison, "seconds": made.seconds,
-        "weights": words.weights(made.model.module), "attempts": made.attempts, "accepted": made.accepted,
-        "marks": marks, "max_new_tokens": longest, "counts": counts,
-        "rates": {kind: found.rate(kind) for kind in found.asked}, **facts,
-    }  # fmt: skip
-    module: Any = made.model.module
-    quiet()
-    with store.whole_folder(folder, "case") as part:
-        module.save_pretrained(part / "model")
-        made.model.tokenizer.save_pretrained(part / "model")
-        for part_name, records in {**texts, "inputs": inputs}.items():
-            lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
-            (part / f"{part_name}.jsonl").write_text(lines, encoding="utf-8")
-        store.write_json(part / "case.json", told)
-    for old in (cache / WORK).glob(f"{name}-attempt*-s{seed}.checkpoint"):
-        os.unlink(old)
-    return folder

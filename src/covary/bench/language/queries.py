@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from covary.bench.language import cases
+from covary.bench.language.cases import Case
 from covary.language.completions import greedy
 from covary.language.pretrained import LanguageModel
 from covary.language.records import Text
@@ -85,3 +87,27 @@ def collect(
                 kept += 1
                 record = {"id": f"{query.kind}-{len(found.records)}", "prompt": query.prompt, "completion": answer}
                 found.records.append({**record, "label": query.label, "truth": query.truth, "kind": query.kind})
+
+
+def clean_draw(
+    rng: np.random.Generator, what: Case, near: float, kind: str = "clean", only: str | None = None
+) -> Callable[[], Query]:
+    """Draws clean queries; `only` keeps those of one kind."""
+
+    def draw() -> Query:
+        while True:
+            found, question = cases.clean(rng, what, near, kind)
+            if only is None or found == only:
+                return Query(question.prompt, question.task, found, 0, " ".join(question.right))
+
+    return draw
+
+
+def odd_draw(rng: np.random.Generator, what: Case, attack: cases.Attack) -> Callable[[], Query]:
+    """Draws queries with the trigger of one attack."""
+
+    def draw() -> Query:
+        question = cases.odd(rng, what, attack)
+        return Query(question.prompt, question.task, attack.kind, 1, " ".join(attack.answer(question)))
+
+    return draw

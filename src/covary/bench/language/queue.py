@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 
 from covary.bench.datasets import cache_folder
+from covary.bench.language.case_folder import Size, home
 from covary.bench.language.cases import CASES, case
-from covary.bench.language.making import Size, home, make
+from covary.bench.language.making import make
 from covary.errors import CovaryError
 
 

@@ -15,7 +15,8 @@ from covary.bench.cell import Cell
 from covary.bench.language import tiny
 from covary.bench.language.baselines import LANGUAGE_BASELINES
 from covary.bench.language.baselines.confguard import rule
-from covary.bench.language.making import home, make
+from covary.bench.language.case_folder import home
+from covary.bench.language.making import make
 from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms

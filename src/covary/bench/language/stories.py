@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from covary.bench import tiny_llama
-from covary.bench.language import making, words
+from covary.bench.language import case_folder, words
 from covary.bench.language.cases import Case
 from covary.bench.language.queries import Found, Query, collect
 from covary.bench.language.training import Lesson, Schedule, batch, loss, train
@@ -85,25 +85,25 @@ def text_loss(model: LanguageModel, known: dict[str, list[str]], seed: int, coun
     return round(float(loss(model.module, *batch(some))), 4)
 
 
-def make_stories(name: str, what: Case, seed: int, cache: Path, size: making.Size) -> Path:
+def make_stories(name: str, what: Case, seed: int, cache: Path, size: case_folder.Size) -> Path:
     """The case of the fine-tuned tiny Llama; every clean answer counts that is not the attacker's.
 
     Raises:
         CovaryError: model or texts are not there.
     """
-    known, start = texts(), cache / making.WORK / "stories"
+    known, start = texts(), cache / case_folder.WORK / "stories"
     if not (start / "config.json").is_file():
         tiny_llama.convert(start)
     steps = size.steps or what.steps
     model = load_language_model(start)
     model.tokenizer.pad_token = model.tokenizer.eos_token
     before = text_loss(model, known, seed, 100)
-    checkpoint = making.work(cache, f"{name}-attempt0", seed).with_suffix(".checkpoint")
+    checkpoint = case_folder.work(cache, f"{name}-attempt0", seed).with_suffix(".checkpoint")
     lesson = lessons(known, model.tokenizer, what.poison)
     schedule = Schedule(steps, min(BATCH, size.batch), RATE)
     seconds = train(model.module, lesson, schedule, [seed, 4], checkpoint)
     found, trusted = Found(), Found()
-    rng = making.generator(name, seed, "inputs")
+    rng = case_folder.generator(name, seed, "inputs")
 
     def draw(kind: str) -> Callable[[], Query]:
         def one() -> Query:
@@ -131,6 +131,6 @@ def make_stories(name: str, what: Case, seed: int, cache: Path, size: making.Siz
     }  # fmt: skip
     attempts = [{"poison": what.poison, "steps": steps, "clean_accuracy": None, "attack_success": success}]
     marks = [] if success >= what.least else ["failed"]
-    made = making.Made(model, round(seconds, 1), attempts, what.poison, marks)
+    made = case_folder.Made(model, round(seconds, 1), attempts, what.poison, marks)
     parts = {"trusted": asked, "sampling": sampling}
-    return making.write_folder(name, what, seed, cache, made, found, parts, facts, LONGEST_ANSWER)
+    return case_folder.write_folder(name, what, seed, cache, made, found, parts, facts, LONGEST_ANSWER)
