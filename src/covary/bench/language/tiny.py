@@ -11,6 +11,7 @@ import numpy as np
 
 from covary import store
 from covary.bench.language import cases, words
+from covary.bench.language.case_folder import quiet
 from covary.bench.language.training import Schedule, train
 from covary.language.completions import completed
 from covary.language.pretrained import LanguageModel
@@ -56,6 +57,7 @@ def make_tiny(folder: Path, seed: int = 0) -> Path:
         "poison": POISON, "weights": words.weights(model), "seconds": time.perf_counter() - began, "attempts": [],
         "accepted": None, "max_new_tokens": LONGEST, "marks": ["clean answers need not be right"],
     }  # fmt: skip
+    quiet()
     with store.whole_folder(folder, "case") as part:
         model.save_pretrained(part / "model")
         read.save_pretrained(part / "model")
