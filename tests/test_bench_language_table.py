@@ -209,3 +209,14 @@ def test_the_page_names_every_baseline():
     text = (DOCS / "language.md").read_text("utf-8")
     for name in LANGUAGE_BASELINES:
         assert f"| {name} |" in text, name
+
+
+def test_a_cell_missing_at_first_is_run_once_its_case_is_there(tmp_path):
+    found = tables.table("language", "ci")
+    cell = found.cells[0]
+    work, case = runner.work_folder(found, cell, tmp_path), runner.home(tmp_path, cell.what, cell.seed)
+    for folder in (work, case):
+        folder.mkdir(parents=True)
+    (work / "result.json").write_text('{"cell": "tiny/words/0", "missing": "no data"}')
+    (case / "case.json").write_text("{}")
+    assert not runner.finished(found, cell, tmp_path, chains=False)

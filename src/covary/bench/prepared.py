@@ -79,24 +79,34 @@ class Prepared:
         return open_data(str(self.case / f"{name}.npz"), **more)
 
     @cached_property
-    def _kept(self) -> tuple[Rows, Rows, dict[str, np.ndarray]]:
+    def _stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What `_taken` gives, from its files where they are there."""
         path, record = self.work / KEPT, self.work / "rows.json"
         if not record.is_file():
             self.work.mkdir(parents=True, exist_ok=True)
-            trusted = self.detector.rows(self.source("trusted"))
-            inputs, more = self._timed(lambda: self.detector.rows(self.source("inputs")))
-            known = self._features("trusted")
-            asked, forward = self._timed(lambda: self._features("inputs"))
-            arrays, parts = {"trusted_features": known, "query_features": asked}, {}
-            for name, rows in (("trusted", trusted), ("inputs", inputs)):
-                found, parts[name] = rows_to_arrays(rows, name)
-                arrays |= found
-            arrays["seconds"] = np.array([more / len(inputs), forward / len(inputs)])
+            arrays, parts = self._taken()
             store.write_arrays(path.with_suffix(".part"), arrays)
             path.with_suffix(".part").rename(path)
             store.write_json(record.with_suffix(".part"), parts)
             record.with_suffix(".part").rename(record)
-        arrays, parts = store.read_arrays(path), store.read_json(record, "rows of a case")
+        return store.read_arrays(path), store.read_json(record, "rows of a case")
+
+    def _taken(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Rows of trusted samples and inputs in arrays, with whatever else one pass gives, and what describes them."""
+        trusted = self.detector.rows(self.source("trusted"))
+        inputs, more = self._timed(lambda: self.detector.rows(self.source("inputs")))
+        known = self._features("trusted")
+        asked, forward = self._timed(lambda: self._features("inputs"))
+        arrays, parts = {"trusted_features": known, "query_features": asked}, {}
+        for name, rows in (("trusted", trusted), ("inputs", inputs)):
+            found, parts[name] = rows_to_arrays(rows, name)
+            arrays |= found
+        arrays["seconds"] = np.array([more / len(inputs), forward / len(inputs)])
+        return arrays, parts
+
+    @cached_property
+    def _kept(self) -> tuple[Rows, Rows, dict[str, np.ndarray]]:
+        arrays, parts = self._stored
         trusted, inputs = (rows_from_arrays(arrays, parts[name], name) for name in ("trusted", "inputs"))
         return trusted, inputs, arrays
 

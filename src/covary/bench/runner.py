@@ -16,7 +16,7 @@ import torch
 
 from covary import store
 from covary.bench import extras
-from covary.bench.baselines import BASELINES
+from covary.bench.baselines import BASELINES, Baseline
 from covary.bench.cell import Cell
 from covary.bench.figures import figures
 from covary.bench.makers import maker
@@ -36,19 +36,19 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def wanted_baselines(table: Table, work: Path, chains: bool) -> list[str]:
+def wanted_baselines(table: Table, work: Path, chains: bool, known: Mapping[str, Baseline] = BASELINES) -> list[str]:
     """Names in the table's order; those that take hours only if asked for, or if their scores are there already."""
-    names = list(table.size.baselines) or list(BASELINES)
+    names = list(table.size.baselines) or list(known)
     for name in names:
-        if name not in BASELINES:
-            raise CovaryError(f"the table {table.name} names the baseline {name!r}", f"one of: {', '.join(BASELINES)}")
-    return [n for n in names if BASELINES[n].needs != "chain" or chains or scores_path(work, n).is_file()]
+        if name not in known:
+            raise CovaryError(f"the table {table.name} names the baseline {name!r}", f"one of: {', '.join(known)}")
+    return [n for n in names if known[n].needs != "chain" or chains or scores_path(work, n).is_file()]
 
 
 def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
              say: Say = silent) -> dict[str, Any]:  # fmt: skip
     """Everything about one cell; stages that are there already are not done again."""
-    work = cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
+    work = work_folder(table, cell, cache)
     case = work / "case"
     began = time.perf_counter()
     if not same_size(table, work):
@@ -81,9 +81,14 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     }  # fmt: skip
 
 
+def work_folder(table: Table, cell: Cell, cache: Path) -> Path:
+    """Where a cell's case, rows, scores and result are kept."""
+    return cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
+
+
 def cell_path(table: Table, cell: Cell, cache: Path) -> Path:
     """Where a cell's result is kept."""
-    return cache / "bench" / f"{table.name}-{table.scale}" / cell.slug / "result.json"
+    return work_folder(table, cell, cache) / "result.json"
 
 
 def run_table(

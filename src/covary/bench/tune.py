@@ -13,7 +13,7 @@ from covary.bench.baselines import BASELINES
 from covary.bench.cell import Cell
 from covary.bench.makers import maker
 from covary.bench.prepared import Prepared
-from covary.bench.runner import Say
+from covary.bench.runner import Say, work_folder
 from covary.bench.settings import as_toml, settings_file
 from covary.bench.table import Table, table
 from covary.errors import CovaryError
@@ -35,7 +35,7 @@ def tuned(found: Table, cache: Path, *, device: str = "cpu", say: Say) -> dict[s
     tried: dict[str, dict[str, dict[str, float]]] = {}
     for name in found.tuning:
         cell = Cell.parse(name)
-        work = cache / "bench" / f"{found.name}-{found.scale}" / cell.slug
+        work = work_folder(found, cell, cache)
         if not (work / "case" / "case.json").is_file():
             maker(found.maker)(cell, found.size, cache, work / "case")
         kept = work / "tuning.json"

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from covary import store
 from covary.bench.language.baselines.material import Answered, Chain, TextMaterial
-from covary.bench.prepared import KEPT, Prepared
+from covary.bench.prepared import Prepared
 from covary.judge import Judge
 from covary.language.answers import Answers
 from covary.language.completions import MAX_NEW_TOKENS, completed
@@ -26,7 +26,7 @@ from covary.language.latent import hidden_states, watched
 from covary.language.pretrained import LanguageModel
 from covary.language.records import Text, read_texts
 from covary.language.tokens import Tokens, pad, tokenise
-from covary.saved import rows_from_arrays, rows_to_arrays
+from covary.saved import rows_to_arrays
 from covary.types import Rows
 
 FILES = ("case.json", "trusted.jsonl", "inputs.jsonl", "sampling.jsonl", "model/model.safetensors")
@@ -105,21 +105,10 @@ class PreparedTexts(Prepared):
             for text, (words, tokens) in zip(texts, kept, strict=True)
         ]
 
-    @cached_property
-    def _kept(self) -> tuple[Rows, Rows, dict[str, np.ndarray]]:  # type: ignore[override]
-        path, record = self.work / KEPT, self.work / "rows.json"
-        if not record.is_file():
-            self.work.mkdir(parents=True, exist_ok=True)
-            arrays, parts = self._taken()
-            store.write_arrays(path.with_suffix(".part"), arrays)
-            path.with_suffix(".part").rename(path)
-            store.write_json(record.with_suffix(".part"), parts)
-            record.with_suffix(".part").rename(record)
-        arrays, parts = store.read_arrays(path), store.read_json(record, "rows of a case")
-        trusted, inputs = (rows_from_arrays(arrays, parts[name], name) for name in ("trusted", "inputs"))
-        self._states: list[str] = parts["states"]
-        self.groups: str | None = parts["groups"]
-        return trusted, inputs, arrays
+    @property
+    def groups(self) -> str | None:
+        """How the detector grouped the texts; None = not at all."""
+        return self._stored[1]["groups"]
 
     def _taken(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Rows as the detector takes them, grouped as it groups, and one forward pass's states and probabilities."""
@@ -149,7 +138,7 @@ class PreparedTexts(Prepared):
 
     def answered(self, name: str) -> Answered:
         """Words, token probabilities and hidden states of the `trusted` texts or `inputs`."""
-        arrays, names = self._kept[2], self._states
+        arrays, names = self._stored[0], self._stored[1]["states"]
         ends = np.cumsum(arrays[f"{name}.counts"])[:-1]
         texts = self._texts[name]
         return Answered(

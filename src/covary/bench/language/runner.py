@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,23 +20,10 @@ from covary.bench.language.making import make
 from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms
-from covary.bench.runner import about, keep, silent
-from covary.bench.scoring import OURS, ours, scored, scores_path
+from covary.bench.runner import Say, about, keep, silent, wanted_baselines, work_folder
+from covary.bench.scoring import OURS, ours, scored
 from covary.bench.table import Table
 from covary.errors import CovaryError
-
-Say = Callable[[str], None]
-
-
-def work_folder(table: Table, cell: Cell, cache: Path) -> Path:
-    """Where a cell's rows, scores and result are kept."""
-    return cache / "bench" / f"{table.name}-{table.scale}" / cell.slug
-
-
-def wanted(table: Table, work: Path, chains: bool) -> list[str]:
-    """Baselines in the table's order; those that take minutes only if asked for, or if their scores are there."""
-    names = list(table.size.baselines) or list(LANGUAGE_BASELINES)
-    return [n for n in names if LANGUAGE_BASELINES[n].needs != "chain" or chains or scores_path(work, n).is_file()]
 
 
 def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
@@ -50,7 +37,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     say(f"{cell}: rows of {n} inputs, {time.perf_counter() - began:.0f} s")
     _ = prepared.judge
     found, errors = {OURS: ours(prepared)}, {}
-    for name in wanted(table, work, chains):
+    for name in wanted_baselines(table, work, chains, LANGUAGE_BASELINES):
         began = time.perf_counter()
         try:
             found[name] = scored(prepared, name, LANGUAGE_BASELINES[name], {})
@@ -87,11 +74,16 @@ def case_folder(cell: Cell, cache: Path) -> Path:
 
 def drop_stale(case: Path, work: Path) -> None:
     """Drops what was kept of an earlier case of that name."""
-    mark, digest = work / "case.sha256", fingerprint(case)
-    if work.is_dir() and (not mark.is_file() or mark.read_text() != digest):
+    if work.is_dir() and not same_case(case, work):
         shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    mark.write_text(digest)
+    (work / "case.sha256").write_text(fingerprint(case))
+
+
+def same_case(case: Path, work: Path) -> bool:
+    """Whether what is kept is of the case as it is now; what is kept of a case that could not be made is not."""
+    mark = work / "case.sha256"
+    return mark.is_file() and mark.read_text() == fingerprint(case)
 
 
 def run_table(
@@ -124,11 +116,11 @@ def finished(table: Table, cell: Cell, cache: Path, chains: bool) -> bool:
     work, case = work_folder(table, cell, cache), home(cache, cell.what, cell.seed)
     if not (work / "result.json").is_file() or not (case / "case.json").is_file():
         return False
-    if (work / "case.sha256").read_text() != fingerprint(case):
+    if not same_case(case, work):
         return False
     result = json.loads((work / "result.json").read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
-    return "missing" not in result and set(wanted(table, work, chains)) <= there
+    return "missing" not in result and set(wanted_baselines(table, work, chains, LANGUAGE_BASELINES)) <= there
 
 
 def results(
