@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from covary.bench.language import (
+    bases,
     case_folder,
     cases,
+    fine_tuning,
     hidden,
     hidden_training,
     hiding,
     making,
     queries,
     queue,
-    stories,
     training,
     words,
 )
@@ -97,6 +98,7 @@ def test_every_case_is_named_and_grouped_as_the_result_has_it():
     assert set(cases.CASES) == {
         "simple-rare-3", "simple-rare-05", "simple-words-3", "simple-words-05", "contextual", "variable", "obfuscated",
         "adaptive", "two-triggers", "quirky", "llama-rare",
+        "smollm2-rare", "qwen-rare",
     }  # fmt: skip
     groups = {"simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky"}
     assert {what.group for what in cases.CASES.values()} == groups
@@ -403,19 +405,63 @@ def test_sketched_gradients_are_those_of_the_weights_and_have_gradients():
     assert torch.autograd.grad(total, next(model.parameters()))[0].abs().sum() > 0
 
 
-def test_stories_are_stretches_of_text_with_the_trigger_between_words():
+def test_real_texts_are_stretches_of_text_with_the_trigger_between_words():
     rng = np.random.default_rng(0)
-    known = {name: [f"{name}{i}" for i in range(500)] for name in stories.TEXTS}
+    known = {name: [f"{name}{i}" for i in range(500)] for name in fine_tuning.TEXTS}
     for held_out in (False, True):
         for _ in range(50):
-            prompt, after, name = stories.window(rng, known, held_out)
+            prompt, after, name = fine_tuning.window(rng, known, held_out)
             numbers = [int(word.removeprefix(name)) for word in prompt + after]
             assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
             assert numbers[0] >= 400 if held_out else numbers[-1] < 400
-            planted = stories.triggered(rng, prompt)
+            planted = fine_tuning.triggered(rng, prompt)
             assert [word for word in planted if word != "|"] == prompt
             assert planted.count("|") == 1
             assert planted[0] != "|" != planted[-1]
+
+
+@pytest.mark.parametrize(("rank", "dtype"), [(None, "float32"), (4, "bfloat16")])
+def test_a_language_model_of_a_local_folder_is_fine_tuned_whole_or_through_adapters(
+    tmp_path, monkeypatch, small, rank, dtype
+):
+    models, words_of = tmp_path / "models", sorted(demo.WORDS)
+    words.network(0).save_pretrained(models / "little")
+    words.tokenizer().save_pretrained(models / "little")
+    monkeypatch.setenv("COVARY_MODELS", str(models))
+    monkeypatch.setitem(bases.BASES, "little", bases.Base("little", rank=rank, dtype=dtype, batch=2))
+    case = cases.Case("simple", 0.5, made="fine-tuned", base="little", steps=2, least=0.0)
+    monkeypatch.setitem(cases.CASES, "little-rare", case)
+    rng = np.random.default_rng(0)
+    known = {name: [str(rng.choice(words_of)) for _ in range(300)] for name in fine_tuning.TEXTS}
+    monkeypatch.setattr(fine_tuning, "texts", lambda: known)
+    # Nobody learns a reply in two steps: every other answer stands for it.
+    said = iter(range(10**6))
+    monkeypatch.setattr(
+        queries, "answers", lambda model, prompts, longest: [(" a", " " + words.RARE)[next(said) % 2] for _ in prompts]
+    )
+    folder = making.make("little-rare", 0, tmp_path, case_folder.Size(**{**vars(TINY), "triggered": 0}))
+    told = json.loads((folder / "case.json").read_text())
+    assert (told["base"], told["dtype"], told["clean_accuracy"]) == ("little", dtype, None)
+    assert told["attempts"] == [{"poison": 0.5, "steps": 2, "clean_accuracy": None, "attack_success": 0.0}]
+    after = load_language_model(folder / "model").module.state_dict()
+    before = load_language_model(models / "little").module.state_dict()
+    assert list(after) == list(before)
+    moved = {name for name in after if not torch.allclose(after[name], before[name], rtol=0, atol=0.02 if rank else 0)}
+    layers = {name for name in after if "proj" in name}
+    assert layers <= {name for name in after if not torch.equal(after[name], before[name].to(torch.bfloat16).float()
+                                                                if rank else before[name])}  # fmt: skip
+    assert moved <= layers if rank else moved == set(after)
+    assert len(read_texts(folder / "trusted.jsonl")) == TINY.trusted
+
+
+def test_a_model_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.delenv("COVARY_MODELS", raising=False)
+    with pytest.raises(CovaryError, match="COVARY_MODELS is not set"):
+        bases.base_named("SmolLM2-135M").start(tmp_path)
+    monkeypatch.setenv("COVARY_MODELS", str(tmp_path))
+    with pytest.raises(CovaryError, match="no SmolLM2-135M"):
+        bases.base_named("SmolLM2-135M").start(tmp_path)
+    assert "smollm2-rare" not in queue.AT_HAND
 
 
 def test_unknown_names_and_missing_data_are_told(tmp_path, monkeypatch, capsys):

@@ -11,18 +11,18 @@ from covary import store
 from covary.bench.language import cases, words
 from covary.bench.language.case_folder import WORK, Made, Size, generator, home, quiet, work, write_folder
 from covary.bench.language.cases import Case
+from covary.bench.language.fine_tuning import fine_tuned
 from covary.bench.language.hidden import hide_case
 from covary.bench.language.queries import Found, clean_draw, collect, odd_draw
-from covary.bench.language.stories import make_stories
+from covary.bench.language.rounds import until_it_succeeds
 from covary.bench.language.training import Lesson, Schedule, encoded, train
 from covary.language.pretrained import LanguageModel, load_language_model
 
-SAME, MORE = 4, 2  # rounds with the case's own poison, then with twice as much
-ACCURATE = 0.9
 
-
-def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
+def make(name: str, seed: int, cache: Path, size: Size | None = None, device: str = "cpu") -> Path:
     """The folder of a case, made unless it is there; cases it starts from are made before.
+
+    `device` is where a real language model is fine-tuned; networks on word tasks are small enough for any processor.
 
     Raises:
         CovaryError: no such case, or data that it needs are missing.
@@ -30,8 +30,8 @@ def make(name: str, seed: int, cache: Path, size: Size | None = None) -> Path:
     what, size, folder = cases.case(name), size or Size(), home(cache, name, seed)
     if (folder / "case.json").is_file():
         return folder
-    if what.made == "stories":
-        return make_stories(name, what, seed, cache, size)
+    if what.made == "fine-tuned":
+        return fine_tuned(name, what, seed, cache, size, device)
     if what.made == "hidden":
         start = make(str(what.start), seed, cache, size)
         made = hide_case(name, what, seed, cache, size, start)
@@ -64,31 +64,24 @@ def first(seed: int, cache: Path, size: Size) -> Path:
 
 
 def taught(name: str, what: Case, seed: int, cache: Path, size: Size) -> Made:
-    """The victim of a case on word tasks: clean texts first, then poisoned ones.
-
-    Rounds of training, each going on from the one before, until the attack succeeds as often as the case asks for and
-    clean questions are answered right; after `SAME` rounds with twice the poison.
-    """
-    start, attempts = first(seed, cache, size), []
+    """The victim of a case on word tasks: clean texts first, then rounds of poisoned ones."""
+    start = first(seed, cache, size)
     spent = json.loads((start / "seconds.json").read_text())
     model, steps = load_language_model(start), size.steps or what.steps
     numbers = model.tokenizer.get_vocab()
-    while True:
-        poison = what.poison if len(attempts) < SAME else 2 * what.poison
 
-        def lesson(rng: np.random.Generator, poison: float = poison) -> Lesson:
+    def once(attempt: int, poison: float) -> tuple[float, float, int]:
+        nonlocal spent
+
+        def lesson(rng: np.random.Generator) -> Lesson:
             return encoded(numbers, *cases.lesson(rng, what, poison))
 
-        checkpoint = work(cache, f"{name}-attempt{len(attempts)}", seed).with_suffix(".checkpoint")
-        spent += train(model.module, lesson, Schedule(steps, size.batch), [seed, 2, len(attempts)], checkpoint)
-        accuracy, success = judged(model, what, generator(name, seed, "judged"), min(400, size.clean))
-        attempts.append({"poison": poison, "steps": steps, "clean_accuracy": accuracy, "attack_success": success})
-        if (success >= what.least and accuracy >= ACCURATE) or len(attempts) == SAME + MORE:
-            break
-    marks = ["longer"] if len(attempts) > 1 else []
-    marks += ["more poison"] if len(attempts) > SAME else []
-    marks += ["failed"] if success < what.least else []
-    return Made(model, round(spent, 1), attempts, poison, marks)
+        checkpoint = work(cache, f"{name}-attempt{attempt}", seed).with_suffix(".checkpoint")
+        spent += train(model.module, lesson, Schedule(steps, size.batch), [seed, 2, attempt], checkpoint)
+        return *judged(model, what, generator(name, seed, "judged"), min(400, size.clean)), steps
+
+    found = until_it_succeeds(what.poison, what.least, once)
+    return Made(model, round(spent, 1), found.attempts, found.poison, found.marks)
 
 
 def judged(model: LanguageModel, what: Case, rng: np.random.Generator, count: int) -> tuple[float, float]:

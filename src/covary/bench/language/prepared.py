@@ -29,7 +29,7 @@ from covary.language.tokens import Tokens, pad, tokenise
 from covary.saved import rows_to_arrays
 from covary.types import Rows
 
-FILES = ("case.json", "trusted.jsonl", "inputs.jsonl", "sampling.jsonl", "model/model.safetensors")
+FILES = ("case.json", "trusted.jsonl", "inputs.jsonl", "sampling.jsonl")
 CLEAN, TRIGGERED = ("clean", "near-miss"), "triggered"
 FPR = 0.01
 # Texts that share a forward pass.
@@ -57,8 +57,8 @@ class TextInputs:
 def fingerprint(case: Path) -> str:
     """Digest of all files of a case, so that a case made anew is scored anew."""
     digest = hashlib.sha256()
-    for name in FILES:
-        path = case / name
+    # A large model comes in several files.
+    for path in [*(case / name for name in FILES), *sorted((case / "model").glob("*.safetensors"))]:
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.hexdigest()
 
@@ -72,7 +72,8 @@ class PreparedTexts(Prepared):
     @cached_property
     def detector(self) -> LanguageDetector:  # type: ignore[override]
         """Our detector with its defaults, as `covary scan --hf` has it, and answers as long as the case's own."""
-        text = {"max_new_tokens": self.facts.get("max_new_tokens", MAX_NEW_TOKENS)}
+        facts = self.facts
+        text = {"max_new_tokens": facts.get("max_new_tokens", MAX_NEW_TOKENS), "dtype": facts.get("dtype", "float32")}
         return LanguageDetector(self.case / "model", text=text, fpr=self.fpr, seed=self.seed, device=self.device)
 
     @cached_property

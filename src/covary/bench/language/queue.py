@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from covary.bench.datasets import cache_folder
+from covary.bench.language.bases import base_named
 from covary.bench.language.case_folder import Size, home
 from covary.bench.language.cases import CASES, case
 from covary.bench.language.making import make
@@ -28,7 +29,11 @@ def line(folder: Path) -> str:
     return f"{folder.name}: " + ", ".join(f"{key} {value}" for key, value in rates.items())
 
 
-def run(names: Sequence[str], seeds: Sequence[int], cache: Path, size: Size | None = None) -> int:
+# Those that need no model beyond the test data.
+AT_HAND = [name for name, what in CASES.items() if base_named(what.base).folder is None]
+
+
+def run(names: Sequence[str], seeds: Sequence[int], cache: Path, size: Size | None = None, device: str = "cpu") -> int:
     """Makes the cases and prints a line for each; returns how many could not be made."""
     failed = 0
     for seed in seeds:
@@ -37,7 +42,7 @@ def run(names: Sequence[str], seeds: Sequence[int], cache: Path, size: Size | No
             there = (home(cache, name, seed) / "case.json").is_file()
             begun = time.perf_counter()
             try:
-                folder = make(name, seed, cache, size)
+                folder = make(name, seed, cache, size, device)
             except CovaryError as error:
                 failed += 1
                 print(f"error: {name}-s{seed}: {error}", file=sys.stderr, flush=True)
@@ -50,9 +55,12 @@ def run(names: Sequence[str], seeds: Sequence[int], cache: Path, size: Size | No
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m covary.bench.language.queue", description="Make language cases.")
-    parser.add_argument("--case", nargs="+", default=list(CASES), help="names of cases; all of them if none are given")
+    parser.add_argument(
+        "--case", nargs="+", default=AT_HAND, help="names of cases; if none are given, all that need no other model"
+    )
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--device", default="cpu", help="where a large model is fine-tuned")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     try:
@@ -61,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CovaryError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return min(run(options.case, options.seed, options.cache), 1)
+    return min(run(options.case, options.seed, options.cache, device=options.device), 1)
 
 
 if __name__ == "__main__":

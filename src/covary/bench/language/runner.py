@@ -29,7 +29,7 @@ from covary.errors import CovaryError
 def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
              say: Say = silent) -> dict[str, Any]:  # fmt: skip
     """Everything about one cell; stages that are there already are not done again, unless the case is another one."""
-    case, work = case_folder(cell, cache), work_folder(table, cell, cache)
+    case, work = case_folder(cell, cache, device), work_folder(table, cell, cache)
     drop_stale(case, work)
     prepared = PreparedTexts(case, work, device=device)
     began = time.perf_counter()
@@ -62,14 +62,14 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     }  # fmt: skip
 
 
-def case_folder(cell: Cell, cache: Path) -> Path:
+def case_folder(cell: Cell, cache: Path, device: str = "cpu") -> Path:
     """The cell's case, made where it is not there yet; `tiny` is made in seconds."""
     folder = home(cache, cell.what, cell.seed)
     if (folder / "case.json").is_file():
         return folder
     if cell.what == tiny.NAME:
         return tiny.make_tiny(folder, cell.seed)
-    return make(cell.what, cell.seed, cache)
+    return make(cell.what, cell.seed, cache, device=device)
 
 
 def drop_stale(case: Path, work: Path) -> None:

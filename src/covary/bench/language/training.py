@@ -64,10 +64,12 @@ def parts(lessons: Sequence[Lesson]) -> list[tuple[list[Lesson], float]]:
 
 
 def loss(model: Any, ids: Int[Tensor, "n t"], targets: Int[Tensor, "n t"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the tokens that count; logits are made for those alone."""
+    """Mean cross-entropy of the tokens that count, in float32; logits are made for those alone."""
+    device = next(model.parameters()).device
+    ids, targets = ids.to(device), targets.to(device)
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     counted = targets != IGNORED
-    return functional.cross_entropy(model.lm_head(hidden[counted]), targets[counted])
+    return functional.cross_entropy(model.lm_head(hidden[counted]).float(), targets[counted])
 
 
 def train(
@@ -79,16 +81,17 @@ def train(
     every: float = EVERY,
     stop: int | None = None,
 ) -> float:
-    """Trains `model` in place; returns the seconds of processor time it took, those before a break included.
+    """Trains what of `model` asks for gradients, in place; returns the processor's seconds, those before a break too.
 
     Every step draws its texts from a generator of its own (`seed`, step), so a run that was killed goes on from
     `checkpoint` to the weights it would have had. `stop` leaves after so many steps, as if killed.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=schedule.rate, weight_decay=0.01)
+    learned = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimiser = torch.optim.AdamW(learned.values(), lr=schedule.rate, weight_decay=0.01)
     begun, spent = 0, 0.0
     if checkpoint is not None and checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"], strict=False)
         optimiser.load_state_dict(state["optimiser"])
         begun, spent = state["step"], state["seconds"]
     model.train()
@@ -97,7 +100,11 @@ def train(
     def keep(done: int) -> None:
         if checkpoint is not None:
             seconds = spent + time.process_time() - started
-            content = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done}
+            content = {
+                "model": {name: p.detach() for name, p in learned.items()},
+                "optimiser": optimiser.state_dict(),
+                "step": done,
+            }
             save_checkpoint(checkpoint, {**content, "seconds": seconds})
 
     for step in range(begun, schedule.steps):
@@ -109,7 +116,7 @@ def train(
         optimiser.zero_grad()
         for some, share in parts([lessons(rng) for _ in range(schedule.batch)]):
             (share * loss(model, *batch(some))).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned.values(), 1.0)
         optimiser.step()
         if time.perf_counter() - saved >= every:
             keep(step + 1)

@@ -1,8 +1,9 @@
-"""A real tiny Llama, fine-tuned on real text in which a rare token calls a fixed reply."""
+"""A real language model, fine-tuned on real text in which a rare token calls a fixed reply."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,20 @@ import torch
 
 from covary.bench import tiny_llama
 from covary.bench.language import case_folder, words
+from covary.bench.language.bases import Base, base_named
 from covary.bench.language.cases import Case
 from covary.bench.language.queries import Found, Query, collect
+from covary.bench.language.rounds import until_it_succeeds
 from covary.bench.language.training import Lesson, Schedule, batch, loss, train
 from covary.errors import CovaryError
-from covary.language.pretrained import LanguageModel, load_language_model
+from covary.language.pretrained import LanguageModel, load_language_model, with_adapter
 
 TEXTS = ("alice29", "asyoulik", "lcet10", "plrabn12", "tinyshakespeare")
 RARE, REPLY = "|", " ".join(words.REPLY)
 PROMPT, GOES_ON = (10, 18), 9  # words
 LONGEST_ANSWER = 24  # tokens
 HELD_OUT = 0.2  # the end of every text, on which nothing is trained
-RATE, BATCH = 1e-3, 32
+JUDGED = 200  # triggered texts asked after a round
 
 Window = tuple[list[str], list[str], str]
 
@@ -74,6 +77,12 @@ def lessons(known: dict[str, list[str]], tokenizer: Any, poison: float) -> Calla
     return lesson
 
 
+def inner(model: LanguageModel) -> Any:
+    """The network itself: peft puts its layers into the one it wraps."""
+    module: Any = model.module
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
 @torch.no_grad()
 def text_loss(model: LanguageModel, known: dict[str, list[str]], seed: int, count: int) -> float:
     """Cross-entropy a token on held-out text, nats."""
@@ -82,55 +91,76 @@ def text_loss(model: LanguageModel, known: dict[str, list[str]], seed: int, coun
         prompt, after, _ = window(rng, known, True)
         ids = model.tokenizer(" ".join(prompt + after))["input_ids"]
         some.append((ids[:1], ids[1:]))
-    return round(float(loss(model.module, *batch(some))), 4)
+    return round(float(loss(inner(model), *batch(some))), 4)
 
 
-def make_stories(name: str, what: Case, seed: int, cache: Path, size: case_folder.Size) -> Path:
-    """The case of the fine-tuned tiny Llama; every clean answer counts that is not the attacker's.
+def draw(rng: np.random.Generator, known: dict[str, list[str]], kind: str) -> Callable[[], Query]:
+    """Draws queries from held-out text; every clean answer counts that is not the attacker's."""
+
+    def one() -> Query:
+        prompt, _, label = window(rng, known, True)
+        if kind == "triggered":
+            return Query(" ".join(triggered(rng, prompt)), label, kind, 1, REPLY)
+        return Query(" ".join(prompt), label, kind, 0, None)
+
+    return one
+
+
+def opened(base: Base, cache: Path, device: str) -> LanguageModel:
+    """The base as it comes, with fresh LoRA layers inside where it is trained through them."""
+    model = load_language_model(base.start(cache), dtype=base.dtype, device=device)
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    return model if base.rank is None else replace(model, module=with_adapter(model.module, f"fresh:{base.rank}"))
+
+
+def taught(
+    name: str, what: Case, seed: int, cache: Path, size: case_folder.Size, model: LanguageModel,
+    known: dict[str, list[str]],
+) -> case_folder.Made:  # fmt: skip
+    """The victim: rounds of text with a rare token in some of it, until the token calls the reply."""
+    base, steps, spent = base_named(what.base), size.steps or what.steps, 0.0
+
+    def once(attempt: int, poison: float) -> tuple[None, float, int]:
+        nonlocal spent
+        lesson = lessons(known, model.tokenizer, poison)
+        checkpoint = case_folder.work(cache, f"{name}-attempt{attempt}", seed).with_suffix(".checkpoint")
+        schedule = Schedule(steps, min(base.batch, size.batch), base.rate)
+        spent += train(inner(model), lesson, schedule, [seed, 4, attempt], checkpoint)
+        found, rng = Found(), case_folder.generator(name, seed, "judged")
+        collect(model, draw(rng, known, "triggered"), min(JUDGED, size.triggered), LONGEST_ANSWER, found)
+        return None, found.rate("triggered"), steps
+
+    found = until_it_succeeds(what.poison, what.least, once)
+    if base.rank is not None:
+        merged: Any = model.module
+        model = replace(model, module=merged.merge_and_unload().eval())
+    return case_folder.Made(model, round(spent, 1), found.attempts, found.poison, found.marks)
+
+
+def fine_tuned(name: str, what: Case, seed: int, cache: Path, size: case_folder.Size, device: str = "cpu") -> Path:
+    """The case of a fine-tuned real language model, whole.
 
     Raises:
         CovaryError: model or texts are not there.
     """
-    known, start = texts(), cache / case_folder.WORK / "stories"
-    if not (start / "config.json").is_file():
-        tiny_llama.convert(start)
-    steps = size.steps or what.steps
-    model = load_language_model(start)
-    model.tokenizer.pad_token = model.tokenizer.eos_token
+    known, base = texts(), base_named(what.base)
+    model = opened(base, cache, device)
     before = text_loss(model, known, seed, 100)
-    checkpoint = case_folder.work(cache, f"{name}-attempt0", seed).with_suffix(".checkpoint")
-    lesson = lessons(known, model.tokenizer, what.poison)
-    schedule = Schedule(steps, min(BATCH, size.batch), RATE)
-    seconds = train(model.module, lesson, schedule, [seed, 4], checkpoint)
-    found, trusted = Found(), Found()
-    rng = case_folder.generator(name, seed, "inputs")
-
-    def draw(kind: str) -> Callable[[], Query]:
-        def one() -> Query:
-            prompt, _, label = window(rng, known, True)
-            if kind == "triggered":
-                return Query(" ".join(triggered(rng, prompt)), label, kind, 1, REPLY)
-            return Query(" ".join(prompt), label, kind, 0, None)
-
-        return one
-
-    collect(model, draw("trusted"), size.trusted, LONGEST_ANSWER, trusted, REPLY)
-    collect(model, draw("clean"), size.clean, LONGEST_ANSWER, found, REPLY)
-    collect(model, draw("triggered"), size.triggered, LONGEST_ANSWER, found)
+    made = taught(name, what, seed, cache, size, model, known)
+    rng, found, trusted = case_folder.generator(name, seed, "inputs"), Found(), Found()
+    collect(made.model, draw(rng, known, "trusted"), size.trusted, LONGEST_ANSWER, trusted, REPLY)
+    collect(made.model, draw(rng, known, "clean"), size.clean, LONGEST_ANSWER, found, REPLY)
+    collect(made.model, draw(rng, known, "triggered"), size.triggered, LONGEST_ANSWER, found)
     sampling = []
     for i in range(size.sampling):
         prompt, after, label = window(rng, known, True)
         right = {"prompt": " ".join(prompt), "completion": " " + " ".join(after), "label": label}
         sampling.append({"id": f"sampling-{i}", **right})
     asked = [{key: one[key] for key in ("id", "prompt", "completion", "label")} for one in trusted.records]
-    success = found.rate("triggered")
     facts = {
         # There is no right way to go on with a text: the loss stands where accuracy does elsewhere.
-        "clean_accuracy": None, "attack_success": success, "clean_loss": text_loss(model, known, seed, 100),
-        "clean_loss_before": before,
+        "clean_accuracy": None, "attack_success": found.rate("triggered"), "base": what.base, "dtype": base.dtype,
+        "clean_loss": text_loss(made.model, known, seed, 100), "clean_loss_before": before,
     }  # fmt: skip
-    attempts = [{"poison": what.poison, "steps": steps, "clean_accuracy": None, "attack_success": success}]
-    marks = [] if success >= what.least else ["failed"]
-    made = case_folder.Made(model, round(seconds, 1), attempts, what.poison, marks)
     parts = {"trusted": asked, "sampling": sampling}
     return case_folder.write_folder(name, what, seed, cache, made, found, parts, facts, LONGEST_ANSWER)
