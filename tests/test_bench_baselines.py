@@ -74,6 +74,19 @@ def halves() -> tuple[Material, np.ndarray]:
     return material, np.repeat([0, 1], 40)
 
 
+def test_only_those_who_look_inside_are_spared_bfloat16():
+    material, truth = halves()
+    exact, half = material.network, replace(material.network, half=True)
+    plain, rough = exact.logits(exact.queries), half.logits(half.queries)
+    assert not np.array_equal(plain, rough)
+    np.testing.assert_allclose(rough, plain, atol=0.02 * np.abs(plain).max())
+    np.testing.assert_array_equal(half.logits(half.queries, exact=True), plain)
+    # Beatrix looks inside; STRIP's ranks move little.
+    for name, moved in (("Beatrix", 0.0), ("STRIP", 0.02)):
+        found = [roc_auc_score(truth, BASELINES[name](replace(material, probe=probe))) for probe in (exact, half)]
+        assert abs(found[0] - found[1]) <= moved
+
+
 def rows_of(probe: Probe, x: torch.Tensor, prefix: str) -> Rows:
     logits = probe.logits(x)
     none = np.zeros((len(x), 1), np.float32)

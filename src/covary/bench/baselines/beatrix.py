@@ -22,7 +22,7 @@ def feature_maps(probe: Probe, pixels: Pixels) -> Float[Tensor, "n f p"]:
         linear = [layer for layer in probe.module.modules() if isinstance(layer, nn.Linear)][-1]
         handle = linear.register_forward_pre_hook(lambda _, x: taken.append(x[0].detach().flatten(1)[..., None].cpu()))
     try:
-        probe.logits(pixels)
+        probe.logits(pixels, exact=True)
     finally:
         handle.remove()
     return torch.cat(taken).float()

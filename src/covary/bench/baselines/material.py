@@ -28,6 +28,7 @@ class Probe:
         mean, std: per channel, or None.
         sampling, sampling_labels: further clean images with true classes, for samplers that need a loss; or None.
         folder: where a baseline that takes hours keeps its checkpoints, or None.
+        half: answers on changed images or weights are computed in bfloat16, for large networks on a processor.
     """
 
     module: nn.Module
@@ -40,6 +41,7 @@ class Probe:
     sampling_labels: Int[np.ndarray, " m"] | None = None
     folder: Path | None = None
     batch: int = 256
+    half: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -53,10 +55,16 @@ class Probe:
                      for v, neutral in ((self.mean, 0.0), (self.std, 1.0)))  # fmt: skip
         return (pixels - mean) / std
 
-    def logits(self, pixels: Pixels, module: nn.Module | None = None) -> Float[np.ndarray, "n classes"]:
-        """Logits of images, a batch at a time; `module` stands in for the network (an amplified copy)."""
+    def logits(
+        self, pixels: Pixels, module: nn.Module | None = None, exact: bool = False
+    ) -> Float[np.ndarray, "n classes"]:
+        """Logits of images, a batch at a time; `module` stands in for the network (an amplified copy).
+
+        `exact` is for those who look inside while it runs: never in bfloat16.
+        """
         asked = self.module if module is None else module
-        with torch.inference_mode():
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not exact)
+        with torch.inference_mode(), half:
             parts = [asked(self.normalised(part)).float().cpu().numpy() for part in pixels.split(self.batch)]
         return np.concatenate(parts).astype(np.float64)
 
