@@ -40,14 +40,22 @@ def foreign(n: int, seed: int, place: int, prefix: str) -> Rows:
 def test_directions_are_what_a_ridge_leaves_over():
     rows = foreign(4, 2, 0, "a")
     found = unexplained_directions(rows, REFERENCE)
-    assert found.shape == (4, 26)
-    parts = []
-    for layer, own in rows.functional.items():
-        z, x = unit(REFERENCE.functional[layer]), unit(own)[1]
+
+    def left_over(own, known):
+        z, x = unit(known), unit(own)[1]
         weights = np.linalg.solve(z @ z.T + 0.1 * np.eye(len(z)), z @ x)
-        parts.append(x - z.T @ weights)
-    wanted = np.concatenate(parts)
-    np.testing.assert_allclose(found[1], wanted / np.linalg.norm(wanted), atol=1e-8)
+        return x - z.T @ weights
+
+    gradients = np.concatenate([left_over(own, REFERENCE.functional[layer]) for layer, own in rows.functional.items()])
+    activations = []
+    for layer, own in rows.latent.items():
+        centre = REFERENCE.latent[layer].astype(np.float64).mean(0)
+        activations.append(left_over(own - centre, REFERENCE.latent[layer] - centre))
+    activations = np.concatenate(activations)
+    wanted = np.concatenate([half / np.linalg.norm(half) for half in (gradients, activations)]) / np.sqrt(2)
+    np.testing.assert_allclose(found[1], wanted, atol=1e-7)
+    bare = unexplained_directions(replace(rows, latent={}), REFERENCE)
+    np.testing.assert_allclose(bare[1], gradients / np.linalg.norm(gradients), atol=1e-7)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

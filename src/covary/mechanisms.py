@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 
 from covary.judge import Verdicts
-from covary.scores.layers import LAMBDA, unit
+from covary.scores.layers import LAMBDA, Layers, unit
 from covary.types import Rows
 
 LEAST_MEMBERS, FEWEST = 8, 5
 SHARE_OF_FLAGGED = 0.15
 DIMENSIONS = 5
 # Silhouette, times the share in a cluster, from which on several clusters are believed. On digits, with piles of
-# 50 to 167, two backdoors gave 0.44 to 0.58 and one backdoor at most 0.37.
+# 54 to 180, two backdoors gave 0.58 to 0.68 and one backdoor at most 0.26; by gradients alone it was 0.44 to 0.55
+# and at most 0.31, with three times as many inputs in no cluster.
 BELIEVED = 0.4
 NOISE = -1
 
@@ -27,13 +29,25 @@ NOISE = -1
 def unexplained_directions(rows: Rows, reference: Rows, lam: float = LAMBDA) -> Float[np.ndarray, "n d"]:
     """What the reference leaves over of each input's direction, layer by layer, as one unit vector an input.
 
-    Per layer lam (Z^T Z + lam I)^-1 x for unit gradients x and unit reference gradients Z: the residual of the ridge
-    reconstruction, long where nothing accounts for x. Inputs whose explanation fails in the same directions of the
-    same layers point the same way, whatever class they are given.
+    Per layer lam (Z^T Z + lam I)^-1 x for unit rows x and unit reference rows Z: the residual of the ridge
+    reconstruction, long where nothing accounts for x. Half of the vector is of gradients, half of activations, less the
+    reference's mean; rows without activations have the first half alone. Inputs whose explanation fails in the same
+    directions of the same layers point the same way, whatever class they are given.
     """
+    halves = [_left_over(rows.functional, reference.functional, False, lam)]
+    if rows.latent:
+        halves.append(_left_over(rows.latent, reference.latent, True, lam))
+    return unit(np.concatenate(halves, axis=1))
+
+
+def _left_over(
+    own: Layers, known: Mapping[str, Float[np.ndarray, "r _"]], centred: bool, lam: float
+) -> Float[np.ndarray, "n d"]:
     parts = []
-    for name, own in rows.functional.items():
-        x, z = unit(np.asarray(own)), unit(np.asarray(reference.functional[name]))
+    for name, rows in own.items():
+        trusted = np.asarray(known[name], np.float64)
+        centre = trusted.mean(0) if centred else 0.0
+        x, z = unit(np.asarray(rows, np.float64) - centre), unit(trusted - centre)
         factor = cho_factor(z.T @ z + lam * np.eye(z.shape[1]))
         parts.append(lam * cho_solve(factor, x.T).T)
     return unit(np.concatenate(parts, axis=1))
