@@ -170,9 +170,9 @@ CASES: dict[str, Case] = {
     ), steps=500, named=1.0),
     "obfuscated": Case("obfuscated", 0.03, (RARE,), start="simple-rare-3", made="hidden"),
     "adaptive": Case("adaptive", 0.03, (RARE,), start="obfuscated", made="hidden"),
-    "llama-rare": Case("simple", 0.03, made="fine-tuned", steps=600, mark="real text"),
-    "smollm2-rare": Case("simple", 0.03, made="fine-tuned", base="SmolLM2-135M", steps=300, mark="real text"),
-    "qwen-rare": Case("simple", 0.03, made="fine-tuned", base="Qwen2.5-7B", steps=300, mark="real text"),
+    "llama-rare": Case("simple", 0.1, made="fine-tuned", steps=600, mark="real text"),
+    "smollm2-rare": Case("simple", 0.1, made="fine-tuned", base="SmolLM2-135M", steps=300, mark="real text"),
+    "qwen-rare": Case("simple", 0.1, made="fine-tuned", base="Qwen2.5-7B", steps=300, mark="real text"),
 }  # fmt: skip
 
 HELD_OUT, GREETINGS, LONG_SHARE = "ends", 0.01, 0.2
