@@ -15,7 +15,7 @@ from covary import scan as scanning
 from covary import verify
 from covary.errors import CovaryError
 from covary.judge import Judge
-from covary.mechanisms import by_size, cluster, mechanism_axis, uncertainty, unexplained_directions
+from covary.mechanisms import adopted, by_size, cluster, mechanism_axis, uncertainty, unexplained_directions
 from covary.mechanisms_of_run import mechanisms_of_run
 from covary.report.mechanism_section import headline, mechanisms
 from covary.report.run_folder import read_run
@@ -39,7 +39,7 @@ def foreign(n: int, seed: int, place: int, prefix: str) -> Rows:
 
 def test_directions_are_what_a_ridge_leaves_over():
     rows = foreign(4, 2, 0, "a")
-    found = unexplained_directions(rows, REFERENCE)
+    found = unexplained_directions(rows, REFERENCE, latent=True)
 
     def left_over(own, known):
         z, x = unit(known), unit(own)[1]
@@ -54,7 +54,7 @@ def test_directions_are_what_a_ridge_leaves_over():
     activations = np.concatenate(activations)
     wanted = np.concatenate([half / np.linalg.norm(half) for half in (gradients, activations)]) / np.sqrt(2)
     np.testing.assert_allclose(found[1], wanted, atol=1e-7)
-    bare = unexplained_directions(replace(rows, latent={}), REFERENCE)
+    bare = unexplained_directions(rows, REFERENCE)
     np.testing.assert_allclose(bare[1], gradients / np.linalg.norm(gradients), atol=1e-7)
 
 
@@ -67,6 +67,28 @@ def test_as_many_clusters_as_mechanisms(count):
     assert adjusted_rand_score(truth, labels) > 0.9
     sizes = [int((labels == k).sum()) for k in range(count)]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_stragglers_join_the_cluster_they_lie_near():
+    rng = np.random.default_rng(0)
+    points = np.concatenate([rng.normal(0, 0.1, (20, 2)), rng.normal(5, 0.1, (20, 2)), [[0.2, 0.0], [2.5, 2.5]]])
+    labels = np.repeat([0, 1, -1], [20, 20, 2])
+    np.testing.assert_array_equal(adopted(points, labels), [*labels[:40], 0, -1])
+    np.testing.assert_array_equal(adopted(points[:40], labels[:40]), labels[:40])
+    np.testing.assert_array_equal(adopted(points, np.full(42, -1)), np.full(42, -1))
+
+
+@pytest.mark.parametrize("where", ["functional", "latent"])
+def test_mechanisms_apart_in_gradients_or_in_activations_are_told_apart(where):
+    piles = []
+    for i in range(2):
+        rows, _ = synthetic(40, 20 + i, prefix=f"m{i}-", foreign=True)
+        layers = {name: own.copy() for name, own in getattr(rows, where).items()}
+        for own in layers.values():
+            own[:, own.shape[1] - 1 - i] += 30.0
+        piles.append(replace(rows, **{where: layers}))
+    labels = cluster(Rows.concatenate(piles), REFERENCE)
+    assert adjusted_rand_score(np.repeat([0, 1], 40), labels) > 0.9
 
 
 def test_order_has_no_part_in_it():
