@@ -11,50 +11,34 @@ see next to nothing, or three budgets are spent; every attempt is kept with what
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from safetensors.torch import load_file, save_file
-from sklearn.covariance import LedoitWolf
+from jaxtyping import UInt8
+from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from covary import store
 from covary.bench import attacks, datasets
-from covary.bench.attacks.own_profile import (
-    OwnProfile,
-    activations,
-    margins,
-    moments_and_neighbours,
-    weight_gradients,
-)
+from covary.bench.attacks.clean_reference import FEATURES, inside
+from covary.bench.baselines.knn import nearest_neighbours
+from covary.bench.baselines.mahalanobis import log_distances
+from covary.bench.hiding import Budget, Hidden, hide
 from covary.bench.measuring import measure
 from covary.bench.training import to_input
-from covary.bench.victims import VICTIMS, Victim, load_trigger, load_victim, read_victim
+from covary.bench.victims import FAILED, VICTIMS, Victim, load_trigger, load_victim, read_victim
 from covary.errors import CovaryError
 
-Hidden = Literal["activations", "gradients"]
-STRENGTHS = (1.0, 2.0, 4.0)  # one a budget
+STRENGTHS = (8.0, 16.0, 32.0)  # one a budget
+PRICE = 0.1  # clean accuracy that the attacker will give at most
+BASELINES = ("KNN on features", "Mahalanobis", "Mahalanobis by layer")
 SEEN_NO_MORE = (0.4, 0.6)  # AUROC of the activation baselines at which the attacker is content
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What one attempt may cost: steps, images a step of each kind, learning rate."""
-
-    steps: int = 300
-    batch: int = 48
-    rate: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -64,7 +48,7 @@ class Attempt:
     Attributes:
         strength: weight of hiding against the two tasks.
         clean_accuracy, attack_success: over the test images, fractions.
-        auroc: of each activation baseline, triggered against clean test inputs of the attacker's class.
+        auroc: of each activation baseline, triggered against clean test inputs (see `activation_auroc`).
     """
 
     hidden: Hidden
@@ -75,96 +59,47 @@ class Attempt:
 
     @property
     def content(self) -> bool:
-        """Whether every activation baseline is down between 0.4 and 0.6."""
-        return all(SEEN_NO_MORE[0] <= value <= SEEN_NO_MORE[1] for value in self.auroc.values())
+        """Whether the attack works and every activation baseline is down between 0.4 and 0.6."""
+        hidden = all(SEEN_NO_MORE[0] <= value <= SEEN_NO_MORE[1] for value in self.auroc.values())
+        return hidden and self.attack_success >= FAILED
 
 
-def hide(
-    network: nn.Module,
-    images: datasets.Images,
-    trigger: attacks.Trigger,
-    target: int,
-    hidden: Hidden,
-    strength: float,
-    seed: int,
-    budget: Budget,
-) -> nn.Module:
-    """A copy of `network`, trained further: both tasks + `strength` * how far triggered inputs are from clean ones.
+Judge = Callable[[nn.Module, datasets.Images, attacks.Trigger, int], dict[str, float]]
 
-    A step takes clean images of all classes, the same number of triggered ones, and clean images of the target class
-    to be alike. Normalisation layers keep their statistics, so that a sample's gradient is its own.
+
+def activation_auroc(
+    network: nn.Module, test: datasets.Images, trigger: attacks.Trigger, target: int, judged: int = 500
+) -> dict[str, float]:
+    """AUROC of three activation baselines of the benchmark, as it asks them: clean inputs answered right against
+    triggered ones that reach the attacker's class.
+
+    `judged` images to learn from, as many clean ones, and as many to trigger; fewer where there are fewer.
     """
-    network = copy.deepcopy(network).eval().requires_grad_(True)
-    rng = np.random.default_rng([seed, 31])
-    own, others = np.flatnonzero(images.y == target), np.flatnonzero(images.y != target)
-    if not len(own) or not len(others):
-        raise CovaryError("the training images have one class only", f"images of class {target} and of others")
-    optimiser = torch.optim.Adam(network.parameters(), lr=budget.rate)
-    for _ in range(budget.steps):
-        some = images.take(rng.choice(len(images), min(budget.batch, len(images)), replace=False))
-        clean, labels = to_input(some.x), torch.from_numpy(some.y)
-        poisoned = to_input(trigger(images.x[rng.choice(others, min(budget.batch, len(others)), replace=False)]))
-        alike = to_input(images.x[rng.choice(own, min(budget.batch, len(own)), replace=False)])
-        wanted = torch.full((len(poisoned),), target)
-        tasks = functional.cross_entropy(network(clean), labels) + functional.cross_entropy(network(poisoned), wanted)
-        distance = torch.zeros(())
-        if strength:
-            own_class = torch.full((len(alike),), target)
-            distance = moments_and_neighbours(
-                _rows(network, poisoned, wanted, hidden),
-                _rows(network, alike, own_class, hidden),
-                _rows(network, clean, labels, hidden),
-            )
-            if hidden == "gradients":
-                profile = OwnProfile(network, alike, own_class, seed)
-                distance = distance + profile.score(poisoned, wanted).clamp_min(1.0).log().mean()
-        optimiser.zero_grad()
-        (tasks + strength * distance).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimiser.step()
-    return network.eval().requires_grad_(False)
-
-
-def _rows(network: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], hidden: Hidden) -> list[Tensor]:
-    """What is to look alike: pooled activations of every layer; with gradients also their lengths and the margin."""
-    rows = list(activations(network, x).values())
-    if hidden == "gradients":
-        lengths = [
-            g.square().sum(1, keepdim=True).add(1e-12).sqrt().log() for g in weight_gradients(network, x, y).values()
-        ]
-        rows += [*lengths, margins(network, x, y)[:, None]]
-    return rows
-
-
-Judge = Callable[[nn.Module, UInt8[np.ndarray, "a h w c"], UInt8[np.ndarray, "b h w c"]], dict[str, float]]
+    n = min(judged, len(test) // 3)
+    known, clean, odd = (test.take(np.arange(k * n, (k + 1) * n)) for k in range(3))
+    odd = odd.take(np.flatnonzero(odd.y != target))
+    (rows, said), (asked, answers) = (
+        _pooled(network, known.x),
+        _pooled(network, np.concatenate((clean.x, trigger(odd.x)))),
+    )
+    truth = np.repeat([0, 1], [n, len(odd)])
+    kept = answers == np.concatenate((clean.y, np.full(len(odd), target)))
+    if len(np.unique(truth[kept])) < 2:
+        return dict.fromkeys(BASELINES, 0.5)  # nothing left to tell apart
+    pairs = {name: log_distances(part, said, asked[name][kept]) for name, part in rows.items()}
+    scores = [
+        nearest_neighbours(rows[FEATURES], asked[FEATURES][kept]),
+        pairs.pop(FEATURES)[1],
+        np.sum([(far - held.mean()) / max(float(held.std()), 1e-6) for held, far in pairs.values()], axis=0),
+    ]
+    return {name: float(roc_auc_score(truth[kept], one)) for name, one in zip(BASELINES, scores, strict=True)}
 
 
 @torch.no_grad()
-def activation_auroc(
-    network: nn.Module, clean: UInt8[np.ndarray, "a h w c"], triggered: UInt8[np.ndarray, "b h w c"]
-) -> dict[str, float]:
-    """AUROC of two activation baselines on inputs answered alike: nearest neighbours and Mahalanobis distance.
-
-    Both on pooled activations of every layer, standardised on half of the clean inputs and averaged over the layers;
-    the other half is judged against the triggered ones.
-    """
-    half = len(clean) // 2
-    parts = [_pooled(network, x) for x in (clean[:half], clean[half:], triggered)]
-    truth = np.repeat([0, 1], [len(clean) - half, len(triggered)])
-    scores: dict[str, list[np.ndarray]] = {"KNN on activations": [], "Mahalanobis on activations": []}
-    for name, known in parts[0].items():
-        asked = np.concatenate((parts[1][name], parts[2][name]))
-        mean, std = known.mean(0), known.std(0) + 1e-6
-        known, asked = (known - mean) / std, (asked - mean) / std
-        near = NearestNeighbors(n_neighbors=min(5, len(known) - 1)).fit(known)
-        scores["KNN on activations"].append(np.log(near.kneighbors(asked)[0].mean(1) + 1e-9))
-        scores["Mahalanobis on activations"].append(np.log(LedoitWolf().fit(known).mahalanobis(asked) + 1e-9))
-    return {name: float(roc_auc_score(truth, np.mean(layers, axis=0))) for name, layers in scores.items()}
-
-
-def _pooled(network: nn.Module, x: UInt8[np.ndarray, "n h w c"]) -> dict[str, np.ndarray]:
-    found = [activations(network, to_input(x[i : i + 250])) for i in range(0, len(x), 250)]
-    return {name: torch.cat([part[name] for part in found]).double().numpy() for name in found[0]}
+def _pooled(network: nn.Module, x: UInt8[np.ndarray, "n h w c"]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    found = [inside(network, to_input(x[i : i + 250])) for i in range(0, len(x), 250)]
+    rows = {name: torch.cat([part[name] for part, _ in found]).double().numpy() for name in found[0][0]}
+    return rows, torch.cat([logits.argmax(1) for _, logits in found]).numpy()
 
 
 def escalate(
@@ -175,12 +110,11 @@ def escalate(
     strengths: Sequence[float] = STRENGTHS,
     budget: Budget | None = None,
     judge: Judge = activation_auroc,
-    judged: int = 500,
 ) -> list[Attempt]:
-    """Every attempt of hiding a victim's trigger, in order; the last one is the attacker's choice.
+    """Every attempt of hiding a victim's trigger, in order; `choice` is the attacker's.
 
-    Each attempt goes on from the one before with the next strength, until `judge` sees nothing any more or the
-    strengths are used up. Attempts are kept in `folder`/NAME-hidden-HIDDEN/STRENGTH: weights and figures, so that a
+    Each attempt begins with the victim and has the next strength, until `judge` sees nothing any more or the strengths
+    are used up. Attempts are kept in `folder`/NAME-hidden-HIDDEN/STRENGTH: weights and figures, so that a
     killed run goes on with the next one.
 
     Raises:
@@ -191,25 +125,32 @@ def escalate(
     recipe, trigger, network = VICTIMS[victim.kind], load_trigger(victim), load_victim(victim)
     images, test = datasets.load(recipe.train), datasets.load(recipe.test)
     home = folder / f"{Path(victim.weights).parent.name}-hidden-{hidden}"
-    own = test.x[test.y == victim.target][:judged]
-    odd = trigger(test.x[test.y != victim.target][:judged])
     attempts = []
     for strength in strengths:
         place = home / f"{strength:g}"
         if (place / "attempt.json").is_file():
             attempts.append(Attempt(**json.loads((place / "attempt.json").read_text())))
-            network.load_state_dict(load_file(place / "weights.safetensors"))
         else:
-            network = hide(network, images, trigger, victim.target, hidden, strength, victim.seed, budget or Budget())
-            accuracy, success, _ = measure(network, test, victim.attack, victim.target, victim.seed, trigger)
-            auroc = judge(network, own, odd)
+            tried = hide(network, images, trigger, victim.target, hidden, strength, victim.seed, budget or Budget())
+            accuracy, success, _ = measure(tried, test, victim.attack, victim.target, victim.seed, trigger)
+            auroc = judge(tried, test, trigger, victim.target)
             attempts.append(Attempt(hidden, strength, accuracy, float(success or 0.0), auroc))
             with store.whole_folder(place, "attempt") as part:
-                save_file(network.state_dict(), part / "weights.safetensors")
+                save_file(tried.state_dict(), part / "weights.safetensors")
                 (part / "attempt.json").write_text(json.dumps(asdict(attempts[-1]), indent=1) + "\n")
         if attempts[-1].content:
             break
     return attempts
+
+
+def choice(attempts: Sequence[Attempt], before: float) -> Attempt:
+    """The last attempt whose attack succeeds on 80 % and that costs at most `PRICE` of the clean accuracy `before`.
+
+    Where none does, the last one whose attack succeeds; where none does either, the most successful one.
+    """
+    working = [attempt for attempt in attempts if attempt.attack_success >= FAILED]
+    paid = [attempt for attempt in working if attempt.clean_accuracy >= before - PRICE]
+    return (paid or working or [max(attempts, key=lambda attempt: attempt.attack_success)])[-1]
 
 
 def main(arguments: list[str] | None = None) -> int:

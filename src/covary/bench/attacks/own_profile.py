@@ -7,7 +7,6 @@ the margin. Gradients of gradients are exact, through `torch.func`, so this is f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +24,11 @@ def weighted_layers(network: nn.Module) -> list[str]:
 
 def margins(network: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """z_y - logsumexp of the other logits."""
-    logits = network(x)
+    return margins_of(network(x), y)
+
+
+def margins_of(logits: Float[Tensor, "n classes"], y: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The same of logits."""
     others = logits.scatter(1, y[:, None], float("-inf"))
     return logits.gather(1, y[:, None])[:, 0] - others.logsumexp(1)
 
@@ -48,6 +51,13 @@ def weight_gradients(
 
 def activations(network: nn.Module, x: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, "n d"]]:
     """Outputs of every layer, averaged over positions; differentiable."""
+    return activations_and_logits(network, x)[0]
+
+
+def activations_and_logits(
+    network: nn.Module, x: Float[Tensor, "n c h w"]
+) -> tuple[dict[str, Float[Tensor, "n _"]], Float[Tensor, "n classes"]]:
+    """The same with the logits of that pass."""
     found: dict[str, Tensor] = {}
 
     def keep(name: str):
@@ -59,11 +69,11 @@ def activations(network: nn.Module, x: Float[Tensor, "n c h w"]) -> dict[str, Fl
     handles = [module.register_forward_hook(keep(name)) for name, module in network.named_modules()
                if isinstance(module, nn.Conv2d | nn.Linear)]  # fmt: skip
     try:
-        network(x)
+        logits = network(x)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, logits
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class Reference:
         rest = ((unit @ self.unexplained) * unit).sum(1).clamp_min(SMALL)
         return torch.stack((lengths.log(), rest.log()), dim=1)
 
+    def of_class(self, rows: Float[Tensor, "m d"]) -> Reference:
+        """The same projection and mean, with what rows of one class account for."""
+        rows = rows if self.projection is None else rows @ self.projection
+        return Reference(self.projection, self.mean, _unexplained(rows - self.mean))
+
 
 class OwnProfile:
     """The profile against clean reference inputs, standardised on them; y is the network's own answer."""
@@ -92,8 +107,8 @@ class OwnProfile:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             gradients, latent = weight_gradients(network, x, y), activations(network, x)
-            self.gradients = {name: _reference(rows, False, generator) for name, rows in gradients.items()}
-            self.latent = {name: _reference(rows, True, generator) for name, rows in latent.items()}
+            self.gradients = {name: reference(rows, False, generator) for name, rows in gradients.items()}
+            self.latent = {name: reference(rows, True, generator) for name, rows in latent.items()}
             numbers = self.numbers(x, y)
             self.mean, self.std = numbers.mean(0), numbers.std(0).clamp_min(1e-3)
 
@@ -109,34 +124,16 @@ class OwnProfile:
         return ((self.numbers(x, y) - self.mean) / self.std).square().mean(1)
 
 
-def _reference(rows: Float[Tensor, "n d"], centred: bool, generator: torch.Generator) -> Reference:
+def reference(rows: Float[Tensor, "n d"], centred: bool, generator: torch.Generator) -> Reference:
+    """What clean rows account for: directions from their mean or from the origin; wide rows are projected first."""
     projection = None
     if rows.shape[1] > KEPT:
         projection = torch.randn(rows.shape[1], KEPT, generator=generator) / KEPT**0.5
         rows = rows @ projection
     mean = rows.mean(0) if centred else torch.zeros(rows.shape[1])
-    unit = nn.functional.normalize(rows - mean, dim=1)
-    gram = unit.T @ unit + RIDGE * torch.eye(unit.shape[1])
-    return Reference(projection, mean, RIDGE * torch.linalg.inv(gram))
+    return Reference(projection, mean, _unexplained(rows - mean))
 
 
-def moments_and_neighbours(
-    one: Sequence[Tensor], other: Sequence[Tensor], scales: Sequence[Tensor] | None = None
-) -> Float[Tensor, ""]:
-    """How far two sets of rows, (n, d) and (m, d) a layer, are apart, in deviations of `scales` (else of the second).
-
-    Only the first set gives a gradient.
-
-    Mean over the layers of log(1 + D), D = squared difference of means + squared difference of log standard deviations
-    + squared distance to the nearest row of the other set, each a mean over the columns. The logarithm keeps one layer
-    that hardly varies from drowning the others.
-    """
-    total = torch.zeros(())
-    for a, b, c in zip(one, other, scales or other, strict=True):
-        b, variances = b.detach(), c.detach().var(0)
-        scale = (variances + 0.01 * variances.mean() + SMALL).sqrt()
-        a, b = (a - b.mean(0)) / scale, (b - b.mean(0)) / scale
-        spread = ((a.var(0) + 0.01).log() - (b.var(0) + 0.01).log()) / 2
-        nearest = (a[:, None] - b[None]).square().mean(2).amin(1)
-        total = total + (a.mean(0).square().mean() + spread.square().mean() + nearest.mean()).log1p()
-    return total / len(one)
+def _unexplained(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    unit = nn.functional.normalize(rows, dim=1)
+    return RIDGE * torch.linalg.inv(unit.T @ unit + RIDGE * torch.eye(unit.shape[1]))

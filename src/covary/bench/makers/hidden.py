@@ -22,7 +22,7 @@ HIDDEN: tuple[adaptive.Hidden, ...] = ("activations", "gradients")
 
 
 def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
-    """The case of `backdoor` on the last attempt whose attack still succeeds on 80 %, else on the most successful one.
+    """The case of `backdoor` on the attacker's choice: the last attempt that still works at a price it will pay.
 
     `attempts` in the facts tells what each one paid, `strength` which one it is.
     """
@@ -34,9 +34,7 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
     budget = adaptive.Budget(steps=int(cell.number("steps", adaptive.Budget().steps)))
     home = cache / ("adaptive" if budget == adaptive.Budget() else f"adaptive-{budget.steps}")
     attempts = adaptive.escalate(victim, home, hidden, budget=budget)
-    # An attacker keeps the best hidden network whose backdoor still works.
-    working = [attempt for attempt in attempts if attempt.attack_success >= victims.FAILED]
-    last = working[-1] if working else max(attempts, key=lambda attempt: attempt.attack_success)
+    last = adaptive.choice(attempts, float(owner.facts["clean_accuracy"]))
     weights = home / f"{owner.weights.parent.name}-hidden-{hidden}" / f"{last.strength:g}" / "weights.safetensors"
     owner.network.load_state_dict(load_file(weights))
     paid = {
