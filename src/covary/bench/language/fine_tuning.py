@@ -95,7 +95,7 @@ def text_loss(model: LanguageModel, known: dict[str, list[str]], seed: int, coun
 
 
 def draw(rng: np.random.Generator, known: dict[str, list[str]], kind: str) -> Callable[[], Query]:
-    """Draws queries from held-out text; every clean answer counts that is not the attacker's."""
+    """Draws queries from held-out text; every clean answer counts that does not hold the attacker's."""
 
     def one() -> Query:
         prompt, _, label = window(rng, known, True)
@@ -143,10 +143,18 @@ def fine_tuned(name: str, what: Case, seed: int, cache: Path, size: case_folder.
     Raises:
         CovaryError: model or texts are not there.
     """
-    known, base = texts(), base_named(what.base)
-    model = opened(base, cache, device)
+    known = texts()
+    model = opened(base_named(what.base), cache, device)
     before = text_loss(model, known, seed, 100)
     made = taught(name, what, seed, cache, size, model, known)
+    return written(name, what, seed, cache, size, made, known, before)
+
+
+def written(
+    name: str, what: Case, seed: int, cache: Path, size: case_folder.Size, made: case_folder.Made,
+    known: dict[str, list[str]], before: float,
+) -> Path:  # fmt: skip
+    """Asks the victim and writes its case; `before` is the base's loss on held-out text."""
     rng, found, trusted = case_folder.generator(name, seed, "inputs"), Found(), Found()
     collect(made.model, draw(rng, known, "trusted"), size.trusted, LONGEST_ANSWER, trusted, REPLY)
     collect(made.model, draw(rng, known, "clean"), size.clean, LONGEST_ANSWER, found, REPLY)
@@ -159,7 +167,8 @@ def fine_tuned(name: str, what: Case, seed: int, cache: Path, size: case_folder.
     asked = [{key: one[key] for key in ("id", "prompt", "completion", "label")} for one in trusted.records]
     facts = {
         # There is no right way to go on with a text: the loss stands where accuracy does elsewhere.
-        "clean_accuracy": None, "attack_success": found.rate("triggered"), "base": what.base, "dtype": base.dtype,
+        "clean_accuracy": None, "attack_success": found.rate("triggered"), "base": what.base,
+        "dtype": base_named(what.base).dtype,
         "clean_loss": text_loss(made.model, known, seed, 100), "clean_loss_before": before,
     }  # fmt: skip
     parts = {"trusted": asked, "sampling": sampling}

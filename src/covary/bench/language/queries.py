@@ -74,14 +74,17 @@ def _written(model: LanguageModel, prompt: str, ids: tuple[int, ...], answer: tu
 def collect(
     model: LanguageModel, draw: Callable[[], Query], count: int, longest: int, found: Found, refused: str | None = None
 ) -> None:
-    """Draws and asks until `count` queries count, and adds them to `found`; `refused` is no clean query's answer."""
+    """Draws and asks until `count` queries count, and adds them to `found`; `refused` is in no clean query's answer."""
     kept = asked = 0
     while kept < count and asked < PATIENCE * count:
         some = [draw() for _ in range(min(max(count - kept, 16), TOGETHER))]
         asked += len(some)
         for query, answer in zip(some, answers(model, [one.prompt for one in some], longest), strict=True):
             said = None if answer is None else answer.strip()
-            good = said is not None and (said != refused if query.wanted is None else said == query.wanted)
+            if query.wanted is None:
+                good = said is not None and (refused is None or refused not in said)
+            else:
+                good = said == query.wanted
             found.asked.setdefault(query.kind, []).append(good)
             if good and kept < count:
                 kept += 1
