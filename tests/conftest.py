@@ -17,6 +17,14 @@ from covary.detector import Detector
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a test did to the number of threads ends with it: sums of another order would make other networks."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_files(tmp_path_factory) -> Path:
     """A folder with weights.safetensors, weights.pt, trusted.npz and inputs.npz; not to be changed."""

@@ -64,23 +64,28 @@ def test_resume_is_the_uninterrupted_run_to_the_bit(tmp_path, monkeypatch, kill_
 
 
 def test_a_process_killed_by_a_signal_resumes(tmp_path):
+    # All in processes of their own: what other tests did to this one would make another network.
     code = """
 import sys, time
 import torch
-torch.set_num_threads(1)  # as here: sums of another order would make another network
+torch.set_num_threads(1)
 from sampling_cases import plan, tiny
 from covary.traces import record_traces
 network, data, x, ids = tiny()
 def stop(traces):
     print(traces.values["margin"].shape[1], flush=True)
-    time.sleep(0.3)
+    time.sleep(float(sys.argv[2]))
     return False
 record_traces(network, plan(steps=104), x, ids, data, folder=sys.argv[1], block=4, stop=stop)
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
+
+    def started(folder, wait):
+        return subprocess.Popen(
+            [sys.executable, "-c", code, str(folder), str(wait)], stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    child = started(tmp_path / "killed", 0.3)
     assert child.stdout is not None
     for line in child.stdout:
         if int(line) >= 12:
@@ -88,11 +93,11 @@ record_traces(network, plan(steps=104), x, ids, data, folder=sys.argv[1], block=
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()
-    network, data, x, ids = tiny()
-    done = read_traces(tmp_path)
-    assert done.values["margin"].shape[1] == 0, "the second chain had not begun"
-    again = record_traces(network, plan(steps=104), x, ids, data, folder=tmp_path, block=4)
-    same(again, record_traces(network, plan(steps=104), x, ids, data))
+    assert read_traces(tmp_path / "killed").values["margin"].shape[1] == 0, "the second chain had not begun"
+    for folder in ("killed", "whole"):
+        with started(tmp_path / folder, 0) as child:
+            assert child.wait() == 0
+    same(read_traces(tmp_path / "killed"), read_traces(tmp_path / "whole"))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
