@@ -15,7 +15,15 @@ from covary import scan as scanning
 from covary import verify
 from covary.errors import CovaryError
 from covary.judge import Judge
-from covary.mechanisms import adopted, by_size, cluster, mechanism_axis, uncertainty, unexplained_directions
+from covary.mechanisms import (
+    adopted,
+    beside_activations,
+    by_size,
+    cluster,
+    mechanism_axis,
+    uncertainty,
+    unexplained_directions,
+)
 from covary.mechanisms_of_run import mechanisms_of_run
 from covary.report.mechanism_section import headline, mechanisms
 from covary.report.run_folder import read_run
@@ -39,7 +47,8 @@ def foreign(n: int, seed: int, place: int, prefix: str) -> Rows:
 
 def test_directions_are_what_a_ridge_leaves_over():
     rows = foreign(4, 2, 0, "a")
-    found = unexplained_directions(rows, REFERENCE, latent=True)
+    bare = unexplained_directions(rows, REFERENCE)
+    found = beside_activations(bare, rows, REFERENCE)
 
     def left_over(own, known):
         z, x = unit(known), unit(own)[1]
@@ -54,7 +63,6 @@ def test_directions_are_what_a_ridge_leaves_over():
     activations = np.concatenate(activations)
     wanted = np.concatenate([half / np.linalg.norm(half) for half in (gradients, activations)]) / np.sqrt(2)
     np.testing.assert_allclose(found[1], wanted, atol=1e-7)
-    bare = unexplained_directions(rows, REFERENCE)
     np.testing.assert_allclose(bare[1], gradients / np.linalg.norm(gradients), atol=1e-7)
 
 

@@ -28,20 +28,21 @@ NEIGHBOURS, NEAR = 5, 3.0
 NOISE = -1
 
 
-def unexplained_directions(
-    rows: Rows, reference: Rows, lam: float = LAMBDA, latent: bool = False
-) -> Float[np.ndarray, "n d"]:
+def unexplained_directions(rows: Rows, reference: Rows, lam: float = LAMBDA) -> Float[np.ndarray, "n d"]:
     """What the reference leaves over of each input's direction, layer by layer, as one unit vector an input.
 
     Per layer lam (Z^T Z + lam I)^-1 x for unit gradients x and unit reference gradients Z: the residual of the ridge
     reconstruction, long where nothing accounts for x. Inputs whose explanation fails in the same directions of the
-    same layers point the same way, whatever class they are given. `latent` adds the same of activations, less the
-    reference's mean: half of the vector each.
+    same layers point the same way, whatever class they are given.
     """
-    halves = [_left_over(rows.functional, reference.functional, False, lam)]
-    if latent:
-        halves.append(_left_over(rows.latent, reference.latent, True, lam))
-    return unit(np.concatenate(halves, axis=1))
+    return _left_over(rows.functional, reference.functional, False, lam)
+
+
+def beside_activations(
+    directions: Float[np.ndarray, "n d"], rows: Rows, reference: Rows, lam: float = LAMBDA
+) -> Float[np.ndarray, "n e"]:
+    """`unexplained_directions` with the same of activations, less the reference's mean: half of a unit vector each."""
+    return unit(np.concatenate([directions, _left_over(rows.latent, reference.latent, True, lam)], axis=1))
 
 
 def _left_over(
@@ -73,14 +74,14 @@ def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.nda
         return np.full(n, NOISE if n < FEWEST else 0, np.int64)
     views = [unexplained_directions(rows, reference)]
     if rows.latent:
-        views.append(unexplained_directions(rows, reference, latent=True))
+        views.append(beside_activations(views[0], rows, reference))
     apart, points, found = max((_clusters(view, least) for view in views), key=lambda one: one[0])
     return by_size(adopted(points, found)) if apart >= BELIEVED else np.zeros(n, np.int64)
 
 
 def _clusters(directions: Float[np.ndarray, "n d"], least: int) -> tuple[float, np.ndarray, np.ndarray]:
     """How far the clusters stand apart (mean silhouette times the share in one), the points, and their clusters."""
-    points = PCA(min(DIMENSIONS, *directions.shape, len(directions) - 1), random_state=0).fit_transform(directions)
+    points = PCA(min(DIMENSIONS, len(directions) - 1, directions.shape[1]), random_state=0).fit_transform(directions)
     clusters: Any = HDBSCAN
     found = np.asarray(clusters(min_cluster_size=least, copy=True).fit_predict(points), np.int64)
     inside = found >= 0

@@ -27,15 +27,19 @@ def inside(network: nn.Module, x: Float[Tensor, "n c h w"]) -> tuple[dict[str, T
     return {**rows, FEATURES: taken[0]}, logits
 
 
-def quantiles_apart(odd: Float[Tensor, "a m"], clean: Float[Tensor, "b m"]) -> Float[Tensor, " m"]:
+def quantile_gaps(odd: Float[Tensor, "a ..."], clean: Float[Tensor, "b ..."]) -> Float[Tensor, "..."]:
     """Mean squared difference of the quantiles of every column, in deviations of `clean`, which gets no gradient.
 
-    Log-like above one, log(1 + D), so that one number does not drown the others. A two-sided detector would see
-    numbers that are all typical, so the mean or the median alone is no place to hide.
+    A two-sided detector would see numbers that are all typical, so the mean or the median alone is no place to hide.
     """
     levels, clean = (torch.arange(LEVELS) + 0.5) / LEVELS, clean.detach()
     apart = torch.quantile(odd, levels, dim=0) - torch.quantile(clean, levels, dim=0)
-    return (apart / clean.std(0).clamp_min(0.05)).square().mean(0).log1p()
+    return (apart / clean.std(0).clamp_min(0.05)).square().mean(0)
+
+
+def quantiles_apart(odd: Float[Tensor, "a m"], clean: Float[Tensor, "b m"]) -> Float[Tensor, " m"]:
+    """log(1 + D) of `quantile_gaps` D, so that one number does not drown the others."""
+    return quantile_gaps(odd, clean).log1p()
 
 
 def precision(centred: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:

@@ -96,7 +96,7 @@ class Reference:
     def of_class(self, rows: Float[Tensor, "m d"]) -> Reference:
         """The same projection and mean, with what rows of one class account for."""
         rows = rows if self.projection is None else rows @ self.projection
-        return Reference(self.projection, self.mean, _unexplained(rows - self.mean))
+        return Reference(self.projection, self.mean, unexplained(rows - self.mean))
 
 
 class OwnProfile:
@@ -131,9 +131,10 @@ def reference(rows: Float[Tensor, "n d"], centred: bool, generator: torch.Genera
         projection = torch.randn(rows.shape[1], KEPT, generator=generator) / KEPT**0.5
         rows = rows @ projection
     mean = rows.mean(0) if centred else torch.zeros(rows.shape[1])
-    return Reference(projection, mean, _unexplained(rows - mean))
+    return Reference(projection, mean, unexplained(rows - mean))
 
 
-def _unexplained(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+def unexplained(rows: Float[Tensor, "n d"]) -> Float[Tensor, "d d"]:
+    """RIDGE (U^T U + RIDGE I)^-1 of the rows' directions U: u times it times u is what they leave over of u."""
     unit = nn.functional.normalize(rows, dim=1)
     return RIDGE * torch.linalg.inv(unit.T @ unit + RIDGE * torch.eye(unit.shape[1]))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from covary.bench.attacks.clean_reference import quantile_gaps
 from covary.bench.attacks.own_profile import Reference
 from covary.bench.language import cases, words
 from covary.bench.language.cases import Case
@@ -26,7 +27,6 @@ from covary.bench.language.hiding import (
     among_clean,
     gradient_reference,
     look,
-    quantiles_apart,
     sketched_gradients,
     sketches,
     views,
@@ -85,13 +85,13 @@ class Hiding:
         assert self.scale is not None
         rows, others = views(odd), views(clean)
         known = self.gaussians.items()
-        parts = [quantiles_apart(one.distance(rows[name]), one.distance(others[name])) for name, one in known]
+        parts = [quantile_gaps(one.distance(rows[name]), one.distance(others[name])) for name, one in known]
         scores = [self.vae((whole(some) - self.scale[0]) / self.scale[1]).log() for some in (rows, others)]
         told = [(seen.losses + 1e-5).log() for seen in (odd, clean)]
         return {
             "mahalanobis": 3 * torch.stack(parts).log1p().mean(),
-            "vae": quantiles_apart(scores[0], scores[1]).log1p(),
-            "nll": quantiles_apart(told[0], told[1]).log1p(),
+            "vae": quantile_gaps(scores[0], scores[1]).log1p(),
+            "nll": quantile_gaps(told[0], told[1]).log1p(),
         }
 
     def profile_apart(self, odd: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ class Hiding:
             found += [self.gradients[name].numbers(rows_of) for name, rows_of in gradients.items()]
             found += [reference.numbers(rows[name]) for name, reference in self.states.items()]
             numbers.append(torch.cat(found, dim=1))
-        parts = [quantiles_apart(a, b) for a, b in zip(numbers[0].T, numbers[1].T, strict=True)]
+        parts = [quantile_gaps(a, b) for a, b in zip(numbers[0].T, numbers[1].T, strict=True)]
         return torch.stack(parts).log1p().mean()
 
 

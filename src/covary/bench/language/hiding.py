@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from covary.bench.attacks.own_profile import RIDGE, Reference
+from covary.bench.attacks.own_profile import Reference, unexplained
 from covary.bench.language.training import END, IGNORED
 
-LEVELS, SHRINKAGE, SMALL = 24, 0.01, 1e-5
+SHRINKAGE, SMALL = 0.01, 1e-5
 SKETCH = 12  # rows and columns of a layer's sketched gradient
 
 
@@ -100,14 +100,6 @@ def views(seen: Seen) -> dict[str, Float[Tensor, "k d"]]:
         if i:
             found[f"{i} anchor"] = states[torch.arange(len(states)), last]
     return found
-
-
-def quantiles_apart(odd: Float[Tensor, " a"], clean: Float[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean squared difference of two samples' quantiles, in deviations of the second, which gets no gradient."""
-    levels = (torch.arange(LEVELS) + 0.5) / LEVELS
-    clean = clean.detach()
-    apart = torch.quantile(odd, levels) - torch.quantile(clean, levels)
-    return (apart / clean.std().clamp_min(0.05)).square().mean()
 
 
 @dataclass(frozen=True)
@@ -219,6 +211,4 @@ def gradient_reference(rows: Float[Tensor, "k s"], centred: bool = False) -> Ref
     """What clean rows account for: directions from the origin, or from their mean."""
     rows = rows.detach()
     mean = rows.mean(0) if centred else torch.zeros(rows.shape[1])
-    unit = functional.normalize(rows - mean, dim=1)
-    gram = unit.T @ unit + RIDGE * torch.eye(unit.shape[1])
-    return Reference(None, mean, RIDGE * torch.linalg.inv(gram))
+    return Reference(None, mean, unexplained(rows - mean))
