@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from covary.bench import attacks, baselines, datasets, foreign, pack, settings, tune, whole
+from covary.bench import attacks, baselines, datasets, foreign, pack, packed, settings, tune, whole
 from covary.bench.attacks import Attack
 from covary.bench.baselines import BASELINES, Baseline
 from covary.bench.ingredients import Cutter
@@ -267,7 +267,7 @@ def test_a_pack_is_read_in_place_of_the_set(tmp_path, monkeypatch):
     assert list(found.id) == list(whole_set.id)
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (130, 32, 32, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(pack.images_of(pack.mosaic(colour), 130, (32, 32, 3)), colour)
+    np.testing.assert_array_equal(packed.images_of(packed.mosaic(colour), 130, (32, 32, 3)), colour)
     with pytest.raises(CovaryError, match="unknown data set to pack 'digit'"):
         pack.write_pack("digit", tmp_path)
     with pytest.raises(CovaryError, match="a larger --limit"):

@@ -13,9 +13,10 @@ from covary.couplings import couple
 from covary.draws import coupling_error, draw_bank, halved, load_bank, save_bank
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
+from covary.recording import record_traces
 from covary.sampled_rows import rows_on_draws, sample_rows, sampling_data, with_chosen_sigma
 from covary.samplers import SamplingPlan
-from covary.traces import record_traces, rows_from_traces
+from covary.traces import rows_from_traces
 from covary.types import Batch, Rows
 from sampling_cases import images, plan, tiny, tiny_module
 
@@ -26,9 +27,7 @@ def batches(sizes: list[int], labelled: bool = False) -> list[Batch]:
     x, y = images(sum(sizes), seed=2)
     ids = [f"image-{i}" for i in range(len(x))]
     ends = np.cumsum([0, *sizes])
-    return [
-        Batch(ids[a:b], x[a:b], y[a:b].numpy() if labelled else None) for a, b in pairwise(ends)
-    ]
+    return [Batch(ids[a:b], x[a:b], y[a:b].numpy() if labelled else None) for a, b in pairwise(ends)]
 
 
 @pytest.mark.parametrize("sampler", ["rmsprop_sgld", "gaussian"])

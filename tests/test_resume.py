@@ -13,8 +13,8 @@ import pytest
 
 from covary import trace_store
 from covary.errors import CovaryError
+from covary.recording import record_traces
 from covary.trace_store import TraceStore, read_traces
-from covary.traces import record_traces
 from sampling_cases import plan, tiny
 
 pytest.importorskip("xarray", reason="the extra `sampling` is not installed")
@@ -70,7 +70,7 @@ import sys, time
 import torch
 torch.set_num_threads(1)
 from sampling_cases import plan, tiny
-from covary.traces import record_traces
+from covary.recording import record_traces
 network, data, x, ids = tiny()
 def stop(traces):
     print(traces.values["margin"].shape[1], flush=True)

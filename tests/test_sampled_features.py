@@ -15,9 +15,9 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
 from covary.metrics import auroc
+from covary.recording import record_traces
 from covary.sampled_features import SampledExtractor, Watch, first_of, trial_scores
 from covary.samplers import SamplingPlan
-from covary.traces import record_traces
 from covary.types import Batch
 
 X, Y, TRUTH = tiny.inputs()

@@ -14,10 +14,11 @@ from covary.couplings import couple
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
 from covary.observables import margin, nll
+from covary.recording import record_traces
 from covary.samplers import SamplingPlan
 from covary.samplers.rmsprop_sgld import RmspropSgldSettings, init, step
 from covary.samplers.state import generator_for, members
-from covary.traces import evaluate, record_traces, rows_from_traces
+from covary.traces import evaluate, rows_from_traces
 from sampling_cases import images, plan, tiny, tiny_module
 
 GAUSSIAN = SamplingPlan(sampler="gaussian", steps=12, burn_in=0, batchnorm="frozen")
@@ -90,9 +91,7 @@ def test_batch_size_and_draws_at_once_change_nothing_but_rounding(sampler):
     first = record_traces(network, chosen, x, ids, data, batch_size=64, block=50)
     for batch_size, at_once, block in [(1, 1, 50), (7, 3, 4), (20, 5, 50)]:
         torch.manual_seed(batch_size)  # nothing may hang on the global generator
-        again = record_traces(
-            network, chosen, x, ids, data, batch_size=batch_size, draws_at_once=at_once, block=block
-        )
+        again = record_traces(network, chosen, x, ids, data, batch_size=batch_size, draws_at_once=at_once, block=block)
         np.testing.assert_allclose(again.values["margin"], first.values["margin"], rtol=1e-4, atol=1e-5)
 
 

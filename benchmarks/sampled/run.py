@@ -26,8 +26,9 @@ from covary.chains import SamplingData, restore, run_block, start
 from covary.functional_network import FunctionalNetwork, functional_network
 from covary.gradients import exact_gradients
 from covary.observables import observable_named
+from covary.recording import record_traces
 from covary.samplers import SamplingPlan, preset_named
-from covary.traces import BOTH, evaluate, predictions, record_traces
+from covary.traces import BOTH, evaluate, predictions
 
 EVERY, SUBSET, BLOCK = 10, 10, 50
 

@@ -114,8 +114,8 @@ def second(found: dict[str, Any]) -> list[str]:
             lines.append(
                 f"- {short}, {source}: {one['effective_draws']} effective draws of {one['draws']}; independent draws"
                 f" {one['independent_effective']} of {one['independent_draws']}. At equal effective draws independent"
-                f" ones take **{one['ratio, every draw']}** times less time than the chain read at every draw, as published,"
-                f" and {one['ratio, every tenth']} times less than the chain read at every tenth."
+                f" ones take **{one['ratio, every draw']}** times less time than the chain read at every draw, as"
+                f" published, and {one['ratio, every tenth']} times less than the chain read at every tenth."
             )
     return lines
 

@@ -39,7 +39,8 @@ from covary.options import (
     grouped,
     settings,
 )
-from covary.pile.asked import INPUTS_PER_PARTITION, OutOrUrl, Partitioned
+from covary.pile import INPUTS_PER_PARTITION
+from covary.pile.asked import OutOrUrl, Partitioned
 
 # Typer's exit code for Ctrl-C.
 INTERRUPTED = 130

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from covary.bench import cifar, tiny_imagenet
+from covary.bench import cifar, packed, tiny_imagenet
 from covary.bench.images import (
     NO_CLASS,
     PROJECT,
@@ -188,7 +188,5 @@ def load(name: str) -> Images:
     """The data set called `name` in `DATASETS`, from a pack in $COVARY_PACKS where that holds it."""
     if name not in DATASETS:
         raise unknown_name("data set", name, DATASETS)
-    from covary.bench import pack
-
-    home = pack.packed(name)
-    return DATASETS[name]() if home is None else pack.read_pack(home)
+    home = packed.packed(name)
+    return DATASETS[name]() if home is None else packed.read_pack(home)

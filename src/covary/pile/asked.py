@@ -10,7 +10,6 @@ from typer import Option
 
 from covary.errors import CovaryError
 
-INPUTS_PER_PARTITION = 8192
 PANEL = "Piles too large for one machine"
 
 OutOrUrl = Annotated[str, Option("--out", help="Folder to write; with partitions also a URL.")]

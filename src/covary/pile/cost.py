@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from covary.errors import CovaryError
-from covary.pile.asked import INPUTS_PER_PARTITION
+from covary.pile import INPUTS_PER_PARTITION
 from covary.pile.partitions import SUMMARY
 from covary.pile.place import TROUBLE, Place
 

@@ -11,7 +11,7 @@ from typing import Any
 from covary.errors import CovaryError
 from covary.fingerprints import canonical_json, digest_json, versions
 from covary.names import is_object_name
-from covary.pile.asked import INPUTS_PER_PARTITION
+from covary.pile import INPUTS_PER_PARTITION
 from covary.pile.place import Place
 from covary.pile.sources import SOURCES, recognise
 

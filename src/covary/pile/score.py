@@ -14,9 +14,8 @@ from covary import saved
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.fingerprints import digest_json
+from covary.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
 from covary.pile import fdr as counted
-from covary.pile import local, on_ray, partitions
-from covary.pile.asked import INPUTS_PER_PARTITION
 from covary.pile.partitions import SUMMARY, part_name
 from covary.pile.passes import Flagger, Record, Tally, fixed_rule
 from covary.pile.place import Place

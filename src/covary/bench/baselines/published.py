@@ -15,9 +15,10 @@ from covary.couplings import ccc, cosine
 from covary.embedding import distance_to_nearest, embedded
 from covary.errors import CovaryError
 from covary.functional_network import functional_network
+from covary.recording import record_traces
 from covary.samplers import SamplingPlan, preset_named
 from covary.scores.coupling import class_max
-from covary.traces import Traces, record_traces
+from covary.traces import Traces
 
 # Every published constant; the observable is read at every tenth of the 1,750 draws after burn-in.
 PLAN = replace(preset_named("paper"), thinning=10)
