@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,6 +75,14 @@ class Prepared:
         f = self.facts
         settings = {"allow_missing_classes": True, "device": self.device, "fpr": self.fpr, "seed": self.seed}
         return Detector(f["model"], weights=f["weights"], **settings)
+
+    def dealt(self, seed: int) -> Prepared:
+        """The same rows, trusted samples dealt to their roles by another seed."""
+        rows = self._kept  # computed with the case's own seed, which the projections depend on
+        other = copy(self)
+        other.__dict__.pop("judge", None)
+        other.seed, other._kept = seed, rows
+        return other
 
     def source(self, name: str, *, raw: bool = False) -> Source:
         """Images of `trusted`, `inputs` or `sampling`; `raw` ones are left in [0, 1]."""
