@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from core_cases import synthetic
+from covary import recording
 from covary.bench import graded_corruptions
 from covary.bench.baselines import BASELINES, Material, Probe, baseline, cheap
 from covary.bench.baselines.beatrix import gram_numbers
@@ -304,8 +305,6 @@ def test_the_published_method_resumes_to_the_same_scores(coupling, tmp_path, mon
     class Killed(Exception):
         pass
 
-    from covary import traces
-
     written = []
 
     def killed_after_two(*arguments):
@@ -314,11 +313,11 @@ def test_the_published_method_resumes_to_the_same_scores(coupling, tmp_path, mon
         written.append(1)
         return real(*arguments)
 
-    real = traces.run_block
-    monkeypatch.setattr(traces, "run_block", killed_after_two)
+    real = recording.run_block
+    monkeypatch.setattr(recording, "run_block", killed_after_two)
     with pytest.raises(Killed):
         published(in_folder, coupling, plan)
-    monkeypatch.setattr(traces, "run_block", real)
+    monkeypatch.setattr(recording, "run_block", real)
     np.testing.assert_allclose(published(in_folder, coupling, plan), whole, rtol=1e-6)
 
 
