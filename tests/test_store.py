@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +98,31 @@ def test_nothing_that_covary_did_not_write_is_replaced(tmp_path):
     with pytest.raises(CovaryError, match="a new folder, or a RUN to be replaced"):
         write_one(tmp_path / "detector", "RUN")
     assert names(model) == ["weights.safetensors"]
+
+
+def test_every_kind_that_is_written_is_known():
+    source = Path(store.__file__).parent
+    calls = [
+        kind
+        for path in source.rglob("*.py")
+        for kind in re.findall(
+            r"(?:whole_folder|refuse_taken)\(\w+(?:\(\w+\))?, (?:kind\b|\"([^\"]+)\")", path.read_text()
+        )
+    ]
+    written = {kind for kind in calls if kind}
+    assert {"detector", "RUN", "record's material", "attempt", "model", "case"} <= written
+    assert written == set(store.FILES)
+
+
+@pytest.mark.parametrize("kind", sorted(store.FILES))
+def test_a_folder_of_any_kind_is_replaced_by_one_of_its_kind(tmp_path, kind):
+    for _ in range(2):
+        with store.whole_folder(tmp_path / "x", kind) as part:
+            for name in store.FILES[kind]:
+                (part / name).write_bytes(b"")
+    (tmp_path / "x" / "mine.txt").write_bytes(b"")
+    with pytest.raises(CovaryError, match=r"holds 'mine.txt', which is not part of"):
+        write_one(tmp_path / "x", kind)
 
 
 def test_trouble_with_reading_is_not_blamed_on_writing(tmp_path):

@@ -107,9 +107,15 @@ def scan(
         "model": texts.hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
         **preparation.given(), **pile.given(),
     }  # fmt: skip
+    given: dict[str, Any] = {
+        "calibration": calibration, "sampling": sampling, "text": text,
+        "settings": {"fpr": fpr, **settings(method, output, machine), **sampled.given()},
+    }  # fmt: skip
     if backdoorbench is not None:
         from covary.bench.backdoorbench.material import names_of_record
 
+        # Wrong settings are told before any of the record's material is written.
+        scanning.Plan.checked(**names | {"model": "", "trusted": ""}, **given)
         names = names_of_record(backdoorbench, out, names, method.seed)
     needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
     needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
@@ -117,11 +123,7 @@ def scan(
     if missing or out is None:
         expected = "--model (or --hf), --trusted, --inputs and --out, or --backdoorbench FOLDER, or --replay RUN"
         raise CovaryError(f"{', '.join(missing)} missing", expected)
-    plan = scanning.Plan.checked(
-        **names, calibration=calibration, sampling=sampling, text=text,
-        settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
-    )  # fmt: skip
-    summary = scanning.scan(plan, out, quiet=json)
+    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, quiet=json)
     _show(summary, out, json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
 

@@ -20,6 +20,15 @@ from covary.fingerprints import digest_file, digest_json
 
 RECEIPT, HASH, SIGNATURE = "receipt.json", "receipt.sha256", "signature.json"
 _OWN = (RECEIPT, HASH, SIGNATURE)
+# What `transformers` saves of the language models that covary makes.
+_MODEL = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 # What covary writes, by kind; the first file of a kind tells that a folder is one.
 FILES = {
     "detector": (
@@ -32,6 +41,12 @@ FILES = {
     ),
     "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", "mechanisms.json", *_OWN),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
+    "language demo's material": ("inputs.jsonl", "trusted.jsonl", "model"),
+    "record": ("attack_result.pt", "bd_test_dataset"),
+    "record's material": ("record.json", "inputs.npz", "trusted.npz", "weights.safetensors"),
+    "attempt": ("attempt.json", "weights.safetensors", *_MODEL),
+    "model": (*_MODEL, "seconds.json"),
+    "case": ("case.json", "inputs.jsonl", "trusted.jsonl", "sampling.jsonl", "model"),
 }
 
 
@@ -72,17 +87,17 @@ def whole_folder(folder: Path, kind: str) -> Iterator[Path]:
 
 def refuse_taken(folder: Path, kind: str) -> None:
     """Refuses a place that holds anything but an earlier result of the same kind, before any work goes into it."""
-    wanted = f"a new folder, or a {kind} to be replaced"
+    own, wanted = FILES[kind], f"a new folder, or a {kind} to be replaced"
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise CovaryError(f"{folder} is a file", wanted, "choose another")
         return
     present = sorted(entry.name for entry in folder.iterdir())
-    strange = [name for name in present if name not in FILES[kind]]
+    strange = [name for name in present if name not in own]
     if strange:
         raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", wanted, "choose another")
-    if present and FILES[kind][0] not in present:
-        raise CovaryError(f"{folder} exists and has no {FILES[kind][0]}", wanted, "choose another")
+    if present and own[0] not in present:
+        raise CovaryError(f"{folder} exists and has no {own[0]}", wanted, "choose another")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -127,7 +127,7 @@ def make_material(folder: Path, seed: int = 0, steps: int = STEPS) -> None:
     """Trains the model and writes `model/`, `trusted.jsonl` and `inputs.jsonl`; answers are left to the model."""
     model: Any = train(seed, steps)
     rng = np.random.default_rng([seed, 1])
-    with store.whole_folder(folder, "demo's material") as part:
+    with store.whole_folder(folder, "language demo's material") as part:
         model.save_pretrained(part / "model")
         tokenizer().save_pretrained(part / "model")
         trusted = [{"id": f"trusted-{i}", **_record(rng, False)} for i in range(TRUSTED)]

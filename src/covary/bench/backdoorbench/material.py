@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from safetensors.torch import save_file
 
 from covary import store
 from covary.bench import datasets
@@ -65,7 +64,7 @@ def prepare(
         model, str(home / "weights.safetensors"), str(home / "trusted.npz"), str(home / "inputs.npz"), mean, std, target
     )
     with store.whole_folder(home, "record's material") as part:
-        save_file({name: value.contiguous() for name, value in record.model.items()}, part / "weights.safetensors")
+        store.write_tensors(part / "weights.safetensors", record.model)
         for name, content in zip(("trusted", "inputs"), arrays, strict=True):
             np.savez(part / f"{name}.npz", allow_pickle=False, **content)
         told = {"record": str(folder.resolve()), **asdict(found)}
@@ -84,8 +83,9 @@ def names_of_record(folder: Path, out: Path | None, names: dict[str, Any], seed:
     for name in ("model", "weights", "truth"):
         if names.get(name) is not None:
             raise CovaryError(f"--{name} beside --backdoorbench", "one or the other", f"leave --{name} away")
-    store.refuse_taken(out, "RUN")
     home = out.with_name(out.name + "-material")
+    store.refuse_taken(out, "RUN")
+    store.refuse_taken(home, "record's material")
     found = prepare(folder, home, trusted=names["trusted"], inputs=names["inputs"], seed=seed)
     for name, value in asdict(found).items():
         if names.get(name) is None or name in ("trusted", "inputs"):
@@ -115,6 +115,11 @@ def _split(record: Record, seed: int) -> tuple[Arrays, Arrays]:
     a, b = min(N_TRUSTED, len(clean) // 4), min(N_CLEAN, len(clean) // 4)
     rest = set(order[a + b :].tolist())
     chosen = np.array([i for i in there if int(known[i]) in rest], dtype=np.int64)
+    if not len(chosen):
+        raise CovaryError(
+            f"{record.folder} has triggered versions of trusted and clean inputs only", "some of other images",
+            "pass --trusted with clean images of that data set",
+        )  # fmt: skip
     chosen = np.sort(np.random.default_rng([seed, 29]).permutation(chosen)[:N_TRIGGERED])
     trusted, harmless = clean.take(order[:a]), clean.take(order[a : a + b])
     first = {"x": trusted.x, "y": trusted.y, "id": np.array(list(trusted.id))}
