@@ -252,6 +252,115 @@ def test_in_memory_images_may_be_arrays_too():
         records.poisoned_set({"x": 1}, Path(), "bd_train")
 
 
+def changed(folder, **keys):
+    """Puts other values under keys of a record, or under `bd_test` where they belong there."""
+    with torch.serialization.safe_globals(records.allowed()):
+        content = torch.load(folder / records.FILE, weights_only=True)
+    inside = {name: value for name, value in keys.items() if name not in content}
+    content["bd_test"].update(inside)
+    content.update({name: value for name, value in keys.items() if name in content})
+    torch.save(content, folder / records.FILE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"num_classes": "ten"}, "num_classes of .* is 'ten'; expected a number of classes"),
+        ({"num_classes": None}, "num_classes of .* is None"),
+        ({"num_classes": 1}, "num_classes of .* is 1"),
+        ({"model": None}, "model of .* is None; expected a state dict"),
+        ({"model": [1, 2]}, r"model of .* is \[1, 2\]; expected a state dict"),
+        ({"model": {}}, "model of .* is {}; expected a state dict"),
+        ({"model": {"a": 3}}, "model of .* has 3 under 'a'; expected a state dict"),
+        ({"img_size": None}, "img_size of .* is None; expected height, width"),
+        ({"img_size": "32x32"}, "img_size of .* is '32x32'; expected height, width"),
+        ({"img_size": [0, 32]}, r"img_size of .* is \[0, 32\]"),
+        ({"bd_test": 3}, "bd_test in .* is not laid out as expected"),
+        ({"bd_train": [3]}, "bd_train in .* is not laid out as expected"),
+        ({"poison_indicator": 3}, "poison_indicator is no list of numbers"),
+        ({"poison_indicator": [[1], [1, 1]]}, "bd_test in .* is not laid out as expected"),
+        ({"original_index_array": 3}, "original_index_array is no list of numbers"),
+        ({"original_index_array": ["a"]}, "original_index_array is no list of numbers"),
+        ({"bd_data_container": {"data_dict": [1]}}, "data_dict is no dict"),
+        ({"bd_data_container": {"data_dict": {-1: (CLEAN_X[0], 2, 1)}}}, r"not laid out as expected \(row -1\)"),
+        ({"bd_data_container": {"data_dict": {3: {"path": "a/b/c.png", "other_info": []}}}}, "not laid out"),
+        ({"bd_data_container": {"data_dict": {3: (CLEAN_X[3], float("inf"), 3)}}}, "not laid out as expected"),
+        ({"bd_data_container": {"data_dict": {3: (CLEAN_X[3], 2**70, 3)}}}, "not laid out as expected"),
+    ],
+)  # fmt: skip
+def test_damaged_records_are_told_in_one_sentence(tmp_path, keys, said):
+    folder = changed(write(tmp_path / "a"), **keys)
+    with pytest.raises(CovaryError, match=said) as told:
+        records.read_record(folder)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "image", [CLEAN_X[3] / 255, CLEAN_X[3].transpose(2, 0, 1), CLEAN_X[3, :, :, 0], None, -np.ones((4, 4, 3))]
+)  # fmt: skip
+def test_in_memory_images_that_are_none_are_told(tmp_path, image):
+    data = {"data_dict": {3: (image, 2, 3)}}
+    folder = changed(write(tmp_path / "a", in_memory=True), bd_data_container=data)
+    with pytest.raises(CovaryError, match=r"a poisoned image is an array of .* whole numbers from 0 to 255"):
+        records.read_record(folder).bd_test.images(np.arange(1))
+
+
+def test_images_of_two_sizes_are_told(tmp_path, run_cli):
+    folder = write(tmp_path / "a")
+    Image.fromarray(CLEAN_X[8, :16]).save(folder / "bd_test_dataset" / "0" / "8.png")
+    np.savez(tmp_path / "t.npz", x=CLEAN_X, y=CLEAN_Y)
+    code, _, err = run_cli(
+        "scan", "--backdoorbench", folder, "--trusted", tmp_path / "t.npz", "--out", tmp_path / "run"
+    )  # fmt: skip
+    assert code == 2
+    assert "the poisoned image of row 8 has 16x32 pixels; expected 32x32, as the others" in err
+    assert not list(tmp_path.glob("run*"))
+
+
+def test_rows_of_tiny_imagenet_count_by_class_and_name(tmp_path, monkeypatch):
+    home = tmp_path / "tiny-imagenet-200"
+    monkeypatch.setenv("COVARY_TINY", str(home))
+    (home / "val" / "images").mkdir(parents=True)
+    (home / "wnids.txt").write_text("n02\nn01\nn04\nn03\n")
+    synset = {f"val_{i}.JPEG": f"n0{1 + i % 3}" for i in range(48)}
+    lines = [f"{name}\t{own}\t0\t0\t62\t62\n" for name, own in synset.items()]
+    (home / "val" / "val_annotations.txt").write_text("".join(lines))
+    for i, name in enumerate(synset):
+        Image.new("RGB", (64, 64), (5 * i,) * 3).save(home / "val" / "images" / name)
+    order = sorted(synset, key=lambda name: (synset[name], name))
+    rows = np.arange(48)
+    original = np.array([int(synset[name][1:]) - 1 for name in order])
+    marked = np.stack([np.full((64, 64, 3), 255 - 5 * int(name[4:-5]), np.uint8) for name in order])
+    folder = write(
+        tmp_path / "a", clean_data="tiny", clean_size=48, rows=rows, images=marked, original=original,
+        poisoned=np.full(48, 3),
+    )  # fmt: skip
+    found = material.prepare(folder, tmp_path / "m")
+    trusted, inputs = np.load(found.trusted), np.load(found.inputs)
+    assert (len(trusted["x"]), (inputs["truth"] == 0).sum(), inputs["truth"].sum()) == (12, 12, 24)
+    names = [*trusted["id"], *inputs["id"]]
+    assert len({name.rsplit("-", 1)[1] for name in names}) == 48
+    for name, x, y, odd in zip(inputs["id"], inputs["x"], inputs["y"], inputs["truth"], strict=True):
+        row = int(name.rsplit("-", 1)[1])
+        shade = 5 * int(order[row][4:-5])
+        assert abs(x.mean() - (255 - shade if odd else shade)) < 1
+        assert y == original[row]
+
+
+def test_triggered_versions_of_other_images_are_needed(tmp_path):
+    position = np.random.default_rng([0, 23]).permutation(40)[0]
+    with pytest.raises(CovaryError, match=r"triggered versions of trusted and clean inputs only; .*pass --trusted"):
+        material.prepare(write(tmp_path / "a", rows=[position]), tmp_path / "m")
+
+
+def test_weights_that_share_memory_are_written(tmp_path):
+    state = Tiny().state_dict()
+    state["conv.bias"] = state["linear.bias"]
+    found = material.prepare(write(tmp_path / "a", model=state, rows=np.flatnonzero(CLEAN_Y != 2)), tmp_path / "m")
+    assert torch.equal(load_network(found.model, found.weights).module.conv.bias, state["linear.bias"])
+
+
 def bright(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Four classes that mean brightness tells."""
     rng = np.random.default_rng(seed)
@@ -280,6 +389,10 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
         poisoned=np.full(len(rows), 2),
     )  # fmt: skip
     command = ["scan", "--backdoorbench", folder, "--trusted", tmp_path / "t.npz", "--inputs", tmp_path / "c.npz"]
+    # Material of an earlier scan into the same place is replaced.
+    told = {"model": None, "weights": None, "truth": None, "trusted": str(tmp_path / "t.npz"), "inputs": None}
+    material.names_of_record(folder, tmp_path / "run", told, 0)
+    assert (np.load(tmp_path / "run-material" / "inputs.npz")["truth"] == 1).all()
     code, out, err = run_cli(*command, "--out", tmp_path / "run", "--json")
     assert code == 0, err
     summary = json.loads(out)
@@ -288,6 +401,17 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
     assert (tmp_path / "run-material" / "record.json").is_file()
     code, out, err = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json")
     assert (code, json.loads(out)["replay"]["identical"]) == (0, True), err
+    (tmp_path / "kept-material").mkdir()
+    (tmp_path / "kept-material" / "thesis.txt").write_text("mine")
+    code, _, err = run_cli(*command, "--out", tmp_path / "kept")
+    assert code == 2
+    assert "thesis.txt', which is not part of a record's material" in err
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "kept-material").iterdir()] == ["thesis.txt"]
+    code, _, err = run_cli(*command, "--out", tmp_path / "wrong", "--fpr", "7")
+    assert code == 2
+    assert "fpr" in err
+    assert not list(tmp_path.glob("wrong*"))
     code, _, err = run_cli(*command, "--model", "a:b", "--out", tmp_path / "other")
     assert code == 2
     assert "--model beside --backdoorbench" in err

@@ -180,12 +180,28 @@ def test_tiny_imagenet_counts_synsets_in_sorted_order(tmp_path, monkeypatch):
         for i in range(2):
             Image.new("L" if i else "RGB", (64, 64), shade if i else (shade,) * 3).save(folder / f"{synset}_{i}.JPEG")
     (tmp_path / "val" / "images").mkdir(parents=True)
-    for name in ("val_1.JPEG", "val_0.JPEG"):
-        Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "val" / "images" / name)
-    (tmp_path / "val" / "val_annotations.txt").write_text("val_1.JPEG\tn02\t0\t0\t1\t1\nval_0.JPEG\tn01\t0\t0\t1\t1\n")
+    lines = []
+    for number, synset in ((1, "n02"), (9, "n01"), (10, "n01"), (0, "n02")):
+        Image.new("RGB", (64, 64), (10 * number,) * 3).save(tmp_path / "val" / "images" / f"val_{number}.JPEG")
+        lines.append(f"val_{number}.JPEG\t{synset}\t0\t0\t1\t1\n")
+    (tmp_path / "val" / "val_annotations.txt").write_text("".join(lines))
     train, test = datasets.load("tiny-train"), datasets.load("tiny-test")
     assert train.x.shape == (4, 64, 64, 3)
     assert train.y.tolist() == [0, 0, 1, 1]
     assert train.x.mean((1, 2, 3)).round().tolist() == [10, 10, 200, 200]
-    assert test.y.tolist() == [1, 0]
-    assert test.id == ["tiny-val-val_1", "tiny-val-val_0"]
+    # By synset, then by name, where 10 comes before 9.
+    assert test.y.tolist() == [0, 0, 1, 1]
+    assert test.x.mean((1, 2, 3)).round().tolist() == [100, 90, 0, 10]
+    assert [datasets.position(name) for name in test.id] == [0, 1, 2, 3]
+    # BackdoorBench moves the validation images into a folder for each synset.
+    for line in lines:
+        name, synset = line.split("\t")[:2]
+        (tmp_path / "val" / synset).mkdir(exist_ok=True)
+        (tmp_path / "val" / "images" / name).rename(tmp_path / "val" / synset / name)
+    (tmp_path / "val" / "val_annotations.txt").unlink()
+    moved = datasets.load("tiny-test")
+    assert np.array_equal(moved.x, test.x)
+    assert (moved.y.tolist(), moved.id) == (test.y.tolist(), test.id)
+    shutil.rmtree(tmp_path / "val")
+    with pytest.raises(CovaryError, match="no images in"):
+        datasets.load("tiny-test")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from covary.bench.images import Images, cache_folder
+from covary.bench.images import Images, cache_folder, numbered
 from covary.errors import CovaryError
 
 
@@ -25,7 +25,7 @@ def classes() -> dict[str, int]:
     return {name: i for i, name in enumerate(sorted(path.read_text().split()))}
 
 
-def _images(listed: list[tuple[Path, int]], prefix: str) -> Images:
+def _images(listed: list[tuple[Path, int]], ids: list[str]) -> Images:
     if not listed:
         raise CovaryError(f"no images in {tiny_folder()}", "the unzipped tiny-imagenet-200")
     pixels = []
@@ -33,7 +33,7 @@ def _images(listed: list[tuple[Path, int]], prefix: str) -> Images:
         with Image.open(path) as image:
             pixels.append(np.asarray(image.convert("RGB")))
     labels = np.array([label for _, label in listed], dtype=np.int64)
-    return Images(np.stack(pixels), labels, [f"{prefix}-{path.stem}" for path, _ in listed])
+    return Images(np.stack(pixels), labels, ids)
 
 
 def tiny_train() -> Images:
@@ -43,11 +43,21 @@ def tiny_train() -> Images:
         for name, label in classes().items()
         for path in sorted((tiny_folder() / "train" / name / "images").glob("*.JPEG"))
     ]
-    return _images(found, "tiny-train")
+    return _images(found, [f"tiny-train-{path.stem}" for path, _ in found])
 
 
 def tiny_test() -> Images:
-    """The 10,000 validation images in the order of `val_annotations.txt`; the test labels were never published."""
+    """The 10,000 validation images by synset, then by name; the test labels were never published.
+
+    Ids count them in that order, in which torchvision's `ImageFolder` and so BackdoorBench's records count them, too.
+    They lie in `val/images` beside `val_annotations.txt`, as Stanford packs them, or in a folder for each synset.
+    """
     numbers, folder = classes(), tiny_folder() / "val"
-    rows = [line.split("\t")[:2] for line in (folder / "val_annotations.txt").read_text().splitlines()]
-    return _images([(folder / "images" / name, numbers[synset]) for name, synset in rows], "tiny-val")
+    annotations = folder / "val_annotations.txt"
+    if annotations.is_file():
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        found = [(folder / "images" / name, numbers[synset]) for name, synset in rows]
+    else:
+        found = [(path, label) for synset, label in numbers.items() for path in (folder / synset).glob("*.JPEG")]
+    found.sort(key=lambda one: (one[1], one[0].name))
+    return _images(found, numbered("tiny-val", range(len(found))))

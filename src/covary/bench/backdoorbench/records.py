@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from covary.errors import CovaryError
 
 FILE = "attack_result.pt"
 KEYS = ("model_name", "num_classes", "model", "data_path", "img_size", "clean_data", "bd_train", "bd_test")
+ORIGINAL = "unpack an original record again"
 DTYPES = ("Bool", "Int8", "Int16", "Int32", "Int64", "UInt8", "UInt16", "UInt32", "UInt64", "Float32", "Float64")
 
 
@@ -56,8 +58,19 @@ class PoisonedSet:
         return len(self.rows)
 
     def images(self, index: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w c"]:
-        """Pictures at `index`, in that order."""
-        return np.stack([self.image(int(i)) for i in index])
+        """Pictures at `index`, in that order.
+
+        Raises:
+            CovaryError: one that cannot be read, or is of another size than the first.
+        """
+        pictures: list[np.ndarray] = []
+        for i in index:
+            pictures.append(self.image(int(i)))
+            (h, w, _), (height, width, _) = pictures[-1].shape, pictures[0].shape
+            if (h, w) != (height, width):
+                message = f"the poisoned image of row {int(self.rows[i])} has {h}x{w} pixels"
+                raise CovaryError(message, f"{height}x{width}, as the others", ORIGINAL)
+        return np.stack(pictures)
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,8 @@ def read_record(folder: Path) -> Record:
     """The record in an unzipped folder.
 
     Raises:
-        CovaryError: no such file, one that holds anything but tensors, numbers and images, or keys that are missing.
+        CovaryError: no such file, one that holds anything but tensors, numbers and images, keys that are missing, or
+            values that are not what a record has under them.
     """
     path = folder / FILE
     if not path.is_file():
@@ -112,10 +126,45 @@ def read_record(folder: Path) -> Record:
     if bd_test is None:
         raise CovaryError(f"bd_test of {path} is empty", "triggered test images")
     return Record(
-        folder, str(content["model_name"]), int(content["num_classes"]), content["model"], str(content["data_path"]),
-        tuple(int(size) for size in content["img_size"]), str(content["clean_data"]),
+        folder, str(content["model_name"]), _classes(content["num_classes"], path), _weights(content["model"], path),
+        str(content["data_path"]), _size(content["img_size"], path), str(content["clean_data"]),
         poisoned_set(content["bd_train"], folder, "bd_train"), bd_test,
     )  # fmt: skip
+
+
+def _classes(value: Any, path: Path) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 2:
+        raise CovaryError(f"num_classes of {path} is {_short(value)}", "a number of classes, 2 or more", ORIGINAL)
+    return number
+
+
+def _weights(value: Any, path: Path) -> Mapping[str, Tensor]:
+    if not isinstance(value, Mapping) or not value:
+        raise CovaryError(f"model of {path} is {_short(value)}", "a state dict: a tensor under each name", ORIGINAL)
+    strange = [name for name, tensor in value.items() if not (isinstance(name, str) and isinstance(tensor, Tensor))]
+    if strange:
+        message = f"model of {path} has {_short(value[strange[0]])} under {_short(strange[0])}"
+        raise CovaryError(message, "a state dict: a tensor under each name", ORIGINAL)
+    return value
+
+
+def _size(value: Any, path: Path) -> tuple[int, ...]:
+    try:
+        size = tuple(operator.index(side) for side in value)
+    except TypeError:
+        size = ()
+    if len(size) not in (2, 3) or min(size) < 1:
+        raise CovaryError(f"img_size of {path} is {_short(value)}", "height, width and channels", ORIGINAL)
+    return size
+
+
+def _short(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def poisoned_set(state: Any, folder: Path, where: str) -> PoisonedSet | None:
@@ -124,33 +173,44 @@ def poisoned_set(state: Any, folder: Path, where: str) -> PoisonedSet | None:
         return None
     try:
         data = state["bd_data_container"]["data_dict"]
+        if not isinstance(data, Mapping):
+            raise TypeError("data_dict is no dict")
         rows_used, indicator = state.get("original_index_array"), state.get("poison_indicator")
         entries = sorted(_entries(data, folder), key=lambda entry: entry[0])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if rows_used is not None:
+            used = set(_numbers(rows_used, "original_index_array").tolist())
+            entries = [entry for entry in entries if entry[0] in used]
+        if indicator is not None:
+            marked = _numbers(indicator, "poison_indicator")
+            entries = [entry for entry in entries if entry[0] < len(marked) and marked[entry[0]] == 1]
+        columns = [np.array([entry[i] for entry in entries], dtype=np.int64) for i in range(3)]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CovaryError(
-            f"{where} in {folder} is not laid out as expected ({error})", "a poisoned set's state"
+            f"{where} in {folder} is not laid out as expected ({error})", "a poisoned set's state", ORIGINAL
         ) from error
-    if rows_used is not None:
-        used = set(np.asarray(rows_used).tolist())
-        entries = [entry for entry in entries if entry[0] in used]
-    if indicator is not None:
-        marked = np.asarray(indicator)
-        entries = [entry for entry in entries if entry[0] < len(marked) and marked[entry[0]] == 1]
     if not entries:
         return None
     pictures = [entry[3] for entry in entries]
-    columns = [np.array([entry[i] for entry in entries], dtype=np.int64) for i in range(3)]
     return PoisonedSet(columns[0], columns[1], columns[2], lambda i: _pixels(pictures[i]))
+
+
+def _numbers(value: Any, name: str) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim != 1 or array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is no list of numbers")
+    return array
 
 
 def _entries(data: Mapping[Any, Any], folder: Path) -> Iterator[tuple[int, int, int, Any]]:
     for key, value in data.items():
         if isinstance(value, Mapping):
             poisoned, original = value["other_info"][:2]
-            yield int(key), int(poisoned), int(original), rebased(str(value["path"]), folder)
+            image = rebased(str(value["path"]), folder)
         else:
             image, poisoned, original = value[:3]
-            yield int(key), int(poisoned), int(original), image
+        if int(key) < 0:
+            raise ValueError(f"row {int(key)}")
+        yield int(key), int(poisoned), int(original), image
 
 
 def rebased(path: str, folder: Path) -> Path:
@@ -166,11 +226,15 @@ def _pixels(image: Any) -> UInt8[np.ndarray, "h w c"]:
         try:
             with Image.open(image) as opened:
                 return np.asarray(opened.convert("RGB"))
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             raise CovaryError(
                 f"{image} cannot be read as an image ({error})", "the images beside the record"
             ) from error
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     array = image.numpy() if isinstance(image, Tensor) else np.asarray(image)
+    fits = array.ndim == 3 and array.shape[-1] == 3 and array.dtype.kind in "iuf" and array.size > 0
+    if not fits or array.min() < 0 or array.max() > 255 or (array != np.floor(array)).any():
+        message = f"a poisoned image is an array of {array.dtype} and shape {array.shape}"
+        raise CovaryError(message, "whole numbers from 0 to 255, height x width x 3", ORIGINAL)
     return array.astype(np.uint8, copy=False)
