@@ -10,13 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from covary.bench import plots
 from covary.bench.baselines import BASELINES
 from covary.bench.cell import Cell
 from covary.bench.figures import best_der, bootstrap, figures
 from covary.bench.outputs import as_csv, as_markdown, write_outputs
+from covary.bench.page import page
 from covary.bench.prepared import Inputs
 from covary.bench.scoring import Scored
-from covary.bench.summary import by_case, means, ranks, record, wins
+from covary.bench.summary import by_case, by_distance, means, ranks, record, wins
 from covary.bench.table import TABLES, from_toml, read, table
 from covary.errors import CovaryError
 
@@ -148,6 +150,69 @@ def test_wins_and_ranks():
     found = ranks(cells, ["combined", "energy", "max softmax"])
     assert found["mean_ranks"] == {"combined": 1.5, "energy": 3.0, "max softmax": 1.5}
     assert found["critical_difference"] == pytest.approx(2.343 * np.sqrt(12 / 24), rel=1e-3)
+
+
+def test_ranks_leave_out_detectors_that_few_cells_have():
+    cells = {f"{i}/x/0": cell(0.9, 0.9, energy=0.8) for i in range(9)}
+    cells["9/x/0"] = cell(0.9, 0.9, energy=0.8, published=0.99)
+    cells["c/x/0"] = {"missing": "gone"}
+    found = ranks(cells, ["combined", "energy", "published", "never run"])
+    assert found["mean_ranks"] == {"combined": 1.0, "energy": 2.0}
+    assert found["cells"] == 10
+
+
+def test_near_and_far_are_averaged_apart():
+    cells = {"a/x/0": cell(0.9, 0.9, energy=0.8), "b/x/0": cell(0.7, 0.7, energy=0.6), "c/x/0": cell(0.99, 0.9)}
+    for name, distance in (("a/x/0", "near"), ("b/x/0", "near"), ("c/x/0", "far")):
+        cells[name]["distance"] = distance
+    found = by_distance({**cells, "d/x/0": {"missing": "gone"}}, ["combined", "energy"])
+    assert found["near"] == pytest.approx({"cells": 2, "combined": 0.8, "energy": 0.7})
+    assert found["far"] == pytest.approx({"cells": 1, "combined": 0.99})
+    made = record(from_toml("ood", "small", read("ood")), cells, {})
+    text = as_markdown(made)
+    assert "Mean masked AUROC over the 2 near sets: 0.800; best of the others: energy 0.700." in text
+    assert "Mean masked AUROC over the 1 far sets: 0.990." in text
+
+
+def test_same_class_says_nothing_where_every_class_is_wanted():
+    own = inputs()
+    all_to_all = replace(own, wanted=np.where(own.truth == 1, (own.y + 1) % 3, -1))
+    every = replace(all_to_all, wanted=np.array([-1] * 6 + [0, 1, 2, 0]))
+    assert figures(Scored(SCORES, P, 0.0), own, 0.05)["same_class"] is not None
+    assert figures(Scored(SCORES, P, 0.0), every, 0.05)["same_class"] is None
+
+
+def test_plots_and_page_compare_like_with_like(monkeypatch):
+    """Tuning cells stay out of the drawings, marked ones out of the means that are drawn and shown first."""
+    every = {"t/x/0": cell(0.1, 0.1, energy=0.2), "a/x/0": cell(0.9, 0.8, energy=0.7, published=0.95),
+             "b/x/0": cell(0.7, 0.6, energy=0.5), "c/x/0": {"missing": "gone"}}  # fmt: skip
+    every["t/x/0"]["detectors"]["combined"]["roc"] = [1.0] * 18
+    made = record(from_toml("vision", "small", {**read("vision"), "tuning": ["t/x/0"]}), every, {})
+    drawn = {}
+
+    class Axis:
+        def plot(self, x, y, *_, **named):
+            drawn[named.get("label", len(drawn))] = (x, y)
+
+        def __getattr__(self, name):
+            return lambda *_, **__: None
+
+    class Figure:
+        def subplots(self, *_, **__):
+            return Axis()
+
+        def set_size_inches(self, *_):
+            pass
+
+    assert plots.roc(Figure(), made)
+    assert set(drawn) == {"combined", "energy"}, "published has one cell of two"
+    np.testing.assert_allclose(drawn["combined"][1], [0.0] * 17 + [1.0])
+    drawn.clear()
+    assert plots.cost(Figure(), made)
+    assert sorted(round(y, 3) for _, y in drawn.values()) == [0.7, 0.7, 0.8], "der: energy, combined, published"
+    html = page(made)
+    assert "0.8000 (counting: 0.7000)" in html  # ours: AUROC of a and b; with c, which counts 0.5
+    assert "<td>0.9500 (counting: 0.7250)</td>" in html
 
 
 def test_files_of_a_record(tmp_path):

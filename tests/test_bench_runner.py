@@ -324,8 +324,11 @@ def test_a_record_stands_in_for_cells_that_the_cache_lacks(tmp_path):
     assert made["blended/digits/0"]["missing"] == "not run"
     path = cell_path(found, found.cells[0], tmp_path)
     path.parent.mkdir(parents=True)
-    path.write_text('{"cell": "newer"}')
-    assert results(found, tmp_path, known=known)["badnets/digits/0"] == {"cell": "newer"}
+    path.write_text('{"cell": "newer", "detectors": {}}')
+    assert results(found, tmp_path, known=known)["badnets/digits/0"] == {"cell": "newer", "detectors": {}}
+    path.write_text('{"cell": "newer", "missing": "no data"}')
+    assert results(found, tmp_path, known=known)["badnets/digits/0"] == known["badnets/digits/0"]
+    assert results(found, tmp_path)["badnets/digits/0"]["missing"] == "no data"
 
 
 def test_other_sizes_begin_anew(cache):

@@ -120,7 +120,7 @@ def test_unknown_names_and_lost_weights_are_told(recipe, tmp_path):
 
 @pytest.mark.parametrize("attack", ["badnets", "wanet", "lf", "input-aware"])
 def test_a_killed_run_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch, attack):
-    recipe = dataclasses.replace(recipe, amp=True, augment=True, epochs=2, images=200)
+    recipe = dataclasses.replace(recipe, amp=True, augment="signs", epochs=2, images=200)
     images = datasets.load("bars-train").take(np.arange(200))
     plan = Plan(attack, 0, 3, surrogate=victims.mnist_cnn().eval())
     monkeypatch.setattr("covary.bench.attacks.low_frequency.STEPS", 3)
@@ -186,6 +186,52 @@ def test_augmentation_moves_and_relights_every_image_of_its_own():
     rows, columns = np.unravel_index(out.reshape(2, -1).argmax(1), (8, 8))
     assert np.all(np.abs(rows - 4) <= 3)
     assert np.all(np.abs(columns - 4) <= 3)
+
+
+def test_objects_are_shifted_in_black_and_every_other_one_is_mirrored():
+    x = np.zeros((400, 9, 9, 1), np.uint8)
+    x[:, 4, 4], x[:, 4, 5] = 200, 100
+    out = training.cropped(x, np.random.default_rng(0))[..., 0]
+    sides = []
+    for image in out:
+        row, column = np.argwhere(image == 200)[0]
+        assert abs(row - 4) <= 4
+        assert abs(column - 4) <= 4
+        left, right = image[row, column - 1] if column else 0, image[row, column + 1] if column < 8 else 0
+        assert {int(left), int(right)} <= {0, 100}
+        sides.append(0 if left == right else 1 if right == 100 else -1)
+    assert abs(np.mean(np.array(sides) == 1) - 0.5) < 0.1
+    assert abs(np.mean(np.array(sides) == -1) - 0.5) < 0.1
+    assert np.argwhere(x[0])[0].tolist() == [4, 4, 0], "its argument is left alone"
+
+
+def test_published_recipe_by_hand():
+    """SGD with momentum 0.9 and weight decay 5e-4 along a cosine: three steps on one weight."""
+    recipe = victims.VICTIMS["cifar10-preactresnet18-full"]
+    assert (recipe.images, recipe.epochs, recipe.rate) == (50_000, 100, 0.01)
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(network.weight, 2.0)
+    optimiser, schedule = training.stepper(recipe, network, 4)
+    weight, velocity = 2.0, 0.0
+    for step in range(3):
+        optimiser.zero_grad()
+        network(torch.ones(1, 1)).sum().backward()  # gradient 1
+        optimiser.step()
+        schedule.step()
+        velocity = 0.9 * velocity + 1 + 5e-4 * weight
+        weight -= 0.01 * (1 + np.cos(np.pi * step / 4)) / 2 * velocity
+        assert network.weight.item() == pytest.approx(weight, abs=1e-6)
+
+
+def test_a_victim_comes_back_to_the_processor_with_the_weights_of_any_way_to_name_it(recipe, tmp_path):
+    images = datasets.load("bars-train").take(np.arange(64))
+    recipe = dataclasses.replace(recipe, epochs=1, images=64)
+    found = [victims.train(recipe, images, Plan("badnets"), device=device).network for device in ("cpu", "cpu:0")]
+    assert {p.device.type for p in found[1].parameters()} == {"cpu"}
+    for (name, one), other in zip(found[0].state_dict().items(), found[1].state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+    with pytest.raises((RuntimeError, AssertionError)):
+        victims.train(recipe, images, Plan("badnets"), device="cuda:99")
 
 
 def test_the_queue_trains_what_is_missing_and_writes_the_figures(recipe, tmp_path, capsys):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,15 +101,28 @@ def load_network(
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
         raise CovaryError(f"{lazy[0]} has no shape yet (a lazy module)", "initialised weights", "pass --weights")
-    try:
+    with device_at_work(device):
         # A module spread over devices by accelerate moves its inputs itself, and may not be moved.
         module = module if hasattr(module, "hf_device_map") else module.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise CovaryError(f"device {str(device)!r} cannot be used: {reason}", "", "pass --device cpu") from error
     if isinstance(output, str) and output.lstrip("-").isdigit():
         output = int(output)
     return Network(module, factory=factory, output=output, weights_from=found_in)
+
+
+@contextmanager
+def device_at_work(device: str | torch.device) -> Iterator[None]:
+    """Tells in one sentence that a device cannot be used."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise CovaryError(f"device {str(device)!r} cannot be used: {reason}", "", "pass --device cpu") from error
+
+
+def refuse_device(device: str) -> None:
+    """Raises CovaryError unless tensors can be put on the device."""
+    with device_at_work(device):
+        torch.zeros(1, device=torch.device(device))
 
 
 def built(model: nn.Module | str) -> nn.Module:

@@ -64,8 +64,9 @@ def figures(scored: Scored, inputs: Inputs, fpr: float) -> dict[str, Any]:
     """Every figure of one detector on one cell; what cannot be told is None.
 
     masked: clean inputs classified right, anomalous ones that reach their aim. same_class: clean inputs predicted as
-    what the attacker wants against anomalous ones predicted so. end_to_end: all. der: the rating of a detector that
-    rejects what it flags (arXiv 2604.18970, section 5), with its ceiling (ASR + 1) / 2.
+    what the attacker wants against anomalous ones predicted so, where that is not every class. end_to_end: all.
+    der: the rating of a detector that rejects what it flags (arXiv 2604.18970, section 5), with its
+    ceiling (ASR + 1) / 2.
     """
     masked, everything = inputs.masked, np.ones(len(inputs.truth), bool)
     result: dict[str, Any] = {
@@ -77,8 +78,9 @@ def figures(scored: Scored, inputs: Inputs, fpr: float) -> dict[str, Any]:
         "roc": [tpr_at(scored.score[masked], inputs.truth[masked], f) for f in GRID],
     }
     aimed = inputs.wanted >= 0
-    if aimed.any():
-        labels = np.unique(inputs.wanted[aimed])
+    labels = np.unique(inputs.wanted[aimed])
+    # Where the attacker wants every class (all-to-all), every clean input would count.
+    if 0 < len(labels) < len(np.unique(inputs.y[inputs.truth == 0])):
         same = np.isin(inputs.predicted, labels) & ((inputs.truth == 0) | masked)
         result["same_class"] = view(scored, inputs, same, fpr)
     able = (inputs.truth == 1) & (inputs.y >= 0) & ((inputs.y != inputs.wanted) | ~aimed)

@@ -42,8 +42,11 @@ class Subject:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def subject(cell: Cell, attack: str | None, cache: Path) -> Subject:
-    """The network of a cell: a public one, or a victim of `attack`, trained into the cache unless it is there."""
+def subject(cell: Cell, attack: str | None, cache: Path, device: str = "cpu") -> Subject:
+    """The network of a cell: a public one, or a victim of `attack`, trained into the cache unless it is there.
+
+    It answers on the processor, wherever it was trained.
+    """
     kind = cell.dataset
     if kind in public.NETWORKS:
         described = public.NETWORKS[kind]
@@ -58,7 +61,8 @@ def subject(cell: Cell, attack: str | None, cache: Path) -> Subject:
         raise unknown_name("victim or public network", kind, [*victims.VICTIMS, *public.NETWORKS])
     target: int | str = "all-to-all" if cell.options.get("target") == "all-to-all" else 0
     ratio = cell.number("ratio", 0) or None
-    victim = victims.train_victim(kind, attack, cache / "victims", target=target, seed=cell.seed, ratio=ratio)
+    home = cache / "victims"
+    victim = victims.train_victim(kind, attack, home, target=target, seed=cell.seed, ratio=ratio, device=device)
     facts = {
         "clean_accuracy": victim.clean_accuracy, "attack_success": victim.attack_success, "marks": list(victim.marks),
         "attempts": list(victim.attempts), "training_seconds": victim.seconds,

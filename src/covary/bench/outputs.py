@@ -100,6 +100,10 @@ def _sentence(record: Mapping[str, Any]) -> str:
     if record["tuning"]["cells"]:
         told += " Left out of the means, since settings were chosen on them: " + ", ".join(record["tuning"]["cells"])
         told += "."
+    for distance, own in record.get("by_distance", {}).items():
+        best = max((name for name in own if name not in ("cells", OURS)), key=lambda name: own[name], default="")
+        others = f"; best of the others: {best} {own[best]:.3f}" if best else ""
+        told += f" Mean masked AUROC over the {own['cells']} {distance} sets: {own[OURS]:.3f}{others}."
     return f"{told} {_behind(record)}"
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,23 @@ import numpy as np
 from covary.bench.datasets import DATASETS, load
 from covary.bench.packed import CHUNK, mosaic
 from covary.errors import CovaryError, unknown_name
+
+
+@contextmanager
+def _whole(home: Path) -> Iterator[Path]:
+    """A folder that replaces an earlier pack only when everything in it is written."""
+    if home.exists() and not (home / "pack.json").is_file():
+        raise CovaryError(f"{home} exists and is no pack", "a new folder, or a pack to be replaced", "choose another")
+    part = home.with_name(home.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if home.exists():
+            shutil.rmtree(home)
+        part.rename(home)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_pack(dataset: str, out: Path, limit: float = 60.0, seed: int = 0) -> dict[str, Any]:
@@ -27,22 +47,23 @@ def write_pack(dataset: str, out: Path, limit: float = 60.0, seed: int = 0) -> d
         order = (
             np.random.default_rng(seed).permutation(len(images)) if name.endswith("train") else np.arange(len(images))
         )
-        home = out / name
-        home.mkdir(parents=True, exist_ok=True)
-        taken, size = 0, 0
+        taken, parts = 0, []
         for start in range(0, len(order), CHUNK):
             content = mosaic(images.x[order[start : start + CHUNK]])
-            if size + len(content) > left:
+            if sum(map(len, parts)) + len(content) > left:
                 if name.endswith("test"):
                     raise CovaryError(f"{name} alone takes more than {limit:g} MB", "a larger --limit")
                 break
-            (home / f"{start // CHUNK:03d}.webp").write_bytes(content)
-            taken, size = min(start + CHUNK, len(order)), size + len(content)
+            parts.append(content)
+            taken = min(start + CHUNK, len(order))
+        kept, size = order[:taken], sum(map(len, parts))
         left -= size
-        kept = order[:taken]
-        np.save(home / "y.npy", images.y[kept])
-        (home / "pack.json").write_text(
-            json.dumps({"n": taken, "of": len(images), "shape": images.x.shape[1:], "id": [images.id[i] for i in kept]})
-        )
+        facts = {"n": taken, "of": len(images), "shape": images.x.shape[1:], "id": [images.id[i] for i in kept]}
+        home = out / name
+        with _whole(home) as part:
+            for number, content in enumerate(parts):
+                (part / f"{number:03d}.webp").write_bytes(content)
+            np.save(part / "y.npy", images.y[kept])
+            (part / "pack.json").write_text(json.dumps(facts))
         told[name] = {"images": taken, "of": len(images), "bytes": size, "folder": str(home)}
     return told

@@ -19,9 +19,9 @@ from covary.bench import extras
 from covary.bench.baselines import BASELINES, Baseline
 from covary.bench.cell import Cell
 from covary.bench.figures import figures
-from covary.bench.makers import maker
+from covary.bench.makers import checked, maker
 from covary.bench.prepared import Prepared
-from covary.bench.scoring import OURS, ours, scored, scores_path
+from covary.bench.scoring import OURS, anew, ours, scored, scores_path, stale, with_chain
 from covary.bench.settings import chosen
 from covary.bench.summary import record
 from covary.bench.table import Table
@@ -54,7 +54,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     if not same_size(table, work):
         shutil.rmtree(work)
     if not (case / "case.json").is_file():
-        maker(table.maker)(cell, table.size, cache, case)
+        maker(table.maker).make(cell, table.size, cache, case, device)
         store.write_json(work / "size.json", sizes(table))
         say(f"{cell}: case made in {time.perf_counter() - began:.0f} s")
     prepared = Prepared(case, work, table.fpr, device)
@@ -68,6 +68,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
             found[name] = scored(prepared, name, BASELINES[name], chosen(name))
         except CovaryError as problem:
             errors[name] = str(problem)
+    found = with_chain(found, BASELINES, work, len(inputs.truth) + len(prepared.folds()[0][2]))
     shown = inputs.take(kept)
     detectors = {}
     for name, one in found.items():
@@ -107,22 +108,32 @@ def run_table(
     `only` names cells to run, `again` runs them anew from their cached case, `chains` adds the baselines that take
     hours to those that are done. A cell that cannot be made is missing, with its reason. `known` are cells of an
     earlier record, which stand in for those that the cache has no result of.
+
+    Raises:
+        CovaryError: a cell that no such table can have, or one of `only` that cannot be made.
     """
-    chosen_cells = [Cell.parse(name) for name in only] or table.cells
+    chosen_cells = [checked(table.maker, Cell.parse(name)) for name in only] or table.cells
     for cell in chosen_cells:
         path = cell_path(table, cell, cache)
         if not again and finished(table, path, chains):
             continue
-        if again:
-            for old in [path, *path.parent.glob("scores/*.npz"), path.with_name("rows.json")]:
-                old.unlink(missing_ok=True)
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        say(one_line(keep(path, cell, made)))
+        if again:
+            with anew(path.parent, [name for name in BASELINES if chains or BASELINES[name].needs != "chain"]) as ended:
+                ended(result := keep(path, cell, made))
+        else:
+            result = keep(path, cell, made)
+        say(one_line(result))
+        if only and "missing" in result:
+            raise CovaryError(f"the cell {cell} cannot be made: {result['missing']}")
     return record(table, results(table, cache, chosen_cells, known), about(device))
 
 
 def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `made` gives of a cell, with its seconds, written whole to `path`; a cell that fails is missing."""
+    """What `made` gives of a cell, with its seconds, written whole to `path`; a cell that fails is missing.
+
+    A failure never replaces a result that is there.
+    """
     began = time.perf_counter()
     try:
         result = made()
@@ -132,6 +143,8 @@ def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str
         traceback.print_exc()
         result = {"cell": str(cell), "missing": f"{type(problem).__name__}: {problem}"}
     result["seconds"] = round(time.perf_counter() - began, 1)
+    if "missing" in result and path.is_file() and "missing" not in json.loads(path.read_text()):
+        return result
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_json(path.with_suffix(".part"), result)
     path.with_suffix(".part").rename(path)
@@ -155,7 +168,10 @@ def finished(table: Table, path: Path, chains: bool) -> bool:
         return False
     result = json.loads(path.read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
-    return "missing" not in result and set(wanted_baselines(table, path.parent, chains)) <= there
+    wanted = wanted_baselines(table, path.parent, chains)
+    if "missing" in result or not set(wanted) <= there:
+        return False
+    return not any(stale(path.parent, name, chosen(name)) for name in wanted)
 
 
 def results(
@@ -166,7 +182,10 @@ def results(
     found = {}
     for name, cell in every.items():
         path = cell_path(table, cell, cache)
-        found[name] = json.loads(path.read_text()) if path.is_file() else (known or {}).get(name)
+        here = json.loads(path.read_text()) if path.is_file() else {}
+        earlier = (known or {}).get(name, {})
+        # A cell that once was measured does not go missing for want of data or memory on this machine.
+        found[name] = here if "detectors" in here or not earlier else earlier
         found[name] = found[name] or {"cell": name, "missing": "not run"}
     return found
 

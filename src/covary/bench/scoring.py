@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from jaxtyping import Float
 
 from covary import calibration as calibrate
 from covary.bench.baselines import Baseline
+from covary.bench.baselines.published import chain_seconds
 from covary.bench.prepared import Prepared
 
 OURS = "combined"
@@ -48,9 +52,9 @@ def ours(prepared: Prepared) -> Scored:
 
 
 def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[str, Any]) -> Scored:
-    """A baseline's scores, from its file where that is there, with p-values by our own split and rule."""
+    """A baseline's scores, from its file where that is of these settings, with p-values by our own split and rule."""
     path = scores_path(prepared.work, name)
-    if not path.is_file():
+    if not path.is_file() or stale(prepared.work, name, settings):
         path.parent.mkdir(parents=True, exist_ok=True)
         every, seconds = [], 0.0
         for fold in range(len(prepared.folds())):
@@ -59,7 +63,8 @@ def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[
             every.append(baseline(material, **settings))
             seconds += (time.perf_counter() - began) / len(material.queries)
         part = path.with_suffix(".part.npz")
-        np.savez(part, seconds=seconds, **{f"fold{i}": scores for i, scores in enumerate(every)})
+        folds = {f"fold{i}": scores for i, scores in enumerate(every)}
+        np.savez(part, seconds=seconds, settings=_told(settings), **folds)
         part.rename(path)
     with np.load(path) as stored:
         every = [stored[f"fold{i}"] for i in range(len(prepared.folds()))]
@@ -67,6 +72,60 @@ def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[
     gradients, forward = prepared.pass_seconds
     seconds += gradients if baseline.needs == "gradients" else forward
     return with_p(prepared, every, seconds)
+
+
+def stale(work: Path, name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether scores are there that were computed with other settings, or with nobody knows which."""
+    path = scores_path(work, name)
+    if not path.is_file():
+        return False
+    with np.load(path) as stored:
+        return "settings" not in stored or str(stored["settings"]) != _told(settings)
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return json.dumps(dict(settings), sort_keys=True)
+
+
+def with_chain(
+    found: Mapping[str, Scored], known: Mapping[str, Baseline], work: Path, queries: int
+) -> dict[str, Scored]:
+    """The same, with the time of the one chain charged to everybody who reads it, not to whoever came first."""
+    sampled = [name for name in found if name in known and known[name].needs == "chain"]
+    most = max([chain_seconds(work) / queries, *(found[name].seconds for name in sampled)])
+    return {**found, **{name: replace(found[name], seconds=most) for name in sampled}}
+
+
+Ended = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def anew(work: Path, names: Sequence[str]) -> Iterator[Ended]:
+    """Sets the rows and the scores of `names` aside; they come back unless the body ends with a result that is whole.
+
+    Yields a function that is to be told that result.
+    """
+    aside = work / "before"
+    _put_back(aside, work)  # of a run that was killed
+    for path in [work / "rows.json", *(scores_path(work, name) for name in names)]:
+        if path.is_file():
+            to = aside / path.relative_to(work)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(to)
+    results: list[Mapping[str, Any]] = []
+    try:
+        yield results.append
+    finally:
+        if not results or "missing" in results[0]:
+            _put_back(aside, work)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, work: Path) -> None:
+    for path in [path for path in aside.rglob("*") if path.is_file()]:
+        to = work / path.relative_to(aside)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(to)
 
 
 def with_p(prepared: Prepared, every: list[np.ndarray], seconds: float) -> Scored:

@@ -24,6 +24,7 @@ FIGURES = {
 }
 HALF = 0.5  # what a cell counts that is missing or whose attack failed
 FAILED = 0.8
+MOST = 0.8  # of the cells, for a detector to be ranked
 
 Cells = Mapping[str, dict[str, Any]]
 
@@ -96,9 +97,26 @@ def wins(cells: Cells, detectors: Iterable[str], figure: str = "mean_auroc_maske
     return result
 
 
+def by_distance(cells: Cells, detectors: Iterable[str]) -> dict[str, Any]:
+    """Mean masked AUROC over near and over far foreign sets; empty where cells tell no distance."""
+    distances = sorted({cell["distance"] for cell in cells.values() if "distance" in cell})
+    result: dict[str, Any] = {}
+    for distance in distances:
+        own = [cell for cell in cells.values() if cell.get("distance") == distance]
+        every = {name: [v for c in own if (v := value(c, name, FIGURES["mean_auroc_masked"])) is not None]
+                 for name in detectors}  # fmt: skip
+        result[distance] = {"cells": len(own), **{name: float(np.mean(v)) for name, v in every.items() if v}}
+    return result
+
+
 def ranks(cells: Cells, detectors: list[str]) -> dict[str, Any]:
-    """Mean ranks over the cells where all have figures, and Nemenyi's critical difference at 5 % (Demsar 2006)."""
+    """Mean ranks, and Nemenyi's critical difference at 5 % (Demsar 2006), over the cells where all have figures.
+
+    All: the detectors that have figures in at least `MOST` of the cells where ours has one.
+    """
     place = FIGURES["mean_auroc_masked"]
+    known = {name: sum(value(cell, name, place) is not None for cell in cells.values()) for name in detectors}
+    detectors = [name for name in detectors if known[name] and known[name] >= MOST * known.get(OURS, 0)]
     table = [[value(cell, name, place) for name in detectors] for cell in cells.values()]
     whole = np.array([row for row in table if all(v is not None for v in row)], float)
     if len(whole) < 2 or len(detectors) < 2:
@@ -130,6 +148,7 @@ def record(table: Table, cells: Cells, about: Mapping[str, Any]) -> dict[str, An
         **means(judged, OURS),
         "marked": {name: mark for name, cell in cells.items() if (mark := mark_of(cell))},
         "by_case": by_case(judged, OURS),
+        "by_distance": by_distance(judged, [OURS, *names]),
         "baselines": baselines,
         "tuning": {"cells": list(tuning), OURS: means(tuning, OURS) if tuning else None,
                    "baselines": {name: means(tuning, name) for name in names} if tuning else {}},

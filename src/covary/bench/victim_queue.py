@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--target", default="0", help="a class number, or all-to-all")
     parser.add_argument("--ratio", type=float, default=None, help="poisoned fraction instead of the attack's own")
+    parser.add_argument("--device", default="cpu", help="where networks train: cpu, cuda, mps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=cache_folder() / "victims")
     options = parser.parse_args(arguments)
@@ -67,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if (home / "victim.json").is_file():
                     continue
                 try:
-                    victim = train_victim(kind, attack, options.out, target, seed, options.ratio)
+                    victim = train_victim(kind, attack, options.out, target, seed, options.ratio, options.device)
                 except CovaryError as error:
                     print(f"error: {home.name}: {error}", file=sys.stderr, flush=True)
                     continue

@@ -17,6 +17,7 @@ from covary.bench.outputs import write_outputs
 from covary.bench.runner import Say, run_table
 from covary.bench.table import SCALES, TABLES, table
 from covary.errors import CovaryError, unknown_name
+from covary.models import refuse_device
 
 
 def aloud(line: str) -> None:
@@ -26,6 +27,14 @@ def aloud(line: str) -> None:
 
 def quiet(line: str) -> None:
     """Says nothing."""
+
+
+def known_cells(path: Path) -> dict[str, Any]:
+    """Cells of an earlier record, if there is one."""
+    content = store.read_json(path, "a record of the benchmark") if path.is_file() else {"cells": {}}
+    if not isinstance(content, dict) or not isinstance(content.get("cells"), dict):
+        raise CovaryError(f"{path} has no cells", "a record of the benchmark", "move it away, or choose another --out")
+    return content["cells"]
 
 
 def run(
@@ -46,10 +55,11 @@ def run(
     """Runs one table or `all`, `tune` or `pack`; returns what was written and the main figures.
 
     Raises:
-        CovaryError: an unknown table, scale, cell or data set.
+        CovaryError: an unknown table, scale, cell, data set or device, or a cell of `only` that cannot be made.
     """
     if scale not in SCALES:
         raise unknown_name("scale", scale, SCALES)
+    refuse_device(device)
     torch.set_num_threads(threads)
     if what == "tune":
         return tune.run(scale, cache, out, device=device, say=say)
@@ -61,9 +71,8 @@ def run(
     told: dict[str, Any] = {}
     for name in names:
         found = table(name, scale)
-        earlier = out / f"{name}-{scale}.json"
-        known = store.read_json(earlier, "a record")["cells"] if earlier.is_file() else None
-        settings = {"only": only, "chains": chains, "again": again, "device": device, "known": known, "say": say}
+        settings = {"only": only, "chains": chains, "again": again, "device": device, "say": say}
+        settings["known"] = known_cells(out / f"{name}-{scale}.json")
         if found.maker == "language":
             record = texts.run_table(found, cache, **settings)
             written = page.write_outputs(record, out)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -40,8 +43,41 @@ def traces_of(m: Material, plan: SamplingPlan) -> Traces:
     )
     folder = None if probe.folder is None else probe.folder / f"traces-{_digest(ids, plan)}"
     every = replace(plan, burn_in=0)
-    found = record_traces(network, every, network.place(x), ids, data, observables=("nll",), folder=folder, block=1)
+    clock = _Clock(folder)
+    found = record_traces(
+        network, every, network.place(x), ids, data, observables=("nll",), folder=folder, block=1, stop=clock.tick
+    )
+    clock.end()
     return replace(found, values={name: v[:, plan.burn_in // plan.thinning :] for name, v in found.values.items()})
+
+
+class _Clock:
+    """Seconds that a chain has taken over all its runs, in a file beside its traces."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.path = None if folder is None else folder.with_name(f"{folder.name}.seconds.json")
+        self.spent = json.loads(self.path.read_text()) if self.path is not None and self.path.is_file() else 0.0
+        self.last, self.running = time.perf_counter(), False
+
+    def tick(self, _: Traces | None) -> bool:
+        """Called between blocks; never asks to stop."""
+        now = time.perf_counter()
+        self.spent, self.last, self.running = self.spent + now - self.last, now, True
+        if self.path is not None:
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(self.spent))
+            part.replace(self.path)
+        return False
+
+    def end(self) -> None:
+        """The last block's time; traces that were there already cost nothing."""
+        if self.running:
+            self.tick(None)
+
+
+def chain_seconds(work: Path) -> float:
+    """Seconds of the chains whose traces lie in a folder, all their runs together; 0 where nobody knows."""
+    return float(sum(json.loads(path.read_text()) for path in work.glob("traces-*.seconds.json")))
 
 
 def _digest(ids: list[str], plan: SamplingPlan) -> str:

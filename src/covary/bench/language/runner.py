@@ -21,7 +21,7 @@ from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms
 from covary.bench.runner import Say, about, keep, silent, wanted_baselines, work_folder
-from covary.bench.scoring import OURS, ours, scored
+from covary.bench.scoring import OURS, anew, ours, scored
 from covary.bench.table import Table
 from covary.errors import CovaryError
 
@@ -101,13 +101,18 @@ def run_table(
     chosen = [Cell.parse(name) for name in only] or table.cells
     for cell in chosen:
         work = work_folder(table, cell, cache)
-        if again:
-            for old in [work / "result.json", work / "rows.json", *work.glob("scores/*.npz")]:
-                old.unlink(missing_ok=True)
         if not again and finished(table, cell, cache, chains):
             continue
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        say(one_line(keep(work / "result.json", cell, made)))
+        if again:
+            fresh = [name for name, own in LANGUAGE_BASELINES.items() if chains or own.needs != "chain"]
+            with anew(work, fresh) as ended:
+                ended(result := keep(work / "result.json", cell, made))
+        else:
+            result = keep(work / "result.json", cell, made)
+        say(one_line(result))
+        if only and "missing" in result:
+            raise CovaryError(f"the cell {cell} cannot be made: {result['missing']}")
     return record(table.title, table.scale, results(table, cache, chosen, known), about(device))
 
 

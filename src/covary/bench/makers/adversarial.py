@@ -28,9 +28,9 @@ def perturbed(name: str, owner: Subject, cutter: Cutter, n: int, seed: int) -> G
     return Group(name, images, True, pixels.numpy())
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted, clean and adversarial images of one network."""
-    owner = subject(cell, None, cache)
+    owner = subject(cell, None, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = perturbed(cell.what, owner, cutter, size.anomalous, cell.seed)

@@ -25,9 +25,9 @@ def triggered(owner: Subject, cutter: Cutter, n: int, name: str = "triggered") -
     return Group(name, Images(owner.trigger(images.x), images.y, images.id), True, wanted=wanted)
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted, clean, triggered and sampling images of one victim."""
-    owner = subject(cell, None if cell.what == "clean" else cell.what, cache)
+    owner = subject(cell, None if cell.what == "clean" else cell.what, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = triggered(owner, cutter, size.anomalous)

@@ -47,11 +47,11 @@ def hard_images(kind: str, owner: Subject, cutter: Cutter, n: int, rare: np.ndar
     return Images(CORRUPTIONS[kind](images.x, seed), images.y, images.id)
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Clean, hard benign and triggered images of one victim; trusted images of two classes are rare if asked for."""
     if cell.what not in KINDS:
         raise unknown_name("kind of hard input", cell.what, KINDS)
-    owner = subject(cell, cell.options.get("attack", "badnets"), cache)
+    owner = subject(cell, cell.options.get("attack", "badnets"), cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     labels = np.unique(cutter.images.y)
     rare = labels[-RARE:]

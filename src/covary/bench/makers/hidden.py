@@ -21,7 +21,7 @@ from covary.errors import unknown_name
 HIDDEN: tuple[adaptive.Hidden, ...] = ("activations", "gradients")
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """The case of `backdoor` on the attacker's choice: the last attempt that still works at a price it will pay.
 
     `attempts` in the facts tells what each one paid, `strength` which one it is.
@@ -29,7 +29,7 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
     hidden: adaptive.Hidden | None = next((name for name in HIDDEN if name == cell.options.get("hidden")), None)
     if hidden is None:
         raise unknown_name("place to hide from", cell.options.get("hidden", ""), HIDDEN)
-    owner = subject(cell, cell.what, cache)
+    owner = subject(cell, cell.what, cache, device)
     victim = victims.read_victim(owner.weights.parent)
     budget = adaptive.Budget(steps=int(cell.number("steps", adaptive.Budget().steps)))
     home = cache / ("adaptive" if budget == adaptive.Budget() else f"adaptive-{budget.steps}")

@@ -13,9 +13,9 @@ from covary.bench.ingredients import subject, test_images
 from covary.bench.table import Size
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted and clean images, and images of the foreign set that the cell names."""
-    owner = subject(cell, None, cache)
+    owner = subject(cell, None, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     found = foreign.load(cell.what, clean.x.shape[1:])

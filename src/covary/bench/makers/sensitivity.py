@@ -19,10 +19,10 @@ from covary.bench.makers.backdoor import triggered
 from covary.bench.table import Size
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """The case of `backdoor` with the trusted set that the cell's options ask for; `clean` has no backdoor."""
     honest = cell.what == "clean"
-    owner = subject(cell, None if honest else cell.what, cache)
+    owner = subject(cell, None if honest else cell.what, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     labels = np.unique(cutter.images.y)
     # The inputs are dealt first, so that every option is judged on the same ones.

@@ -45,7 +45,7 @@ def poisoned_by_all(images: Images, names: list[str], seed: int) -> Images:
     return Images(x, y, images.id)
 
 
-def shared_victim(kind: str, names: list[str], seed: int, cache: Path) -> list[Subject]:
+def shared_victim(kind: str, names: list[str], seed: int, cache: Path, device: str = "cpu") -> list[Subject]:
     """One network with all these backdoors, trained into the cache unless it is there; a subject a backdoor."""
     if kind not in victims.VICTIMS:
         raise CovaryError(f"{kind} is no kind of victim", ", ".join(victims.VICTIMS))
@@ -55,14 +55,17 @@ def shared_victim(kind: str, names: list[str], seed: int, cache: Path) -> list[S
         images = datasets.load(recipe.train)
         if recipe.images < len(images):
             images = images.take(np.random.default_rng([seed, 7]).permutation(len(images))[: recipe.images])
-        longer = replace(recipe, images=len(images), epochs=recipe.epochs * recipe.patience, augment=False)
+        longer = replace(recipe, images=len(images), epochs=recipe.epochs * recipe.patience, augment="")
         part = home.with_name(f"{home.name}-{os.getpid()}.part")
         part.mkdir(parents=True)
-        trained = train(longer, poisoned_by_all(images, names, seed), Plan(seed=seed)).network
+        checkpoint = home.with_name(f"{home.name}.checkpoint")
+        poisoned = poisoned_by_all(images, names, seed)
+        trained = train(longer, poisoned, Plan(seed=seed), checkpoint, device).network
         save_file({name: value.contiguous() for name, value in trained.state_dict().items()}, part / "w.safetensors")
         (part / "facts.json").write_text(json.dumps(_facts(trained, recipe, names, seed)))
         shutil.rmtree(home, ignore_errors=True)
         part.rename(home)
+        checkpoint.unlink(missing_ok=True)
     network.load_state_dict(load_file(home / "w.safetensors"))
     facts = json.loads((home / "facts.json").read_text())
     return [
@@ -93,15 +96,15 @@ def odd_groups(owners: list[Subject], names: list[str], cutter: Cutter, n: int, 
     return found
 
 
-def make(cell: Cell, size: Size, cache: Path, folder: Path) -> Path:
+def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Clean inputs and `anomalous` inputs of every mechanism that the cell names."""
     names = cell.what.split("+")
     backdoors = [name for name in names if name in attacks.ATTACKS]
     ordered = backdoors + [name for name in names if name not in backdoors]
     if len(backdoors) > 1:
-        owners = shared_victim(cell.dataset, backdoors, cell.seed, cache)
+        owners = shared_victim(cell.dataset, backdoors, cell.seed, cache, device)
     else:
-        owners = [subject(cell, backdoors[0] if backdoors else None, cache)]
+        owners = [subject(cell, backdoors[0] if backdoors else None, cache, device)]
     cutter = test_images(owners[0].dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = odd_groups(owners, ordered, cutter, size.anomalous, cell.seed)
