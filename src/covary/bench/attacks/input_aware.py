@@ -69,7 +69,11 @@ class InputAware:
         self.optimiser = torch.optim.Adam(self.pattern.parameters(), lr=RATE, betas=(0.5, 0.9))
 
     def begin(self, images: Images) -> None:
-        """Trains the mask network: diversity, and SPARSITY * mean excess of the mask over DENSITY."""
+        """Trains the mask network: diversity, and SPARSITY * excess of each image's mean mask over DENSITY.
+
+        A departure: the authors' code takes the excess of every pixel, then the mean. By the image's mean, a mask may
+        be 1 at a few pixels at no cost.
+        """
         rng = np.random.default_rng([self.seed, 17])
         optimiser = torch.optim.Adam(self.mask.parameters(), lr=RATE, betas=(0.5, 0.9))
         size = min(MASK_BATCH, len(images) // 2)

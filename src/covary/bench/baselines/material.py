@@ -118,7 +118,7 @@ class Baseline:
         score: (material, settings by name) -> scores of the queries, higher = more anomalous.
         needs: `forward` (answers and pooled activations of one pass), `features` (what the last linear layer takes),
             `gradients` (its backward pass, too), `network` (passes on new images or weights) or `chain` (hours).
-        grid: values of each setting that tuning may choose among; the first is the published one.
+        grid: values of each setting that tuning may choose among; the first is the default, mostly the published one.
     """
 
     score: Callable[..., Float[np.ndarray, " q"]]
@@ -126,6 +126,6 @@ class Baseline:
     grid: dict[str, tuple] = field(default_factory=dict)
 
     def __call__(self, material: Material, **settings: object) -> Float[np.ndarray, " q"]:
-        """Scores of the queries; settings not given are the published ones."""
-        published = {name: values[0] for name, values in self.grid.items()}
-        return np.asarray(self.score(material, **{**published, **settings}), np.float64)
+        """Scores of the queries; settings not given are the first of their grids."""
+        first = {name: values[0] for name, values in self.grid.items()}
+        return np.asarray(self.score(material, **{**first, **settings}), np.float64)

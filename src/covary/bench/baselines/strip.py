@@ -13,6 +13,7 @@ def strip(m: Material, weight: float = 1.0, images: int = 16) -> Float[np.ndarra
     """Minus the mean entropy of predictions on blends, H = -1/N sum_n sum_c p_nc log p_nc; higher = more anomalous.
 
     A blend is clip(w x + t, 0, 1) for w = 1 (the paper's sum) and w x + (1 - w) t below, with `images` trusted ones t.
+    The paper blends with 100 images; 16 here, as each is a pass over all queries.
     """
     probe = m.network
     chosen = np.random.default_rng([m.seed, 11]).choice(len(probe.trusted), min(images, len(probe.trusted)), False)
