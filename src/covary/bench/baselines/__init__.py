@@ -37,7 +37,7 @@ from covary.errors import unknown_name
 
 # name -> score of the queries; adding one is one file and one line. The first value of a grid is its default and wins
 # ties in tuning. It is the published one, except for KNN's k (50 on CIFAR-10 in its paper) and STRIP's number of
-# blended images (100 in its paper), where it is cheaper; the own trace is published nowhere.
+# blended images (100 in its paper, a pass over all queries each); the own trace is published nowhere.
 BASELINES: dict[str, Baseline] = {
     "max softmax": Baseline(lambda m: max_softmax(m.queries)),
     "energy": Baseline(lambda m: energy(m.queries)),
