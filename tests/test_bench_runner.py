@@ -16,6 +16,7 @@ from covary.bench import attacks, baselines, datasets, foreign, pack, packed, se
 from covary.bench.attacks import Attack
 from covary.bench.baselines import BASELINES, Baseline
 from covary.bench.ingredients import Cutter
+from covary.bench.makers import hard
 from covary.bench.prepared import Prepared
 from covary.bench.runner import cell_path, results, run_table, wanted_baselines
 from covary.bench.scoring import scores_path
@@ -184,6 +185,15 @@ def test_mechanisms_hard_inputs_adversarial_and_foreign_ones(cache):
     assert record["cells"]["patches/digits/0"]["detectors"]["combined"]["masked"]["auroc"] > 0.9
     assert record["cells"]["patches/digits/0"]["distance"] == "far"
     assert "set COVARY_OPENOOD" in record["cells"]["openood-svhn/digits/0"]["missing"]
+
+
+def test_hard_inputs_are_not_taken_away_from_the_trusted_ones(cache, tmp_path):
+    found = small("hard", ["misclassified", "noise"])
+    trusted = {}
+    for cell in found.cells:
+        hard.make(cell, found.size, cache, tmp_path / cell.what)
+        trusted[cell.what] = np.load(tmp_path / cell.what / "trusted.npz")["id"].tolist()
+    assert trusted["misclassified"] == trusted["noise"]
 
 
 def test_openood_lists(tmp_path, monkeypatch):

@@ -58,9 +58,10 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu")
     usual = max(1, round(size.trusted / len(labels)))
     few = max(1, round(RARE_SHARE * usual))
     clean = cutter.first(size.clean)
-    hard = hard_images(cell.what, owner, cutter, size.clean, rare, cell.seed)
     counts = {int(c): few if cell.what == "rare-classes" and c in rare else usual for c in labels}
+    # Trusted images are dealt before the hard ones: else they would be easier than the clean ones they calibrate for.
     trusted = cutter.per_class(counts)
+    hard = hard_images(cell.what, owner, cutter, size.clean, rare, cell.seed)
     odd = triggered(owner, cutter, size.anomalous)
     groups = [Group("clean", clean, False), Group("hard", hard, False), odd]
     return write_case(folder, owner, "hard", trusted, groups, cell.seed)
