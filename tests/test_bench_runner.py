@@ -59,6 +59,7 @@ def test_a_table_from_nothing_by_one_command(cache, tmp_path, run_cli, monkeypat
     cell = record["cells"]["badnets/digits/0"]
     assert set(cell["detectors"]) == {"combined", *TINY["baselines"]}
     assert cell["victim"]["attack_success"] > 0.8
+    assert cell["about"]["versions"]["torch"] == record["about"]["versions"]["torch"]
     for found in cell["detectors"].values():
         assert found["seconds_a_query"] > 0
         assert found["masked"]["n_clean"] <= 60

@@ -78,6 +78,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     return {
         **facts, "cell": str(cell), "detectors": detectors, "errors": errors,
         "calibration": prepared.judge.mode, "n_calibration": len(prepared.judge.calibration_scores),
+        "about": about(device),
         **extras.more(table.maker, prepared, found),
     }  # fmt: skip
 

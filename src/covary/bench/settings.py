@@ -30,7 +30,7 @@ def _all() -> dict[str, dict[str, Any]]:
 
 
 def chosen(name: str) -> dict[str, Any]:
-    """The settings of one baseline; empty where it has none or keeps the published ones."""
+    """The settings of one baseline; empty where it has none or keeps its defaults."""
     values = _all().get(name, {})
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 

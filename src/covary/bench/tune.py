@@ -21,7 +21,7 @@ from covary.metrics import auroc
 
 
 def choices(grid: dict[str, tuple]) -> list[dict[str, Any]]:
-    """Every combination of a grid, the published one first."""
+    """Every combination of a grid, its defaults first."""
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 

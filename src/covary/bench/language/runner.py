@@ -58,7 +58,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
         "cell": str(cell), "victim": dict(prepared.facts), "detectors": detectors, "errors": errors,
         "mechanisms": mechanisms(prepared, found[OURS]), "calibration": prepared.judge.mode,
         "n_trusted": len(prepared.trusted), "n_calibration": len(prepared.judge.calibration_scores),
-        "groups": prepared.groups,
+        "groups": prepared.groups, "about": about(device),
     }  # fmt: skip
 
 
