@@ -68,11 +68,11 @@ def bench(
         if json:
             print_json(record)
         return
-    from covary.bench import whole
+    from covary.bench import runner, whole
 
     made = whole.run(
         what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, device=device,
-        dataset=dataset, limit=limit, threads=threads, say=whole.quiet if json else whole.aloud,
+        dataset=dataset, limit=limit, threads=threads, say=runner.silent if json else whole.aloud,
     )  # fmt: skip
     if json:
         print_json(made)

@@ -25,10 +25,6 @@ def aloud(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def quiet(line: str) -> None:
-    """Says nothing."""
-
-
 def known_cells(path: Path) -> dict[str, Any]:
     """Cells of an earlier record, if there is one."""
     content = store.read_json(path, "a record of the benchmark") if path.is_file() else {"cells": {}}
