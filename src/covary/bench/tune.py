@@ -37,7 +37,7 @@ def tuned(found: Table, cache: Path, *, device: str = "cpu", say: Say) -> dict[s
         cell = Cell.parse(name)
         work = work_folder(found, cell, cache)
         if not (work / "case" / "case.json").is_file():
-            maker(found.maker).make(cell, found.size, cache, work / "case")
+            maker(found.maker).make(cell, found.size, cache, work / "case", device)
         kept = work / "tuning.json"
         tried[name] = store.read_json(kept, "figures of tuning") if kept.is_file() else {}
         prepared = Prepared(work / "case", work, found.fpr, device)
