@@ -99,5 +99,10 @@ def test_the_command(made, monkeypatch, tmp_path, capsys):
     assert deals.main([*asked, "--deals", "2"]) == 0
     assert json.loads((tmp_path / "vision-ci-deals.json").read_text())["deals"] == 2
     assert (tmp_path / "vision-ci-deals.md").read_text() in capsys.readouterr().out
+    failed = {"cell": str(CELL), "victim": {"attack_success": 0.3}, "detectors": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(deals, "results", lambda *_: {str(CELL): failed})
+        assert deals.main([*asked, "--deals", "1"]) == 2
+    assert "no held-out cell of vision was measured" in capsys.readouterr().err
     assert deals.main([*asked, "--deals", "0"]) == 2
     assert capsys.readouterr().err == "error: 0 deals; expected at least one\n"

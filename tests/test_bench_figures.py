@@ -124,6 +124,8 @@ def test_tuning_cells_are_averaged_apart():
     assert made["tuning"]["combined"]["mean_auroc_masked"] == 1.0
     assert made["baselines"]["energy"]["mean_auroc_masked"] == pytest.approx(0.9)
     assert made["wins"]["energy"] == [0, 0, 1]
+    failed = record(plain, {**cells, "c/x/0": cell(0.9, 0.9, success=0.3, energy=0.1)}, {})
+    assert failed["wins"]["energy"] == [0, 0, 1], "an attack that failed is nobody's win"
     assert {"mean_der_calibrated", "mean_der_best", "mean_auroc_masked", "mean_auroc_all", "cells"} <= set(made)
     assert {"mean_der_calibrated", "mean_auroc_all"} <= set(made["baselines"]["energy"])
 

@@ -21,9 +21,10 @@ from covary.bench.cell import Cell
 from covary.bench.datasets import cache_folder
 from covary.bench.figures import view
 from covary.bench.prepared import Prepared
-from covary.bench.runner import work_folder
+from covary.bench.runner import results, work_folder
 from covary.bench.scoring import OURS, Scored, ours, with_p
 from covary.bench.settings import chosen
+from covary.bench.summary import mark_of
 from covary.bench.table import SCALES, TABLES, Table, table
 from covary.errors import CovaryError
 
@@ -64,7 +65,7 @@ def record(found: Table, cells: dict[str, list[dict[str, dict[str, float]]]]) ->
     """
     judged = {name: own for name, own in cells.items() if name not in found.tuning}
     if not judged:
-        raise CovaryError(f"no held-out cell of {found.name} has a case", "at least one", "run `covary bench` first")
+        raise CovaryError(f"no held-out cell of {found.name} was measured", "at least one", "run `covary bench` first")
     detectors: dict[str, Any] = {}
     names = list(next(iter(judged.values()))[0])
     # (cells, deals) of one figure
@@ -107,11 +108,15 @@ def as_markdown(told: dict[str, Any]) -> str:
 
 
 def run(name: str, scale: str, deals: int, cache: Path, out: Path) -> dict[str, Any]:
-    """Deals every cell whose case the cache holds; writes `TABLE-SCALE-deals.json` and `.md`; returns the record."""
+    """Deals every cell that the cache holds a result of; writes `TABLE-SCALE-deals.json` and `.md`; returns the record.
+
+    Cells that are missing, or whose attack failed, are left out.
+    """
     found = table(name, scale)
-    there = [cell for cell in found.cells if (work_folder(found, cell, cache) / "case" / "case.json").is_file()]
     if deals < 1:
         raise CovaryError(f"{deals} deals", "at least one")
+    measured = results(found, cache)
+    there = [cell for cell in found.cells if not mark_of(measured[str(cell)])]
     cells = {}
     for cell in there:
         cells[str(cell)] = deals_of(found, cell, cache, deals)

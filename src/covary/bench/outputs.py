@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from covary import store
-from covary.bench.page import page
+from covary.bench.page import cells_of_ours, page
 from covary.bench.scoring import OURS
 from covary.bench.summary import mark_of
 
@@ -73,7 +73,7 @@ def as_markdown(record: Mapping[str, Any]) -> str:
         seconds = own.get("seconds_a_query")
         milliseconds = "" if seconds is None else f"{1000 * seconds:.1f}"
         counted = own.get("cells")
-        n = counted if isinstance(counted, int) else sum("detectors" in cell for cell in record["cells"].values())
+        n = counted if isinstance(counted, int) else cells_of_ours(record)
         lines.append("| " + " | ".join([name, *figures, str(n), milliseconds, against]) + " |")
     heads = ["cell", "AUROC masked (95 %)", "same class", "all", "TPR at 1 %", "DER calibrated", "DER best",
              "rating, of at most", "best baseline", "mark"]  # fmt: skip

@@ -133,6 +133,8 @@ def record(table: Table, cells: Cells, about: Mapping[str, Any]) -> dict[str, An
     held_out = {name: cell for name, cell in cells.items() if name not in table.tuning}
     tuning = {name: cell for name, cell in cells.items() if name in table.tuning}
     judged = held_out or cells
+    # Who is ahead in a cell whose attack failed says nothing: there it is a half for everybody.
+    good = {name: cell for name, cell in judged.items() if not mark_of(cell)}
     there = {name for cell in cells.values() for name in cell.get("detectors", {})} - {OURS}
     names = sorted(there, key=lambda name: (list(BASELINES).index(name) if name in BASELINES else 10**6, name))
     baselines = {}
@@ -148,10 +150,10 @@ def record(table: Table, cells: Cells, about: Mapping[str, Any]) -> dict[str, An
         **means(judged, OURS),
         "marked": {name: mark for name, cell in cells.items() if (mark := mark_of(cell))},
         "by_case": by_case(judged, OURS),
-        "by_distance": by_distance(judged, [OURS, *names]),
+        "by_distance": by_distance(good, [OURS, *names]),
         "baselines": baselines,
         "tuning": {"cells": list(tuning), OURS: means(tuning, OURS) if tuning else None,
                    "baselines": {name: means(tuning, name) for name in names} if tuning else {}},
-        "wins": wins(judged, names), "ranks": ranks(judged, [OURS, *names]),
+        "wins": wins(good, names), "ranks": ranks(good, [OURS, *names]),
         "cells": dict(cells), "about": dict(about),
     }  # fmt: skip
