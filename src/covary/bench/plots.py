@@ -67,7 +67,7 @@ def by_case(figure: Any, record: Record) -> bool:
                 width = own.get(f"{key}_half_width", 0.0)
                 axis.errorbar(own[key], row, xerr=width or None, fmt="o", color="C1", zorder=3)
         axis.set_title(title)
-        axis.set_xlim(right=1.005)
+        axis.set_xlim(left=max(0.0, axis.get_xlim()[0]), right=1.005)
     axes[0].set_yticks(range(len(cases)), list(cases))
     axes[0].invert_yaxis()
     return bool(cases)
