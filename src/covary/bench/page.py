@@ -23,7 +23,7 @@ figure { margin: 1.5rem 0; overflow-x: auto } figure svg { max-width: 100%; heig
 </style></head><body>
 <h1>{{ title }}</h1>
 <p>Scale {{ scale }}; {{ cells|length }} cells, calibrated at a false-alarm rate of {{ fpr }}.
-{% if marked %}<span class="mark">Counted 0.5: {% for name, why in marked.items() %}{{ name }} ({{ why }}){{ ", " if not loop.last }}{% endfor %}; means that count them stand in brackets.</span>{% endif %}
+{% if marked %}<span class="mark">Counted 0.5: {% for name, why in marked.items() %}{{ name }} ({{ why }}){{ ", " if not loop.last }}{% endfor %}; means that count them stand in brackets.</span> {% endif %}
 {% if tuning %}Settings were chosen on {{ tuning|join(", ") }}, which the means leave out.{% endif %}</p>
 <table><thead><tr><th>detector</th>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr></thead><tbody>
 {% for name, values in rows %}<tr{% if name == ours %} class="ours"{% endif %}><td>{{ name }}</td>{% for value in values %}<td>{{ value }}</td>{% endfor %}</tr>
