@@ -68,7 +68,7 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def cells_of_ours(record: Mapping[str, Any]) -> int:
-    """How many held-out cells our means are over, marked ones left aside."""
+    """How many held-out cells ours has figures in."""
     tuned = record["tuning"]["cells"]
     return sum("detectors" in cell for name, cell in record["cells"].items() if name not in tuned)
 

@@ -119,14 +119,10 @@ def run_table(
         if not again and finished(table, path, chains):
             continue
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        if again:
-            with anew(path.parent, [name for name in BASELINES if chains or BASELINES[name].needs != "chain"]) as ended:
-                ended(result := keep(path, cell, made))
-        else:
-            result = keep(path, cell, made)
+        result = score_anew(path, cell, made, BASELINES, chains) if again else keep(path, cell, made)
         say(one_line(result))
-        if only and "missing" in result:
-            raise CovaryError(f"the cell {cell} cannot be made: {result['missing']}")
+        if only:
+            refuse_missing(result)
     return record(table, results(table, cache, chosen_cells, known), about(device))
 
 
@@ -150,6 +146,21 @@ def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str
     store.write_json(path.with_suffix(".part"), result)
     path.with_suffix(".part").rename(path)
     return result
+
+
+def score_anew(
+    path: Path, cell: Cell, made: Callable[[], dict[str, Any]], known: Mapping[str, Baseline], chains: bool
+) -> dict[str, Any]:
+    """The same with rows and scores of `known` computed again; what takes hours stays unless `chains` asks for it."""
+    with anew(path.parent, [name for name, own in known.items() if chains or own.needs != "chain"]) as ended:
+        ended(result := keep(path, cell, made))
+    return result
+
+
+def refuse_missing(result: Mapping[str, Any]) -> None:
+    """Raises CovaryError where a cell could not be made."""
+    if "missing" in result:
+        raise CovaryError(f"the cell {result['cell']} cannot be made: {result['missing']}")
 
 
 def sizes(table: Table) -> dict[str, int]:

@@ -6,7 +6,6 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,18 @@ from covary.bench.language.making import make
 from covary.bench.language.prepared import PreparedTexts, fingerprint
 from covary.bench.language.record import record
 from covary.bench.language.scoring import figures, mechanisms
-from covary.bench.runner import Say, about, keep, silent, wanted_baselines, work_folder
-from covary.bench.scoring import OURS, anew, ours, scored
+from covary.bench.runner import (
+    Say,
+    about,
+    keep,
+    refuse_missing,
+    results,
+    score_anew,
+    silent,
+    wanted_baselines,
+    work_folder,
+)
+from covary.bench.scoring import OURS, ours, scored, with_chain
 from covary.bench.table import Table
 from covary.errors import CovaryError
 
@@ -45,10 +54,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
             errors[name] = str(problem)
         if (seconds := time.perf_counter() - began) > 30:
             say(f"{cell}: {name}, {seconds:.0f} s")
-    # One chain serves all who read it, and whoever came first was charged with it.
-    sampled = [name for name in found if name != OURS and LANGUAGE_BASELINES[name].needs == "chain"]
-    slowest = max((found[name].seconds for name in sampled), default=0.0)
-    found |= {name: replace(found[name], seconds=slowest) for name in sampled}
+    found = with_chain(found, LANGUAGE_BASELINES, work, n)
     detectors = {name: figures(one, prepared.inputs) for name, one in found.items()}
     if (locked := found.get("ConfGuard")) is not None:
         flags, truth, kept = rule(locked.score), prepared.inputs.truth, prepared.inputs.masked
@@ -104,15 +110,11 @@ def run_table(
         if not again and finished(table, cell, cache, chains):
             continue
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        if again:
-            fresh = [name for name, own in LANGUAGE_BASELINES.items() if chains or own.needs != "chain"]
-            with anew(work, fresh) as ended:
-                ended(result := keep(work / "result.json", cell, made))
-        else:
-            result = keep(work / "result.json", cell, made)
+        path = work / "result.json"
+        result = score_anew(path, cell, made, LANGUAGE_BASELINES, chains) if again else keep(path, cell, made)
         say(one_line(result))
-        if only and "missing" in result:
-            raise CovaryError(f"the cell {cell} cannot be made: {result['missing']}")
+        if only:
+            refuse_missing(result)
     return record(table.title, table.scale, results(table, cache, chosen, known), about(device))
 
 
@@ -126,20 +128,6 @@ def finished(table: Table, cell: Cell, cache: Path, chains: bool) -> bool:
     result = json.loads((work / "result.json").read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
     return "missing" not in result and set(wanted_baselines(table, work, chains, LANGUAGE_BASELINES)) <= there
-
-
-def results(
-    table: Table, cache: Path, also: Sequence[Cell] = (), known: Mapping[str, dict[str, Any]] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Results of the table's cells so far, of the cache or else those `known`; a cell never run is missing."""
-    found = {}
-    for name, cell in {str(cell): cell for cell in [*table.cells, *also]}.items():
-        path = work_folder(table, cell, cache) / "result.json"
-        here = json.loads(path.read_text()) if path.is_file() else {}
-        earlier = (known or {}).get(name, {})
-        found[name] = here if "detectors" in here or not earlier else earlier
-        found[name] = found[name] or {"cell": name, "missing": "not run"}
-    return found
 
 
 def one_line(result: Mapping[str, Any]) -> str:
