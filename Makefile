@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test lint docs clean
 
 # The demo needs the package alone; tests, lint and the documentation need every extra.
-$(VENV)/.light: pyproject.toml constraints.txt
+$(VENV)/.light: pyproject.toml bench/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("make needs Python 3.11 or newer, as its pinned versions do: make $(MAKECMDGOALS) PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
@@ -14,7 +14,7 @@ $(VENV)/.light: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.ready: $(VENV)/.light
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./bench
 	# For the series in its files alone; its own pins are others.
 	$(BIN)/pip install --quiet --no-deps aeon==1.6.0
 	touch $@
@@ -26,7 +26,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src bench tests
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
@@ -35,4 +35,4 @@ docs: $(VENV)/.ready
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build dist site
+	rm -rf $(VENV) build dist site bench/build bench/dist

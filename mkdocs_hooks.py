@@ -49,7 +49,7 @@ def command_reference() -> str:
     """Every command with its options, from the command line itself."""
     from typer.main import get_command
 
-    from covary.cli import app
+    from covary.cli.main import app
 
     lines = [
         "# Commands",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from covary.types import Rows
+from covary.scoring.rows import Rows
 
 MIX = (0.4, 0.3, 0.2, 0.1)
 FUNCTIONAL = {"conv": 10, "block.fc": 16}

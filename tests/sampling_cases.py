@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from covary.chains import SamplingData
-from covary.functional_network import FunctionalNetwork, functional_network
-from covary.samplers import SamplingPlan
+from covary.features.sampled.chains import SamplingData
+from covary.features.sampled.samplers import SamplingPlan
+from covary.models.functional import FunctionalNetwork, functional_network
 
 CLASSES = 3
 PAPER = {"steps": 24, "burn_in": 4, "thinning": 2, "minibatch": 16, "chains": 2}

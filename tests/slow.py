@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from covary.types import Rows
+from covary.scoring.rows import Rows
 
 LAMBDA = 0.1
 

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from typer.main import get_command
 
-from covary import cli
+from covary.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 FENCE = re.compile(

@@ -12,13 +12,13 @@ from torch import nn
 
 import covary
 import tiny
-from covary.config import Settings
-from covary.couplings import COUPLINGS
 from covary.detector import Detector
 from covary.errors import CovaryError
-from covary.features import ENGINES
-from covary.metrics import auroc
-from covary.scores import SCORES
+from covary.features.gradient import ENGINES
+from covary.runs.quality import auroc
+from covary.scoring.couplings import COUPLINGS
+from covary.scoring.scores import SCORES
+from covary.settings import Settings
 
 X, Y, TRUTH = tiny.inputs()
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import tiny
-from covary import cli
+from covary.cli import main as cli
 from snippets import Reader, Snippet, commands, run_keys, snippets
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from core_cases import synthetic
-from covary.features import FeatureExtractor
-from covary.judge import Judge
-from covary.models import as_logits
-from covary.scores import SCORES
-from covary.types import Batch, Rows
+from covary.features.gradient import GradientExtractor
+from covary.models.network import as_logits
+from covary.scoring.judge import Judge
+from covary.scoring.rows import Batch, Rows
+from covary.scoring.scores import SCORES
 
 N = 11
 TOLERANCE = 1e-5
@@ -40,8 +40,8 @@ def network() -> nn.Module:
     return module.eval()
 
 
-def extractor(engine: str) -> FeatureExtractor:
-    return FeatureExtractor(network(), as_logits, engine=engine, seed=3)
+def extractor(engine: str) -> GradientExtractor:
+    return GradientExtractor(network(), as_logits, engine=engine, seed=3)
 
 
 def inputs() -> torch.Tensor:
@@ -132,7 +132,7 @@ class SequenceFirst(nn.Module):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_layers_whose_samples_come_second_are_pooled_per_sample(engine):
     torch.manual_seed(0)
-    one = FeatureExtractor(SequenceFirst().eval(), as_logits, engine=engine)
+    one = GradientExtractor(SequenceFirst().eval(), as_logits, engine=engine)
     x = torch.randn(4, 5, 8)
     together, alone = one.rows(Batch(list("abcd"), x)), one.rows(Batch(["c"], x[2:3]))
     for layer, rows in together.latent.items():

@@ -55,7 +55,7 @@ def test_the_wheel_holds_all_the_package_and_nothing_else(built):
         for path in (ROOT / "src" / "covary").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert {"covary/report/report.html.jinja", "covary/report/report.css", "covary/report/report.js"} <= shipped
+    assert {"covary/runs/report/report.html.jinja", "covary/runs/report/report.css", "covary/runs/report/report.js"} <= shipped
     assert shipped <= names
     assert all(name in shipped or ".dist-info/" in name for name in names)
 

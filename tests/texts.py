@@ -11,10 +11,10 @@ import torch
 
 pytest.importorskip("transformers", reason="the extra `language` is not installed")
 
-from covary.language import demo
-from covary.language.pretrained import LanguageModel
-from covary.language.tokens import Tokens
-from covary.types import Batch, Rows
+from covary.scoring.rows import Batch, Rows
+from covary.text import demo
+from covary.text.pretrained import LanguageModel
+from covary.text.tokens import Tokens
 
 
 @cache

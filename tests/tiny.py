@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from covary.detector import Detector
-from covary.models import load_network
+from covary.models.network import load_network
 
 TRAINED, TRUSTED, CLEAN, ODD = 700, 420, 100, 60
 

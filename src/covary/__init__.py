@@ -17,37 +17,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from covary.couplings import COUPLINGS
-    from covary.data import Source, open_data
+    from covary.data.source import Source, open_data
     from covary.detector import Detector
     from covary.errors import CovaryError
-    from covary.evidence import Evidence
-    from covary.judge import Judge, Verdicts
-    from covary.models import load_network
-    from covary.monitor import Monitor
-    from covary.observables import OBSERVABLES
-    from covary.scores import SCORES
-    from covary.spaces import SPACES
-    from covary.types import Batch, Rows
+    from covary.features.observables import OBSERVABLES
+    from covary.models.network import load_network
+    from covary.models.spaces import SPACES
+    from covary.scoring.couplings import COUPLINGS
+    from covary.scoring.evidence import Evidence
+    from covary.scoring.judge import Judge, Verdicts
+    from covary.scoring.rows import Batch, Rows
+    from covary.scoring.scores import SCORES
+    from covary.serving.monitor import Monitor
 
 __version__ = "0.1.0"
 
 # Resolved on first use, so that `import covary` and `covary --help` load no torch.
 _HOMES = {
     "Detector": "detector",
-    "Verdicts": "judge",
-    "Judge": "judge",
-    "Evidence": "evidence",
-    "Monitor": "monitor",
-    "Rows": "types",
-    "Batch": "types",
-    "Source": "data",
-    "open_data": "data",
-    "load_network": "models",
-    "SCORES": "scores",
-    "COUPLINGS": "couplings",
-    "OBSERVABLES": "observables",
-    "SPACES": "spaces",
+    "Verdicts": "scoring.judge",
+    "Judge": "scoring.judge",
+    "Evidence": "scoring.evidence",
+    "Monitor": "serving.monitor",
+    "Rows": "scoring.rows",
+    "Batch": "scoring.rows",
+    "Source": "data.source",
+    "open_data": "data.source",
+    "load_network": "models.network",
+    "SCORES": "scoring.scores",
+    "COUPLINGS": "scoring.couplings",
+    "OBSERVABLES": "features.observables",
+    "SPACES": "models.spaces",
     "CovaryError": "errors",
 }
 

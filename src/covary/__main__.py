@@ -1,5 +1,5 @@
 """`python -m covary` is the command line."""
 
-from covary.cli import main
+from covary.cli.main import main
 
 main()

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from covary import saved
-from covary.config import Settings
-from covary.curvature import Metric, metric_from_arrays, metric_to_arrays
-from covary.data import Source, open_data
-from covary.draws import load_bank
+from covary.data.source import Source, open_data
 from covary.errors import CovaryError
-from covary.evidence import Evidence, Explainer
-from covary.features import FeatureExtractor
-from covary.half_rows import halved
-from covary.judge import Judge, Verdicts
-from covary.models import Network, as_logits, load_network
-from covary.names import is_object_name, load_object
-from covary.projections import projection_fingerprint
-from covary.refusals import network_at_work, refuse_labels, refuse_missing_classes, refuse_other_shape, shape_of_one
-from covary.roles import CROSS_CONFORMAL_BELOW
-from covary.sampled_features import SampledExtractor, refuse_own_observable
-from covary.sampled_fit import take_draws, tell
-from covary.types import Batch, Rows
+from covary.features.gradient import GradientExtractor
+from covary.features.guards import check_labels, check_missing_classes, check_shape, network_at_work, shape_of_one
+from covary.features.preconditioner import Metric, metric_from_arrays, metric_to_arrays
+from covary.features.projections import projection_fingerprint
+from covary.features.sampled.draws import load_bank, save_bank
+from covary.features.sampled.extractor import SampledExtractor, check_observable
+from covary.features.sampled.fit import take_draws, tell
+from covary.models.network import Network, as_logits, load_network
+from covary.objects import is_object_name, load_object
+from covary.scoring.evidence import Evidence, Explainer
+from covary.scoring.judge import Judge, Verdicts
+from covary.scoring.quantise import halved
+from covary.scoring.rows import Batch, Rows
+from covary.scoring.splits import CROSS_CONFORMAL_BELOW
+from covary.settings import Settings
+from covary.storage import detector as saved
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from covary.observables import UserObservable
+    from covary.features.observables import UserObservable
 
 Progress = Callable[[int, int], None]
 # Settings that a loaded detector may be given anew, since they decide no score.
@@ -78,12 +79,12 @@ class Detector:
         self.metric: Metric | None = None
         self.extractor = self._extractor()
 
-    def _extractor(self) -> FeatureExtractor | SampledExtractor:
+    def _extractor(self) -> GradientExtractor | SampledExtractor:
         s, function = self.settings, self._function
         if s.sampled:
-            refuse_own_observable(function, s)
+            check_observable(function, s)
             return SampledExtractor(self.network.module, lambda out: as_logits(out, self.network.output), s)
-        return FeatureExtractor(
+        return GradientExtractor(
             self.network.module,
             lambda out: as_logits(out, self.network.output),
             observable=function,
@@ -137,7 +138,7 @@ class Detector:
         rows = self.rows(source, progress)
         if isinstance(self.extractor, SampledExtractor):
             tell(self.extractor, rows)
-        self._refuse_missing_classes(rows)
+        self._check_missing_classes(rows)
         if not self.classes:
             labels = None  # no answers that could be wrong
         elif labels is not None:
@@ -165,7 +166,7 @@ class Detector:
             )
         wanted = set(judge.roles["reference"])
         chosen = source.take([i for i, name in enumerate(source.ids) if name in wanted])
-        assert isinstance(self.extractor, FeatureExtractor)
+        assert isinstance(self.extractor, GradientExtractor)
         moments = self.extractor.moments(chosen.batches(self.settings.batch_size), self.settings.metric)
         self.metric = moments.metric(self.settings.damping)
         self.extractor = self._extractor()
@@ -187,7 +188,7 @@ class Detector:
     def _passes(self, source: Source, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows]]:
         done = 0
         for batch in source.batches(self.settings.batch_size):
-            refuse_other_shape(batch.x, self.input_shape, source.name)
+            check_shape(batch.x, self.input_shape, source.name)
             with network_at_work(batch):
                 rows = self.extractor.rows(batch)
             done += len(batch)
@@ -254,7 +255,9 @@ class Detector:
             roles=self.judge.roles,
             thumbnails=self.thumbnails,
             metric={} if self.metric is None else metric_to_arrays(self.metric),
-            draws=self.extractor.bank if isinstance(self.extractor, SampledExtractor) else None,
+            write_draws=partial(save_bank, self.extractor.bank)
+            if isinstance(self.extractor, SampledExtractor)
+            else None,
             sampling=self.extractor.told if isinstance(self.extractor, SampledExtractor) else {},
         )
         saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None)
@@ -337,11 +340,11 @@ class Detector:
         with network_at_work(batch):
             self.classes = self.network.logits(batch.x).shape[1]
         if labels is not None:
-            refuse_labels(labels, self.classes, source.name)
+            check_labels(labels, self.classes, source.name)
 
-    def _refuse_missing_classes(self, rows: Rows) -> None:
+    def _check_missing_classes(self, rows: Rows) -> None:
         if not self.settings.allow_missing_classes and self.classes:
-            refuse_missing_classes(np.bincount(rows.predicted, minlength=self.classes))
+            check_missing_classes(np.bincount(rows.predicted, minlength=self.classes))
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -1,0 +1,75 @@
+"""What some tables tell beyond every detector's figures: clusters of mechanisms, false alarms on hard inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import adjusted_rand_score
+
+from covary.runs.quality import auroc
+from covary.scoring.clusters import cluster, mechanism_axis
+from covary_bench.prepared import Prepared
+from covary_bench.scoring import OURS, Scored
+
+
+def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
+    """How well the clusters of flagged inputs agree with their true mechanisms.
+
+    ARI over flagged inputs that reach their aim, noise points as a cluster of their own, where they are of at least two
+    mechanisms; `ari_flagged` over everything flagged, false alarms as one more mechanism. `reached` counts them.
+    """
+    inputs = prepared.inputs
+    flagged = found[OURS].p_value <= prepared.fpr * (1 + 1e-9)
+    rows = prepared.queries.take(flagged)
+    labels = cluster(rows, prepared.judge.reference)
+    group, reached = inputs.group[flagged], (inputs.masked & (inputs.truth == 1))[flagged]
+    truth = np.where(reached, group, "clean")
+    sizes = {str(k): int((labels == k).sum()) for k in np.unique(labels)}
+    counts = {str(name): int((group[reached] == name).sum()) for name in np.unique(group[reached])}
+    return {
+        "mechanisms_found": int((np.unique(labels) >= 0).sum()), "mechanisms_true": len(prepared.facts["mechanisms"]),
+        "ari": float(adjusted_rand_score(group[reached], labels[reached])) if len(counts) > 1 else None,
+        "ari_flagged": float(adjusted_rand_score(truth, labels)) if len(labels) else None,
+        "cluster_sizes": sizes, "n_flagged": int(flagged.sum()), "reached": counts,
+    }  # fmt: skip
+
+
+def of_hard(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
+    """False-positive rates on hard benign inputs, and what the second axis makes of those and of triggered ones.
+
+    `second_axis_auroc`: triggered against hard ones, `_flagged`: the same among those that are flagged.
+    """
+    inputs, fpr = prepared.inputs, prepared.fpr
+    hard, clean = inputs.group == "hard", inputs.group == "clean"
+    rates = {
+        name: {"hard": _rate(one, hard, fpr), "clean": _rate(one, clean, fpr),
+               "hard_at_1": _rate(one, hard, 0.01), "clean_at_1": _rate(one, clean, 0.01)}
+        for name, one in found.items()
+    }  # fmt: skip
+    axis = mechanism_axis(prepared.judge.judge(prepared.queries))
+    both = hard | inputs.masked & (inputs.truth == 1)
+    flagged = both & (found[OURS].p_value <= fpr * (1 + 1e-9))
+    return {
+        "false_positive_rates": rates, "n_hard": int(hard.sum()),
+        "times_nominal": None if (rate := rates[OURS]["hard"]) is None else rate / fpr,
+        "second_axis_auroc": auroc(axis[both], inputs.truth[both]),
+        "second_axis_auroc_flagged": auroc(axis[flagged], inputs.truth[flagged]),
+        "score_auroc": auroc(found[OURS].score[both], inputs.truth[both]),
+    }  # fmt: skip
+
+
+def _rate(one: Scored, chosen: np.ndarray, fpr: float) -> float | None:
+    return float((one.p_value[chosen] <= fpr * (1 + 1e-9)).mean()) if chosen.any() else None
+
+
+EXTRAS: dict[str, Callable[[Prepared, Mapping[str, Scored]], dict[str, Any]]] = {
+    "several": of_mechanisms,
+    "hard": of_hard,
+}
+
+
+def more(maker: str, prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
+    """What a kind of table tells beyond the figures."""
+    return EXTRAS[maker](prepared, found) if maker in EXTRAS else {}

@@ -1,0 +1,140 @@
+"""Scores and p-values of every detector on a case; each detector's scores are a file of their own, written whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from covary.scoring import conformal as calibrate
+from covary_bench.baselines import Baseline
+from covary_bench.baselines.published import chain_seconds
+from covary_bench.prepared import Prepared
+
+OURS = "combined"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one detector says of the inputs.
+
+    Attributes:
+        score: higher = more anomalous, (n,).
+        p_value: conformal, by the calibration samples that every detector shares, (n,).
+        seconds: of scoring, an input, with the passes over the network that it needs.
+    """
+
+    score: Float[np.ndarray, " n"]
+    p_value: Float[np.ndarray, " n"]
+    seconds: float
+
+
+def scores_path(work: Path, name: str) -> Path:
+    """Where a detector's scores on a case are kept."""
+    return work / "scores" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.npz"
+
+
+def ours(prepared: Prepared) -> Scored:
+    """Our default score, calibrated as in any run."""
+    began = time.perf_counter()
+    verdicts = prepared.judge.judge(prepared.queries)
+    seconds = (time.perf_counter() - began) / len(verdicts) + prepared.pass_seconds[0]
+    return Scored(verdicts.score, verdicts.p_value, seconds)
+
+
+def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[str, Any]) -> Scored:
+    """A baseline's scores, from its file where that is of these settings, with p-values by our own split and rule."""
+    path = scores_path(prepared.work, name)
+    if not path.is_file() or stale(prepared.work, name, settings):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        every, seconds = [], 0.0
+        for fold in range(len(prepared.folds())):
+            material = prepared.material(fold, baseline.needs)
+            began = time.perf_counter()
+            every.append(baseline(material, **settings))
+            seconds += (time.perf_counter() - began) / len(material.queries)
+        part = path.with_suffix(".part.npz")
+        folds = {f"fold{i}": scores for i, scores in enumerate(every)}
+        np.savez(part, seconds=seconds, settings=_told(settings), **folds)
+        part.rename(path)
+    with np.load(path) as stored:
+        every = [stored[f"fold{i}"] for i in range(len(prepared.folds()))]
+        seconds = float(stored["seconds"])
+    gradients, forward = prepared.pass_seconds
+    seconds += gradients if baseline.needs == "gradients" else forward
+    return with_p(prepared, every, seconds)
+
+
+def stale(work: Path, name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether scores are there that were computed with other settings, or with nobody knows which."""
+    path = scores_path(work, name)
+    if not path.is_file():
+        return False
+    with np.load(path) as stored:
+        return "settings" not in stored or str(stored["settings"]) != _told(settings)
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return json.dumps(dict(settings), sort_keys=True)
+
+
+def with_chain(
+    found: Mapping[str, Scored], known: Mapping[str, Baseline], work: Path, queries: int
+) -> dict[str, Scored]:
+    """The same, with the time of the one chain charged to everybody who reads it, not to whoever came first."""
+    sampled = [name for name in found if name in known and known[name].needs == "chain"]
+    most = max([chain_seconds(work) / queries, *(found[name].seconds for name in sampled)])
+    return {**found, **{name: replace(found[name], seconds=most) for name in sampled}}
+
+
+Ended = Callable[[Mapping[str, Any]], None]
+
+
+@contextmanager
+def anew(work: Path, names: Sequence[str]) -> Iterator[Ended]:
+    """Sets the rows and the scores of `names` aside; they come back unless the body ends with a result that is whole.
+
+    Yields a function that is to be told that result.
+    """
+    aside = work / "before"
+    _put_back(aside, work)  # of a run that was killed
+    for path in [work / "rows.json", *(scores_path(work, name) for name in names)]:
+        if path.is_file():
+            to = aside / path.relative_to(work)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(to)
+    results: list[Mapping[str, Any]] = []
+    try:
+        yield results.append
+    finally:
+        if not results or "missing" in results[0]:
+            _put_back(aside, work)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put_back(aside: Path, work: Path) -> None:
+    for path in [path for path in aside.rglob("*") if path.is_file()]:
+        to = work / path.relative_to(aside)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(to)
+
+
+def with_p(prepared: Prepared, every: list[np.ndarray], seconds: float) -> Scored:
+    """Conformal p-values of a detector whose scores are given by fold, calibration samples first."""
+    roles = [calibration for _, _, calibration in prepared.folds()]
+    held = [scores[: len(own)] for scores, own in zip(every, roles, strict=True)]
+    asked = np.stack([scores[len(own) :] for scores, own in zip(every, roles, strict=True)])
+    if len(every) == 1:
+        return Scored(asked[0], calibrate.conformal_p(asked[0], held[0]), seconds)
+    folds = np.repeat(np.arange(len(held)), [len(part) for part in held])
+    p = calibrate.cross_conformal_p(asked, np.concatenate(held), folds)
+    return Scored(asked.mean(0), p, seconds)

@@ -1,0 +1,1 @@
+"""One script a question; none is imported by the rest."""

@@ -1,0 +1,1 @@
+"""Questions about the service, piles and streams."""

@@ -1,0 +1,202 @@
+"""What people see in the terminal: progress, tables, errors. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from covary.runs.display import SILENT, Display, Progress
+
+PATIENCE = 2.0
+_MARKS = {
+    "ok": "[green]ok     [/]",
+    "note": "[cyan]note   [/]",
+    "warning": "[yellow]warning[/]",
+    "error": "[red]error  [/]",
+}
+
+stdout = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A progress bar with rate and time left that appears only once the work has taken two seconds."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.started, self.bar, self.task = what, time.monotonic(), None, None
+
+    def __call__(self, done: int, total: int) -> None:
+        elapsed = time.monotonic() - self.started
+        if self.bar is None:
+            if elapsed < PATIENCE:
+                return
+            self.bar = Bars(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=stderr, transient=True,
+            )  # fmt: skip
+            self.bar.start()
+            self.task = self.bar.add_task(self.what, total=total, rate="")
+        assert self.task is not None
+        self.bar.update(self.task, completed=done, total=total, rate=f"{done / max(elapsed, 1e-9):.0f}/s")
+
+
+class Terminal(Display):
+    """Bars and spinners on stderr, for work that takes longer than two seconds and where somebody watches."""
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Progress | None]:
+        """A callback (done, total) that draws a bar with rate and time left."""
+        bar = _Bar(what)
+        try:
+            yield bar if stderr.is_terminal else None
+        finally:
+            if bar.bar is not None:
+                bar.bar.stop()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A spinner with the time gone by."""
+        if not stderr.is_terminal:
+            yield
+            return
+        spinner = Bars(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=stderr, transient=True)
+        spinner.add_task(what, total=None)
+        timer = threading.Timer(PATIENCE, spinner.start)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()
+            if spinner.live.is_started:
+                spinner.stop()
+
+    def findings(self, findings: list[dict[str, Any]]) -> None:
+        """What needs attention."""
+        print_findings(findings, everything=False)
+
+
+def terminal(quiet: bool) -> Display:
+    """What a command shows while it works; nothing with `--json`."""
+    return SILENT if quiet else Terminal()
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_error(message: str) -> None:
+    """One sentence on stderr."""
+    stderr.print(f"[red]error[/]: {escape(message)}")
+
+
+def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
+    """What a check found, on stdout; in the course of other work what needs attention alone, on stderr."""
+    console = stdout if everything else stderr
+    for finding in findings:
+        if everything or finding["level"] in ("warning", "error"):
+            mark = _MARKS.get(finding["level"], finding["level"])
+            console.print(f"{mark} [bold]{escape(finding['title'])}[/]: {escape(finding['text'])}")
+            if finding.get("change"):
+                console.print(f"        [dim]{escape(finding['change'])}[/]")
+
+
+def print_differences(found: Mapping[str, Any]) -> None:
+    """Whether a folder is what its receipt says, and what differs."""
+    for difference in found["differences"]:
+        stdout.print(f"[red]differs[/] [bold]{escape(difference['name'])}[/] {escape(difference['what'])}")
+    if found["intact"]:
+        signed = f", signed with the key {found['signed_by']}" if found["signed_by"] else ""
+        stdout.print(f"[green]intact[/] {escape(found['folder'])}: receipt {found['receipt']}{signed}")
+    for note in found["notes"]:
+        stdout.print(f"  [dim]{escape(note)}[/]")
+
+
+def print_gate(found: Mapping[str, Any]) -> None:
+    """Each rule with what was found, then the decision."""
+    for rule in found["rules"]:
+        mark = "[green]passed[/]" if rule["passed"] else "[red]failed[/]"
+        stdout.print(f"{mark} [bold]{escape(rule['rule'])}[/]: {escape(rule['found'])}")
+    stdout.print(f"[bold]{'passed' if found['passed'] else 'failed'}[/] {escape(found['run'])}")
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """What a folder holds, one line a fact."""
+    table = Table(show_header=False, box=None, padding=(0, 2), pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(record):
+        table.add_row(name, escape(value))
+    stdout.print(table)
+
+
+def _facts(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(inner, Mapping):
+            yield from _facts(inner, f"{name}.")
+        elif isinstance(inner, list) and inner and all(isinstance(item, str) for item in inner):
+            yield name, "\n".join(inner)
+        elif inner is not None and inner != []:
+            yield name, str(inner)
+
+
+def _percent(value: float | None) -> str:
+    return "not known" if value is None else f"{100 * value:.2f} %"
+
+
+def print_summary(summary: dict[str, Any], where: Any) -> None:
+    """The answer first, then what it rests on."""
+    rule = (
+        f"an expected share of false alarms of {summary['fdr']:g}"
+        if summary.get("fdr")
+        else f"a false-alarm rate of {100 * summary['fpr_in_force']:.3g} %"
+    )
+    stdout.print(f"[bold]{summary['n_flagged']:,} of {summary['n']:,} inputs flagged[/] at {rule}.")
+    for statement in summary["statements"]:
+        stdout.print(f"  {escape(statement)}")
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    n = summary
+    table.add_row("trusted", f"{n['n_reference']} reference, {n['n_fit']} fit, {n['n_calibration']} calibration"
+                  f" ({n['calibration']}); smallest p-value {n['p_min']:.4g}")  # fmt: skip
+    if summary.get("n_clean"):
+        low, high = summary["fpr_interval"]
+        table.add_row("false alarms", f"{_percent(summary['fpr'])} of {summary['n_clean']} clean inputs "
+                      f"(99 % of the time within {_percent(low)} to {_percent(high)})")  # fmt: skip
+    if summary.get("n_anomalous"):
+        table.add_row("caught", f"{_percent(summary['tpr'])} of {summary['n_anomalous']} anomalous inputs")
+    if summary.get("auroc") is not None:
+        which, kind = ("auroc", "all inputs") if summary["auroc_masked"] is None else ("auroc_masked", "masked")
+        table.add_row("AUROC", f"{summary[which]:.4f} ({kind})")
+        parts = ", ".join(f"{k} {v:.4f}" for k, v in summary["auroc_parts"].items() if v is not None)
+        if parts:
+            table.add_row("  of each part", parts)
+    if summary.get("der") is not None:
+        ceiling, only = summary["der_ceiling"], summary["der_masked"]
+        table.add_row("DER", f"{summary['der']:.4f} (ceiling {ceiling:.4f}), masked {only:.4f}")
+    if summary.get("replay") is not None:
+        changed = ", ".join(summary["replay"]["changed"])
+        same = "identical" if summary["replay"]["identical"] else "different"
+        table.add_row("replay", f"{same} results" + (f"; changed: {changed}" if changed else ""))
+    table.add_row("time", f"{summary['seconds']:.1f} s")
+    table.add_row("written to", str(where))
+    stdout.print(table)

@@ -1,0 +1,370 @@
+"""The command line: `covary demo`, `check`, `fit`, `score`, `scan`, `report`, `inspect`, and those of `commands`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Argument, Exit, Option, Typer
+
+from covary import __version__
+from covary.cli import receipts, serve
+from covary.cli.console import print_error, print_findings, print_json, print_record, print_summary, terminal
+from covary.cli.options import (
+    Amp,
+    Calibration,
+    ChannelsLast,
+    Device,
+    Fpr,
+    Json,
+    Machine,
+    MaybeInputs,
+    MaybeModel,
+    MaybeTrusted,
+    Method,
+    Model,
+    Out,
+    Output,
+    Pile,
+    Preparation,
+    Sampled,
+    Sampling,
+    Seed,
+    Texts,
+    Trusted,
+    Weights,
+    grouped,
+    settings,
+)
+from covary.cli.pile import OutOrUrl, Partitioned
+from covary.errors import CovaryError
+from covary.serving.pile import INPUTS_PER_PARTITION
+
+# Typer's exit code for Ctrl-C.
+INTERRUPTED = 130
+
+app = Typer(
+    name="covary",
+    help="Was this output produced by the mechanism that produces the outputs you trust?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+@grouped
+def scan(
+    *,
+    model: MaybeModel = None,
+    weights: Weights = None,
+    trusted: MaybeTrusted = None,
+    inputs: MaybeInputs = None,
+    out: Annotated[Path | None, Option("--out", help="RUN folder to write.")] = None,
+    calibration: Calibration = None,
+    sampling: Sampling = None,
+    fpr: Fpr = 0.01,
+    pile: Pile,
+    method: Method,
+    sampled: Sampled,
+    preparation: Preparation,
+    output: Output,
+    texts: Texts,
+    machine: Machine,
+    json: Json = False,
+    replay: Annotated[
+        Path | None, Option("--replay", help="Do again what an earlier RUN did; exit 1 if results differ.")
+    ] = None,
+) -> None:
+    """Check, fit and score in one go; writes a RUN with results.csv, summary.json and report.html.
+
+    **Examples**
+
+    `covary scan --model nets:resnet --weights w.safetensors --trusted trusted.npz --inputs new.npz --out runs/a`
+
+    `covary scan --model nets:resnet --weights w.pt --trusted good/ --inputs pile/ --out runs/b --fdr .1 --fail-on-flag`
+
+    `covary scan --model nets:resnet --weights w.pt --trusted good/ --inputs pile/ --out runs/c --estimator gaussian`
+
+    `covary scan --hf models/assistant --trusted trusted.jsonl --inputs inputs.jsonl --out runs/d`
+
+    `covary scan --replay runs/a --out runs/a-again`
+    """
+    from covary.runs import scan as scanning
+
+    if replay is not None:
+        summary, verdict = scanning.replay(replay, out, display=terminal(json))
+        _show(summary | {"replay": verdict}, out or scanning.replay_folder(replay), json)
+        raise Exit(0 if verdict["identical"] else 1)
+    text = texts.given(model, weights, preparation, pile)
+    names: dict[str, Any] = {
+        "model": texts.hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
+        **preparation.given(), **pile.given(),
+    }  # fmt: skip
+    given: dict[str, Any] = {
+        "calibration": calibration, "sampling": sampling, "text": text,
+        "settings": {"fpr": fpr, **settings(method, output, machine), **sampled.given()},
+    }  # fmt: skip
+    needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
+    needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
+    missing = [name for name, value in needed.items() if value is None]
+    if missing or out is None:
+        expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
+        raise CovaryError(f"{', '.join(missing)} missing", expected)
+    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json))
+    _show(summary, out, json)
+    raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
+
+
+@app.command()
+@grouped
+def fit(
+    *,
+    model: Model,
+    weights: Weights = None,
+    trusted: Trusted,
+    out: Out,
+    calibration: Calibration = None,
+    sampling: Sampling = None,
+    fpr: Fpr = 0.01,
+    method: Method,
+    sampled: Sampled,
+    preparation: Preparation,
+    output: Output,
+    machine: Machine,
+    no_weights: Annotated[bool, Option("--no-weights", help="Keep only the network's fingerprint.")] = False,
+    json: Json = False,
+) -> None:
+    """Learn from trusted inputs and save a detector for inputs that do not exist yet.
+
+    **Example**
+
+    `covary fit --model nets:resnet --weights w.safetensors --trusted trusted.npz --out detectors/resnet`
+    """
+    from covary.runs import scan as scanning
+
+    plan = scanning.Plan.checked(
+        model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration,
+        sampling=sampling, **preparation.given(),
+        settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
+    )  # fmt: skip
+    record = scanning.fit(plan, out, weights=not no_weights, display=terminal(json))
+    print_json(record) if json else print_record(record)
+
+
+@app.command()
+@grouped
+def score(
+    *,
+    detector: Annotated[Path, Argument(help="Folder written by `covary fit`.")],
+    data: Annotated[
+        str,
+        Argument(help="Inputs to judge: .npz, folder of images, `package.module:dataset`; in partitions also parquet, "
+                 "JSON Lines, WebDataset, and URLs of them."),
+    ],
+    out: OutOrUrl,
+    model: MaybeModel = None,
+    weights: Weights = None,
+    pile: Pile,
+    partitioned: Partitioned,
+    machine: Machine,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Judge inputs by a saved detector; writes a RUN as `covary scan` does, or a pile's verdicts in partitions.
+
+    **Examples**
+
+    `covary score detectors/resnet today.npz --out runs/today --fail-on-flag`
+
+    `covary score detectors/bare today.npz --out runs/today --model nets:resnet --weights w.safetensors`
+
+    `covary score detectors/resnet s3://bucket/pile/ --out s3://bucket/verdicts --ray auto --fdr .1`
+    """
+    given = {"model": model, "weights": weights, **settings(machine), "display": terminal(json)}
+    if partitioned.wanted(data, out):
+        summary = partitioned.score(detector, data, out, pile.given(), **given)
+        print_json(summary) if json else print_summary(summary, out)
+    else:
+        from covary.runs import scan as scanning
+
+        summary = scanning.score(detector, data, Path(out), **pile.given(), **given)
+        _show(summary, Path(out), json)
+    raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
+
+
+@app.command()
+def cost(
+    inputs: Annotated[float, Option("--inputs", help="Inputs in the pile, as in 1e9.")],
+    actors: Annotated[int, Option("--actors", help="Copies of the network.")],
+    measured: Annotated[
+        str | None, Option("--measured", help="OUT of `covary score` in partitions: seconds and bytes an input.")
+    ] = None,
+    seconds_per_input: Annotated[float | None, Option("--seconds-per-input", help="Of one actor.")] = None,
+    bytes_per_input: Annotated[float | None, Option("--bytes-per-input", help="As stored.")] = None,
+    bandwidth: Annotated[
+        float | None, Option("--bandwidth", help="Bytes per second from storage to all actors together.")
+    ] = None,
+    efficiency: Annotated[
+        float, Option("--efficiency", help="Share of its speed that an actor keeps beside the others, up to 1.")
+    ] = 1.0,
+    partition_size: Annotated[int, Option("--partition-size", help="Inputs a partition.")] = INPUTS_PER_PARTITION,
+    start_seconds: Annotated[float, Option("--start-seconds", help="To start an actor.")] = 60.0,
+    failures: Annotated[float, Option("--failures", help="Actors killed per actor and hour.")] = 0.0,
+    json: Json = False,
+) -> None:
+    """Say how long a pile takes on a cluster, from the seconds that one actor was measured to take.
+
+    **Examples**
+
+    `covary cost --inputs 1e9 --actors 512 --measured runs/sample --bandwidth 10e9`
+
+    `covary cost --inputs 1e9 --actors 64 --seconds-per-input 0.002 --failures 0.01`
+    """
+    from covary.serving.pile import cost as costs
+
+    known = {} if measured is None else costs.measured(measured)
+    given = {"seconds_per_input": seconds_per_input, "bytes_per_input": bytes_per_input}
+    known |= {name: value for name, value in given.items() if value is not None}
+    if "seconds_per_input" not in known:
+        raise CovaryError("nothing says how long one input takes", "--seconds-per-input, or --measured OUT")
+    told = costs.estimate(
+        inputs, actors=actors, bandwidth=bandwidth, efficiency=efficiency, partition_size=partition_size,
+        start_seconds=start_seconds, failures_per_actor_hour=failures, **known,
+    )  # fmt: skip
+    print_json(told) if json else print_record(told)
+
+
+@app.command()
+@grouped
+def check(
+    *,
+    model: Model,
+    weights: Weights = None,
+    trusted: Trusted,
+    inputs: MaybeInputs = None,
+    calibration: Calibration = None,
+    fpr: Fpr = 0.01,
+    preparation: Preparation,
+    output: Output,
+    machine: Machine,
+    json: Json = False,
+) -> None:
+    """Look at network and data before any long work, and say what was found and what to change.
+
+    **Example**
+
+    `covary check --model nets:resnet --weights w.safetensors --trusted trusted.npz --inputs new.npz`
+    """
+    from covary.runs import scan as scanning
+
+    plan = scanning.Plan.checked(
+        model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
+        **preparation.given(), settings={"fpr": fpr, **settings(output, machine)},
+    )  # fmt: skip
+    report = scanning.check_plan(plan)
+    if json:
+        print_json(report.to_json())
+    else:
+        print_findings(report.to_json()["findings"], everything=True)
+    raise Exit(0 if report.ok else 2)
+
+
+@app.command()
+def report(run: Annotated[Path, Argument(help="RUN folder.")], json: Json = False) -> None:
+    """Write a RUN's report.html again.
+
+    **Example**
+
+    `covary report runs/a`
+    """
+    from covary.runs.report import write_report
+    from covary.storage.receipts import renew
+
+    path = write_report(run)
+    renew(run, path.name)
+    print_json({"report": str(path)}) if json else print(path)
+
+
+@app.command()
+def inspect(folder: Annotated[Path, Argument(help="Detector or RUN folder.")], json: Json = False) -> None:
+    """Say what a detector or a RUN holds, after checking that it is intact.
+
+    **Examples**
+
+    `covary inspect detectors/resnet`
+
+    `covary inspect runs/a --json`
+    """
+    from covary.runs import scan as scanning
+
+    record = scanning.describe(folder)
+    print_json(record) if json else print_record(record)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, Option("--out", help="RUN folder to write; the material goes beside it.")] = Path("runs/demo"),
+    seed: Seed = 0,
+    amp: Amp = None,
+    channels_last: ChannelsLast = False,
+    device: Device = "cpu",
+    json: Json = False,
+) -> None:
+    """Train a small backdoored digit classifier, scan clean and triggered digits, write the report.
+
+    **Example**
+
+    `covary demo --out runs/demo`
+    """
+    from covary.runs.demo import run_demo
+
+    summary = run_demo(out, seed=seed, amp=amp, channels_last=channels_last, device=device, display=terminal(json))
+    _show(summary, out, json)
+
+
+def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
+    print_json(summary) if json else print_summary(summary, out / "report.html")
+
+
+receipts.add_to(app)
+app.command()(serve.serve)
+
+
+def _version(wanted: bool) -> bool:
+    if wanted:
+        print(f"covary {__version__}")
+        raise Exit
+    return wanted
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of `covary`."""
+    run_app(app)
+
+
+def run_app(app: Typer) -> None:
+    """Runs a command line: bad input is one sentence on stderr and exit code 2."""
+    # Before torch is loaded: threads that spin while they wait cost a busy machine most of its time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        app()
+    except CovaryError as problem:
+        print_error(str(problem))
+        sys.exit(2)
+    except OSError as problem:
+        print_error(f"{problem.filename or 'a file'} cannot be used: {problem.strerror or problem}")
+        sys.exit(2)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            print_error("interrupted; nothing half-written was left behind")
+        raise

@@ -1,0 +1,226 @@
+"""Commands on what is finished: `verify`, `sign`, `keygen`, `receipts`, `compare`, `gate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option, Typer
+
+from covary.cli.console import print_differences, print_gate, print_json, print_record
+from covary.cli.options import Json
+from covary.errors import CovaryError
+
+ById = Annotated[bool, Option("--by-id", help="Inputs with the same id are the same input.")]
+Folder = Annotated[Path, Argument(help="RUN or detector.")]
+
+receipts = Typer(name="receipts", help="Put receipts together, or hash a record.", no_args_is_help=True)
+
+
+def verify(
+    folder: Annotated[Path, Argument(help="RUN, detector, or a bundle of receipts.")],
+    public_key: Annotated[Path | None, Option("--public-key", help="It must be signed with the key of this.")] = None,
+    sources: Annotated[
+        bool, Option("--sources", help="Open network and data again, which runs the code they name.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Compute a receipt again and name each thing that differs; exit 1 where something does.
+
+    **Examples**
+
+    `covary verify runs/a`
+
+    `covary verify detectors/resnet --public-key team.pem.pub`
+
+    `covary verify runs/a --sources`
+    """
+    from covary.storage.signatures import read_public
+    from covary.storage.verify import told
+
+    key = None if public_key is None else read_public(public_key)
+    if folder.is_file():
+        from covary.storage.bundle import bundle_told
+
+        found = bundle_told(folder, key)
+    else:
+        found = told(folder, key)
+        if sources:
+            from covary.runs.sources import source_differences
+
+            found["differences"] += [{"name": name, "what": what} for name, what in source_differences(folder)]
+    found["intact"] = not found["differences"]
+    print_json(found) if json else print_differences(found)
+    raise Exit(int(not found["intact"]))
+
+
+def sign(
+    folder: Folder,
+    key: Annotated[Path, Option("--key", help="Ed25519 private key, PEM; `covary keygen` makes one.")],
+    json: Json = False,
+) -> None:
+    """Sign the receipt of an intact RUN or detector with Ed25519; writes signature.json into it.
+
+    **Example**
+
+    `covary sign runs/a --key team.pem`
+    """
+    from covary.storage import signatures
+    from covary.storage import verify as verifying
+
+    signature = verifying.sign(folder, key)
+    record = {"folder": str(folder), "receipt": signature["receipt"], "key": signatures.short(signature["public_key"])}
+    print_json(record) if json else print_record(record)
+
+
+def keygen(
+    key: Annotated[Path, Argument(help="Private key to write; the public one goes beside it as KEY.pub.")],
+    json: Json = False,
+) -> None:
+    """Make an Ed25519 key pair for `covary sign` and `covary verify --public-key`.
+
+    **Example**
+
+    `covary keygen team.pem`
+    """
+    from covary.storage.signatures import make_keys, read_public, short
+
+    public = make_keys(key)
+    record = {"private": str(key), "public": str(public), "key": short(read_public(public))}
+    print_json(record) if json else print_record(record)
+
+
+def compare(
+    before: Annotated[Path, Argument(help="RUN folder.")],
+    after: Annotated[Path, Argument(help="RUN folder.")],
+    by_id: ById = False,
+    out: Annotated[Path | None, Option("--out", help="Write a page, too: FILE.html.")] = None,
+    json: Json = False,
+) -> None:
+    """Tell what changed between two RUNs: two networks, or two days.
+
+    **Examples**
+
+    `covary compare runs/monday runs/tuesday`
+
+    `covary compare runs/old-model runs/new-model --out changes.html`
+    """
+    from covary.cli.compare import print_comparison, write_page
+    from covary.runs.compare import compare as compare_runs
+
+    found = compare_runs(before, after, by_id=by_id)
+    if out is not None:
+        write_page(found, out)
+    print_json(found) if json else print_comparison(found)
+
+
+def gate(
+    run: Annotated[Path, Argument(help="RUN folder.")],
+    max_flag_rate: Annotated[float | None, Option("--max-flag-rate", help="Share of inputs flagged.")] = None,
+    max_flagged: Annotated[int | None, Option("--max-flagged", help="Number of inputs flagged.")] = None,
+    max_fpr: Annotated[float | None, Option("--max-fpr", help="Share of clean inputs flagged; needs truth.")] = None,
+    min_tpr: Annotated[float | None, Option("--min-tpr", help="Share of anomalous ones flagged; needs truth.")] = None,
+    min_auroc: Annotated[float | None, Option("--min-auroc", help="AUROC; needs truth.")] = None,
+    min_accuracy: Annotated[float | None, Option("--min-accuracy", help="On clean inputs; needs truth, y.")] = None,
+    against: Annotated[Path | None, Option("--against", help="RUN than which it must not flag more.")] = None,
+    level: Annotated[float, Option("--level", help="Of that test, one-sided.")] = 0.01,
+    by_id: ById = False,
+    public_key: Annotated[Path | None, Option("--public-key", help="It must be signed with the key of this.")] = None,
+    no_warnings: Annotated[bool, Option("--no-warnings", help="What the check warned of fails.")] = False,
+    junit: Annotated[Path | None, Option("--junit", help="Write JUnit XML, too.")] = None,
+    json: Json = False,
+) -> None:
+    """Decide a release: exit 0 where a RUN keeps every rule, 1 where it breaks one, 2 where that can't be told.
+
+    **Examples**
+
+    `covary gate runs/a --max-flag-rate 0.02 --junit gate.xml`
+
+    `covary gate runs/new --against runs/old --public-key team.pem.pub`
+    """
+    from covary.runs.gate import gate as passes
+    from covary.runs.junit import write_junit
+    from covary.storage.signatures import read_public
+
+    asked = {
+        "max_flag_rate": max_flag_rate, "max_flagged": max_flagged, "max_fpr": max_fpr, "min_tpr": min_tpr,
+        "min_auroc": min_auroc, "min_accuracy": min_accuracy,
+    }  # fmt: skip
+    found = passes(
+        run, {name: limit for name, limit in asked.items() if limit is not None}, against=against, level=level,
+        by_id=by_id, public_key=None if public_key is None else read_public(public_key), no_warnings=no_warnings,
+    )  # fmt: skip
+    if junit is not None:
+        write_junit(found, junit)
+    print_json(found) if json else print_gate(found)
+    raise Exit(int(not found["passed"]))
+
+
+@receipts.command()
+def merge(
+    paths: Annotated[list[Path], Argument(help="RUNs, detectors and bundles.")],
+    out: Annotated[Path, Option("--out", help="Bundle to write.")],
+    json: Json = False,
+) -> None:
+    """Put receipts of several RUNs, detectors and bundles into one bundle: the same bytes in any order.
+
+    **Example**
+
+    `covary receipts merge runs/a runs/b detectors/resnet --out bundle.json`
+    """
+    from covary.storage.bundle import merge as merge_receipts
+
+    record = merge_receipts(paths, out)
+    print_json(record) if json else print_record(record)
+
+
+@receipts.command(name="hash")
+def hash_record(
+    record: Annotated[Path, Argument(help="Any JSON document, in any order of keys and spacing.")], json: Json = False
+) -> None:
+    """Print the SHA-256 of a record's canonical JSON: keys sorted, no spaces, UTF-8 unescaped.
+
+    **Example**
+
+    `covary receipts hash record.json`
+    """
+    from covary.storage.fingerprints import digest_json
+    from covary.storage.receipts import strict_json
+
+    try:
+        digest = digest_json(strict_json(record.read_bytes()))
+    except (ValueError, RecursionError) as problem:
+        raise CovaryError(f"{record} is not readable JSON ({problem})", "one JSON document, no key twice") from None
+    print_json({"record": str(record), "sha256": digest}) if json else print(digest)
+
+
+def mechanisms(
+    run: Annotated[Path, Argument(help="RUN folder.")],
+    least: Annotated[int | None, Option("--least", min=2, help="Inputs that make a mechanism.")] = None,
+    json: Json = False,
+) -> None:
+    """Cluster a RUN's flagged inputs by how their explanation fails; writes mechanisms.json and the report.
+
+    **Examples**
+
+    `covary mechanisms runs/a`
+
+    `covary mechanisms runs/a --least 20 --json`
+    """
+    from covary.runs.mechanisms import mechanisms_of_run
+    from covary.runs.report.mechanism_section import headline, line
+
+    found = mechanisms_of_run(run, least)
+    if json:
+        print_json(found)
+        return
+    print(headline(found))
+    for cluster in found["clusters"]:
+        print(line(cluster))
+
+
+def add_to(app: Typer) -> None:
+    """Adds these commands to the command line."""
+    for command in (verify, sign, keygen, compare, gate, mechanisms):
+        app.command()(command)
+    app.add_typer(receipts)

@@ -1,0 +1,90 @@
+"""The command `covary serve`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from covary.cli.console import print_json, stderr
+from covary.cli.options import Json, Machine, MaybeModel, Weights, grouped, settings
+from covary.errors import CovaryError
+
+LIMITS = "Limits"
+KEY_VARIABLE = "COVARY_API_KEY"
+
+
+@grouped
+def serve(
+    *,
+    detector: Annotated[Path, Argument(help="Folder written by `covary fit`.")],
+    model: MaybeModel = None,
+    weights: Weights = None,
+    name: Annotated[str, Option("--name", help="Of the model, in URLs.")] = "detector",
+    host: Annotated[str, Option("--host", help="Address to listen on; 0.0.0.0 = all.")] = "127.0.0.1",
+    port: Annotated[int, Option("--port", min=0, max=65535, help="0 = any free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None, Option("--api-key-file", help=f"Clients must send the key in it; or set {KEY_VARIABLE}.")
+    ] = None,
+    audit: Annotated[str | None, Option("--audit", help="File that gets one JSON line an event; - = stdout.")] = None,
+    level: Annotated[
+        float, Option("--level", help="Chance that the stream alarm is ever raised falsely, at most.")
+    ] = 0.01,
+    max_batch: Annotated[int, Option("--max-batch", min=1, help="Inputs in a pass.", rich_help_panel=LIMITS)] = 64,
+    max_wait_ms: Annotated[
+        float, Option("--max-wait-ms", min=0, help="An input waits for company at most so long.",
+                      rich_help_panel=LIMITS)
+    ] = 2.0,
+    max_bytes: Annotated[
+        int, Option("--max-bytes", min=1, help="In a request's body.", rich_help_panel=LIMITS)
+    ] = 16 * 2**20,
+    max_inputs: Annotated[int, Option("--max-inputs", min=1, help="In a request.", rich_help_panel=LIMITS)] = 1024,
+    max_requests: Annotated[
+        int, Option("--max-requests", min=1, help="Open at a time; more get 429.", rich_help_panel=LIMITS)
+    ] = 256,
+    machine: Machine,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Serve a detector: the network's outputs and a verdict on every input, Open Inference Protocol V2 over HTTP.
+
+    **Examples**
+
+    `covary serve detectors/resnet`
+
+    `covary serve detectors/resnet --host 0.0.0.0 --api-key-file key.txt --audit audit.jsonl`
+    """
+    from covary.detector import Detector
+    from covary.serving.http import ServeSettings
+    from covary.serving.http import serve as run
+
+    chosen = ServeSettings(
+        name=name, host=host, port=port, api_key=_key(api_key_file), audit=audit, level=level, max_batch=max_batch,
+        max_wait_ms=max_wait_ms, max_bytes=max_bytes, max_inputs=max_inputs, max_requests=max_requests,
+    )  # fmt: skip
+    fitted = Detector.load(detector, model, weights=weights, **settings(machine))
+    if not chosen.loopback and chosen.api_key is None:
+        stderr.print("[yellow]warning[/]: other machines can reach this service, and it asks for no API key")
+
+    def told(address: str) -> None:
+        if json:
+            print_json({"address": address, "model": f"{address}/v2/models/{name}", "metrics": f"{address}/metrics"})
+            sys.stdout.flush()
+        else:
+            stderr.print(f"live page {address}/, model {address}/v2/models/{name}, metrics {address}/metrics")
+
+    run(fitted, chosen, told)
+
+
+def _key(file: Path | None) -> str | None:
+    if file is None:
+        return os.environ.get(KEY_VARIABLE)
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise CovaryError(f"the key file {file} cannot be read ({problem})") from None
+    if not key:
+        raise CovaryError(f"the key file {file} is empty", "one line with the key")
+    return key

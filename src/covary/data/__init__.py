@@ -1,0 +1,1 @@
+"""Inputs: from a path, a name or an array to batches."""

@@ -1,0 +1,69 @@
+"""Arrays in memory or memory-mapped: a numpy array, a tensor, or a pair (x, y)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from covary.data.readers.base import Reader, canonical, checked_ids, checked_labels, checked_truth, from_tensor
+from covary.data.readers.mapped import Mapped
+from covary.errors import CovaryError
+from covary.storage.fingerprints import array_bytes
+
+
+class ArrayReader(Reader):
+    """Samples along the first dimension of an array that stays as it is; conversions happen as samples are read.
+
+    Raises:
+        CovaryError: no samples, a shape no input can have, labels, ids or truth that do not fit.
+    """
+
+    cheap = True
+
+    def __init__(
+        self, x: np.ndarray | Mapped, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x"
+    ) -> None:
+        expected = {"u": "(N, H, W, C) or (N, H, W) for uint8 images"}.get(x.dtype.kind, "(N, ...), one row an input")
+        if x.ndim < 2 or (x.dtype == np.uint8 and x.ndim not in (3, 4)):
+            raise CovaryError(f"x of {where} has shape {x.shape}, {x.dtype}", expected)
+        if x.dtype == np.uint8 and x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
+            remedy = "move the channels last, x.transpose(0, 2, 3, 1), or store floats, which are taken as they are"
+            raise CovaryError(f"x of {where} has shape {x.shape}, {x.dtype}", expected, remedy)
+        if len(x) == 0:
+            raise CovaryError(f"{where} is empty", "at least one input")
+        canonical(x[:0], where)
+        self.x, self.where = x, where
+        self.ids = checked_ids(ids, len(x), where)
+        self.y = None if y is None else checked_labels(y, len(x), where)
+        self.truth = None if truth is None else checked_truth(truth, len(x), where)
+
+    def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
+        """Original classes, where they came with the array."""
+        return None if self.y is None else self.y[index]
+
+    def read(self, index: Int[np.ndarray, " n"]) -> np.ndarray:
+        """Raw samples at `index`."""
+        # A slice of a mapped file is read in one go, which picking row by row is not.
+        if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+            return canonical(np.array(self.x[index[0] : index[0] + len(index)]), self.where)
+        return canonical(self.x[index], self.where)
+
+    def content(self, i: int) -> bytes:
+        """Dtype, shape and bytes of sample i."""
+        return array_bytes(np.asarray(self.x[i]))
+
+
+def accepts(spec: object) -> bool:
+    """Whether `spec` is an array, a tensor or a pair (x, y) of them."""
+    if isinstance(spec, tuple):
+        return len(spec) == 2 and isinstance(spec[0], np.ndarray | torch.Tensor)
+    return isinstance(spec, np.ndarray | torch.Tensor)
+
+
+def open_arrays(spec: Any) -> ArrayReader:
+    """A reader over an array, a tensor or a pair (x, y)."""
+    x, y = spec if isinstance(spec, tuple) else (spec, None)
+    return ArrayReader(from_tensor(x, batched=True) if isinstance(x, torch.Tensor) else x, y, where="the array")

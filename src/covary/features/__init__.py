@@ -1,0 +1,1 @@
+"""Network and batch -> Rows, by gradients at w* or along draws of the weights."""

@@ -1,0 +1,264 @@
+"""From a batch of inputs to rows: the gradient, the activations and the confidence of every sample."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from covary.errors import CovaryError, unknown_name
+from covary.features.activations import compress, watched_layers
+from covary.features.engine.fast import Compressed, FastEngine, Observe
+from covary.features.exact import ChooseLogits, Gradients, exact_gradients
+from covary.features.observables import UserObservable, energy, margin, observable_named
+from covary.features.preconditioner import Metric, Moments, under_metric
+from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
+from covary.models.spaces import select_parameters
+from covary.scoring.rows import Batch, Rows
+
+# Per-sample gradients of one slice of a batch may take this many bytes.
+GRADIENT_BYTES = 512 * 2**20
+
+ENGINES = ("hooks", "exact")
+
+
+class GradientExtractor:
+    """Turns batches into `Rows` with one forward and one backward pass a sample.
+
+    Args:
+        module: the network, in evaluation mode.
+        choose_logits: picks logits (n, C) out of what the network returns.
+        observable: a name from `OBSERVABLES`, or a user's function of (parameters, buffers, batch).
+        space: which parameters may move (see `select_parameters`).
+        seed: of the random projections; rows of different seeds are not comparable.
+        device: where the network lives.
+        amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
+        channels_last: memory format of four-dimensional inputs.
+        engine: `hooks` (layer inputs and output gradients, see `engine`) or `exact` (`vmap(grad)`, the oracle).
+        metric: roots of Sigma that are multiplied into the projections (see `preconditioner`); None = identity.
+
+    The same projections in both engines: rows agree up to rounding. `notes` says, in words, which parameters the fast
+    engine left to the exact one, and whether a network that cannot run under `vmap` was run sample by sample.
+    `norm_kinds` says per layer whether norms are `exact` or those of the compressed rows (`projected`).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        choose_logits: ChooseLogits,
+        *,
+        observable: str | UserObservable = "margin",
+        space: str = "all",
+        seed: int = 0,
+        device: str = "cpu",
+        amp: str | None = None,
+        channels_last: bool = False,
+        engine: str = "hooks",
+        metric: Metric | None = None,
+    ) -> None:
+        if engine not in ENGINES:
+            raise unknown_name("engine", engine, ENGINES)
+        self.module = module
+        self.choose_logits = choose_logits
+        self.observable = observable_named(observable) if isinstance(observable, str) else None
+        self.user_observable = None if isinstance(observable, str) else observable
+        self.layers = select_parameters(module, space)
+        self.device, self.amp, self.channels_last = device, amp, channels_last
+        self.k = numbers_per_layer(len(self.layers))
+        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+        self.projections = {
+            layer: LayerProjection(layer, {name: shapes[name] for name in names}, self.k, seed)
+            for layer, names in self.layers.items()
+        }
+        if metric is not None:
+            self.projections = under_metric(self.projections, metric)
+        self.seed, self.engine = seed, engine
+        self.notes: list[str] = []
+        self._vectorised = True
+        self._activation_projections: dict[str, Tensor | None] = {}
+        moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
+        self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
+        self._attach()
+
+    def _attach(self) -> None:
+        """The fast engine on the module, and its notes where it is the one that runs."""
+        self._fast = FastEngine(
+            self.module,
+            self.layers,
+            self.projections,
+            observable=self.observable,
+            choose_logits=self.choose_logits,
+            user_observable=self.user_observable,
+        )
+        if self.engine == "hooks":
+            self.notes = self._fast.notes
+
+    def beside(self, module: nn.Module, choose_logits: ChooseLogits) -> GradientExtractor:
+        """The same extractor on another copy of the network, such as one that shares its weights: same projections."""
+        other = copy.copy(self)
+        other.module, other.choose_logits, other.notes = module, choose_logits, []
+        other._activation_projections = dict(self._activation_projections)
+        other._attach()
+        return other
+
+    @property
+    def norm_kinds(self) -> dict[str, str]:
+        """Per layer, `exact` or `projected`; of the hooks engine known after the first batch."""
+        if self.engine == "exact":
+            return {name: "projected" if p.weighted else "exact" for name, p in self.projections.items()}
+        return dict(self._fast.norm_kinds)
+
+    def moments(self, batches: Iterable[Batch], kind: str) -> Moments:
+        """Second moments of whole gradients, from which a metric is made; exact gradients, a slice at a time."""
+        moments = Moments(self.projections, kind)
+        for batch in batches:
+            x = tree_map(self._place, batch.x)
+            for start in range(0, len(batch), self._slice):
+                part = tree_map(lambda t, s=start: t[s : s + self._slice], x)
+                moments.add(self._gradients(part).parameters)
+        return moments
+
+    def rows(self, batch: Batch) -> Rows:
+        """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
+        x = tree_map(self._place, batch.x)
+        leaf = tree_leaves(x)[0]
+        step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
+        parts = [
+            self._slice_rows(batch.ids[start : start + step], tree_map(lambda t, s=start: t[s : s + step], x))
+            for start in range(0, len(leaf), step)
+        ]
+        return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
+
+    def several(self, batch: Batch, observables: Sequence[str]) -> dict[str, Rows]:
+        """Rows for several observables out of one forward pass (hooks engine), with a backward pass each.
+
+        Raises:
+            CovaryError: an unknown observable, or an extractor of a user's own.
+        """
+        if self.user_observable is not None:
+            raise CovaryError("several observables of an extractor made for one of its own", "names of observables")
+        functions = {name: observable_named(name) for name in observables}
+        x = tree_map(self._place, batch.x)
+        step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
+        parts: dict[str, list[Rows]] = {name: [] for name in functions}
+        for start in range(0, len(batch), step):
+            some = tree_map(lambda t, s=start: t[s : s + step], x)
+            if self.engine == "hooks":
+                found = self._fast.several(some, list(functions.values()), self._autocast)
+            else:
+                found = [self._compressed(self._gradients(some, observable)) for observable in functions.values()]
+            for name, got in zip(functions, found, strict=True):
+                parts[name].append(self._finished(batch.ids[start : start + step], got))
+        return {name: own[0] if len(own) == 1 else Rows.concatenate(own) for name, own in parts.items()}
+
+    def all_rows(self, batches: Iterable[Batch]) -> Rows:
+        """The rows of several batches put together, for sets that fit in memory (the trusted ones)."""
+        return Rows.concatenate([self.rows(batch) for batch in batches])
+
+    def _place(self, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        leaf = leaf.to(self.device, non_blocking=True)
+        return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last and leaf.ndim == 4 else leaf
+
+    def _autocast(self) -> Any:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
+        return torch.autocast(self.device.partition(":")[0], dtype=dtype) if dtype else nullcontext()
+
+    def _gradients(self, x: Any, observable: Observe | None = None) -> Gradients:
+        def run(vectorised: bool) -> Gradients:
+            with self._autocast():
+                return exact_gradients(
+                    self.module,
+                    [name for names in self.layers.values() for name in names],
+                    x,
+                    observable=observable or self.observable,
+                    choose_logits=self.choose_logits,
+                    user_observable=self.user_observable,
+                    vectorised=vectorised,
+                )
+
+        if not self._vectorised:
+            return run(False)
+        try:
+            return run(True)
+        except (RuntimeError, NotImplementedError) as problem:
+            if "out of memory" in str(problem).lower():
+                raise
+            result = run(False)
+            self._vectorised = False
+            self.notes.append(f"The network does not run under vmap ({_first_line(problem)}); samples go one by one.")
+            return result
+
+    def _compressed(self, got: Gradients) -> Compressed:
+        rows, norms = {}, {}
+        for layer, names in self.layers.items():
+            own = {name: got.parameters[name].float() for name in names}
+            rows[layer] = self.projections[layer](own)
+            if self.projections[layer].weighted:
+                norms[layer] = rows[layer].double().norm(dim=-1)
+                continue
+            norms[layer] = torch.stack([g.double().flatten(1).square().sum(-1) for g in own.values()]).sum(0).sqrt()
+        return Compressed(rows, norms, got.observable, got.predicted, got.logits, got.activations)
+
+    def _slice_rows(self, ids: list[str], x: Any) -> Rows:
+        got = self._fast(x, self._autocast) if self.engine == "hooks" else self._compressed(self._gradients(x))
+        return self._finished(ids, got)
+
+    def _finished(self, ids: list[str], got: Compressed) -> Rows:
+        latent = {}
+        for layer, rows in got.activations.items():
+            if layer not in self._activation_projections:
+                wide = rows.shape[-1]
+                self._activation_projections[layer] = (
+                    orthogonal_rows(self.k, wide, self.seed, layer, "activations") if wide > self.k else None
+                )
+            latent[layer] = _numpy(compress(rows, self._activation_projections[layer]))
+        confidence: dict[str, np.ndarray] = {}
+        if got.logits is not None:
+            confidence["margin"] = _numpy(margin(got.logits, got.predicted)).astype(np.float64)
+            confidence["energy"] = _numpy(energy(got.logits)).astype(np.float64)
+        else:
+            confidence["observable"] = _numpy(got.observable).astype(np.float64)
+        rows = Rows(
+            ids=list(ids),
+            predicted=_numpy(got.predicted).astype(np.int64),
+            observable=_numpy(got.observable).astype(np.float64),
+            functional={layer: _numpy(got.rows[layer]) for layer in self.layers},
+            functional_norms=np.stack([_numpy(got.norms[layer]) for layer in self.layers], -1),
+            latent=latent,
+            confidence=confidence,
+        )
+        _check_non_finite(rows)
+        return rows
+
+    @property
+    def latent_layers(self) -> list[str]:
+        """Names of the layers whose activations are pooled."""
+        return list(watched_layers(self.module))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:160]
+
+
+def _check_non_finite(rows: Rows) -> None:
+    # A silent NaN would rank as "not anomalous"; better no answer than that one.
+    bad = ~np.isfinite(rows.observable) | ~np.isfinite(rows.functional_norms).all(-1)
+    if bad.any():
+        name = rows.ids[int(np.flatnonzero(bad)[0])]
+        raise CovaryError(
+            f"the network's output or gradient on input {name!r} is not finite",
+            "finite logits and gradients",
+            "check the input's scaling, or run without AMP",
+        )

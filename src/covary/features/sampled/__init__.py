@@ -1,0 +1,1 @@
+"""Rows from traces: the observable along draws of the weights."""

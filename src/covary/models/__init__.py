@@ -1,0 +1,1 @@
+"""Networks: load them, choose which parameters may move, call them as functions of their weights."""

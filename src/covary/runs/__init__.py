@@ -1,0 +1,1 @@
+"""Everything around a RUN: check, scan, write, report, compare, gate."""

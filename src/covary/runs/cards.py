@@ -1,0 +1,84 @@
+"""Which inputs a RUN shows, and what it shows of them: evidence, and pictures beside those of trusted inputs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
+
+from covary.data.source import Source
+from covary.detector import Detector
+from covary.scoring.evidence import Evidence
+
+SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
+
+
+def shown(
+    detector: Detector, inputs: Source, scores: Float[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
+) -> dict[str, Any]:
+    """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison."""
+    order = np.argsort(-scores, kind="stable")
+    odd = order[flagged[order]][:SHOWN_FLAGGED]
+    ordinary = order[~flagged[order]]
+    middle = len(ordinary) // 2
+    ordinary = ordinary[max(middle - SHOWN_CLEAN // 2, 0) : middle + SHOWN_CLEAN // 2]
+    return {
+        "flagged": _cards(detector, inputs, odd, flagged),
+        "clean_examples": _cards(detector, inputs, ordinary, flagged),
+    }
+
+
+def _cards(
+    detector: Detector, inputs: Source, positions: Int[np.ndarray, " k"], flagged: Bool[np.ndarray, " n"]
+) -> list[dict[str, Any]]:
+    if not len(positions):
+        return []
+    some = inputs.take(positions)
+    cards = [
+        _card(detector, evidence, some.thumbnail(i), int(positions[i]), bool(flagged[positions[i]]))
+        for i, evidence in enumerate(detector.explain(some))
+    ]
+    # Detectors of other things than pictures show their inputs in their own way.
+    tell = getattr(detector, "cards", None)
+    return cards if tell is None else [{**card, **own} for card, own in zip(cards, tell(some), strict=True)]
+
+
+def _card(
+    detector: Detector, evidence: Evidence, picture: np.ndarray | None, row: int, flagged: bool
+) -> dict[str, Any]:
+    layers = evidence.layers
+    return {
+        **evidence.to_json(),
+        "row": row,
+        "flagged": flagged,
+        "thumbnail": data_uri(picture),
+        "explained_by": [
+            {
+                **vars(witness),
+                "thumbnail": data_uri(detector.thumbnails.get(witness.id)),
+                **_text_of(detector, witness.id),
+            }
+            for witness in evidence.explained_by
+        ],
+        "classes": [[label, value] for label, value in evidence.classes.items()],
+        "layers": {kind: list(values.values()) for kind, values in layers.items()},
+        "text": None,
+    }
+
+
+def _text_of(detector: Detector, name: str) -> dict[str, str]:
+    texts = getattr(detector, "trusted_texts", {})
+    return {"text": texts[name]} if name in texts else {}
+
+
+def data_uri(picture: UInt8[np.ndarray, "h w 3"] | None) -> str | None:
+    """A small picture as PNG inside a data URI."""
+    if picture is None:
+        return None
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

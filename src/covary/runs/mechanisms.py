@@ -1,0 +1,124 @@
+"""The mechanisms behind the flags of a RUN: flagged inputs looked at again, clustered, and told in its report."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from covary.data.source import Source
+from covary.detector import Detector
+from covary.errors import CovaryError
+from covary.runs.cards import data_uri
+from covary.runs.report import write_report
+from covary.runs.scan import Plan, working_in
+from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
+from covary.scoring.judge import Verdicts
+from covary.storage import folders
+from covary.storage.receipts import renew
+
+SHOWN = 24
+FILE = "mechanisms.json"
+WHAT = "a RUN written by `covary scan` or `covary score`"
+
+
+def mechanisms_of_run(run: Path, least: int | None = None) -> dict[str, Any]:
+    """Clusters the flagged inputs of a RUN; writes `mechanisms.json` and the report, and returns what was found.
+
+    The network and the data must still be where the RUN found them: features of the flagged inputs are taken anew.
+
+    Raises:
+        CovaryError: no RUN there, a RUN of texts, or inputs or a network that have changed since.
+    """
+    record = folders.read_json(run / "run.json", WHAT)
+    flagged, predicted = _flags(run)
+    found: dict[str, Any] = {"n_flagged": len(flagged), "n_mechanisms": 0, "alone": 0, "clusters": []}
+    if len(flagged):
+        with working_in(Path(record["folder"])):
+            detector, inputs = _again(record)
+            if record["fingerprints"]["inputs"] != inputs.fingerprint():
+                raise CovaryError(f"{inputs.name} has changed since the RUN", "the same inputs", "scan again")
+            some = inputs.take(flagged)
+            rows = detector.rows(some)
+            verdicts = detector.judge.judge(rows)
+            if not np.array_equal(rows.predicted, predicted):
+                raise CovaryError("the network answers otherwise than in the RUN", "the same network", "scan again")
+            labels = cluster(rows, detector.judge.reference, least)
+            directions = unexplained_directions(rows, detector.judge.reference)
+            layers = detector.explainer.least_explained(verdicts)
+            found |= {
+                "n_mechanisms": int(labels.max()) + 1 if len(labels) else 0,
+                "alone": int((labels < 0).sum()),
+                "clusters": [
+                    _told(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
+                    for k in np.unique(labels[labels >= 0])
+                ],
+                "members": {name: int(k) for name, k in zip(rows.ids, labels, strict=True)},
+            }
+    part = run / f"{FILE}.part"
+    folders.write_json(part, found)
+    part.rename(run / FILE)
+    renew(run, FILE)
+    renew(run, write_report(run).name)
+    return found
+
+
+def _flags(run: Path) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
+    """Positions of the flagged inputs and what the network said of them."""
+    try:
+        with open(run / "results.csv", newline="", encoding="utf-8") as file:
+            rows = [
+                (i, int(row["predicted"])) for i, row in enumerate(csv.DictReader(file)) if row["flagged"] == "true"
+            ]
+    except (OSError, KeyError, ValueError) as problem:
+        raise CovaryError(f"{run / 'results.csv'} cannot be read ({problem})", WHAT) from problem
+    return np.array([i for i, _ in rows], np.int64), np.array([label for _, label in rows], np.int64)
+
+
+def _again(record: dict[str, Any]) -> tuple[Detector, Source]:
+    """The detector of a RUN and its inputs."""
+    config = record["config"]
+    if record.get("plan") is None:
+        detector = Detector.load(config["detector"])
+        return detector, detector.open(config["inputs"], truth=config.get("truth"))
+    plan = Plan(**record["plan"])
+    if plan.text is not None:
+        raise CovaryError("the RUN is of texts", "one of images or arrays")
+    detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
+    detector.fit(plan.open_trusted(), calibration=plan.open_calibration(), sampling=plan.open_sampling())
+    inputs = plan.open_inputs()
+    assert inputs is not None
+    return detector, inputs
+
+
+def _told(
+    number: int,
+    members: Int[np.ndarray, " m"],
+    directions: Float[np.ndarray, "n d"],
+    verdicts: Verdicts,
+    layers: list[str],
+    inputs: Source,
+) -> dict[str, Any]:
+    """What is told of one cluster, its most typical members first."""
+    centre = directions[members].mean(0)
+    members = members[np.argsort(-(directions[members] @ centre), kind="stable")]
+    axis, unsure = float(np.median(mechanism_axis(verdicts)[members])), uncertainty(verdicts)[members]
+    raised = Counter(verdicts.raised_by[i] for i in members)
+    return {
+        "number": number + 1,
+        "n": len(members),
+        "ids": [verdicts.ids[i] for i in members],
+        "predicted": {str(k): v for k, v in Counter(verdicts.predicted[members].tolist()).most_common()},
+        "least_explained_layer": Counter(layers[i] for i in members).most_common(1)[0][0],
+        "raised_by": raised.most_common(1)[0][0],
+        "median_uncertainty": float(np.median(unsure)),
+        "median_axis": axis,
+        "reading": "another mechanism behind sure answers" if axis > 0 else "answers the network is unsure of",
+        "shown": [
+            {"id": verdicts.ids[i], "thumbnail": data_uri(inputs.thumbnail(int(i)))} for i in members[:SHOWN].tolist()
+        ],
+    }

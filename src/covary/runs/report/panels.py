@@ -1,0 +1,219 @@
+"""The evidence for one input, ready to be shown: its parts, layers, classes, and the trusted samples nearest to it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from covary.runs.report import charts
+from covary.runs.report.answers import answer
+from covary.runs.report.axis import Axis, axis_for
+from covary.runs.report.run_folder import PARTS, RunFolder, items, number, section
+from covary.runs.report.words import layer, p_value, signed, whole
+
+FAMILIES = {"functional": "Functional evidence: the gradient", "latent": "Latent evidence: the activations"}
+PROFILE_HEIGHT = 112
+SHOWN_CLASSES = 8
+SHOWN_TEXT = 2000
+SHOWN_TRUSTED_TEXT = 600
+# Nothing but a base64 raster image ever reaches an <img>, whatever the run folder holds.
+IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+=*")
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What all panels share, so that one can be compared with the next: axes, and the ranges of unflagged inputs."""
+
+    parts: Axis
+    bands: dict[str, tuple[float, float]]
+    layers: dict[str, Axis]
+    ranges: dict[str, list[Any]]
+
+
+def panels(run: RunFolder) -> dict[str, Any]:
+    """Panels of the flagged inputs and of a few unflagged ones, with the shared drawings and numbers behind them."""
+    flagged = [entry for entry in items(run.evidence, "flagged") if isinstance(entry, dict)]
+    clean = [entry for entry in items(run.evidence, "clean_examples") if isinstance(entry, dict)]
+    scales = _scales(run, flagged + clean)
+    row_of = {name: i for i, name in enumerate(run.results.ids)}
+    views = [
+        _panel(run, scales, entry, i, i < len(flagged), row_of.get(_text(entry.get("id"))))
+        for i, entry in enumerate(flagged + clean)
+    ]
+    drawings = {
+        name: charts.layer_ranges(scales.ranges[name], axis, PROFILE_HEIGHT) for name, axis in scales.layers.items()
+    }
+    return {
+        "flagged": views[: len(flagged)],
+        "clean": views[len(flagged) :],
+        "ranges": drawings,
+        "bands": bool(scales.bands),
+        "data": {
+            "layers": {name: [layer(own) for own in run.layers(name)] for name in scales.layers},
+            "ranges": {name: scales.ranges[name] for name in scales.layers},
+            "values": [{name: _numbers(entry, name) for name in scales.layers} for entry in flagged + clean],
+        },
+    }
+
+
+def image(value: Any) -> str | None:
+    """A base64 data URI of a raster image, unchanged; None for anything else."""
+    return value if isinstance(value, str) and IMAGE.fullmatch(value) else None
+
+
+def _scales(run: RunFolder, entries: list[dict[str, Any]]) -> Scales:
+    results = run.results
+    stacked = np.concatenate([results.numbers[name] for name in PARTS])
+    calm = np.concatenate([results.numbers[name][~results.flagged] for name in PARTS])
+    shown = [v for entry in entries for v in (number(section(entry, "parts").get(n)) for n in PARTS) if v is not None]
+    stacked, calm = np.append(stacked[np.isfinite(stacked)], shown), calm[np.isfinite(calm)]
+    bands = {}
+    for name in PARTS:
+        values = results.numbers[name][~results.flagged]
+        values = values[np.isfinite(values)]
+        if len(values) >= 20:
+            bands[name] = (float(np.quantile(values, 0.01)), float(np.quantile(values, 0.99)))
+    layers, ranges = {}, {}
+    for family in FAMILIES:
+        ranges[family] = [_triple(value) for value in items(section(run.evidence, "layer_range"), family)]
+        trusted = np.array([v for triple in ranges[family] if triple for v in triple], dtype=np.float64)
+        own = np.array([v for entry in entries for v in _numbers(entry, family) if v is not None], dtype=np.float64)
+        if len(own):
+            layers[family] = axis_for(np.append(own, trusted), trusted if len(trusted) else own)
+    parts = axis_for(stacked, calm if len(calm) else stacked) if len(stacked) else Axis(-1.0, 1.0)
+    return Scales(parts, bands, layers, ranges)
+
+
+def _panel(
+    run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, flagged: bool, row: int | None
+) -> dict[str, Any]:
+    unexplained = number(entry.get("unexplained"))
+    raised_by = _text(entry.get("raised_by")) if flagged else ""
+    worst = run.results.words["least_explained_layer"][row] if row is not None else ""
+    text = entry.get("text")
+    return {
+        "index": index,
+        "flagged": flagged,
+        "id": _text(entry.get("id")),
+        "score": signed(number(entry.get("score"))),
+        "p_value": p_value(number(entry.get("p_value"))),
+        "predicted": "" if run.ungrouped else run.class_name(entry.get("predicted")),
+        "raised_by": raised_by,
+        "thumbnail": image(entry.get("thumbnail")),
+        "text": text[:SHOWN_TEXT] if isinstance(text, str) else None,
+        "text_cut": isinstance(text, str) and len(text) > SHOWN_TEXT,
+        "answer": answer(entry),
+        "unexplained": whole(unexplained) if unexplained is not None else "",
+        "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
+        "sentence": _sentence(raised_by, unexplained, worst, "trace" if run.sampled else "gradient"),
+        "trusted": _trusted(run, entry),
+        "parts": _parts(scales, entry),
+        "classes": [] if run.ungrouped else _classes(run, entry),
+        "more_classes": max(0, len(items(entry, "classes")) - SHOWN_CLASSES),
+        "profiles": _profiles(run, scales, entry),
+    }
+
+
+def _sentence(raised_by: str, unexplained: float | None, worst: str, moved: str) -> str:
+    sentences = [f"The {raised_by} part raised the alarm."] if raised_by else []
+    if unexplained is not None:
+        where = f", most of all in {layer(worst)}" if worst else ""
+        share = f"{whole(unexplained)} of its {moved}"
+        sentences.append(f"{share} is unexplained by the best mix of trusted samples{where}.")
+    return " ".join(sentences)
+
+
+def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    found = [item for item in items(entry, "explained_by") if isinstance(item, dict)]
+    most = max((number(item.get("weight")) or 0.0 for item in found), default=0.0)
+    return [
+        {
+            "id": _text(item.get("id")),
+            "thumbnail": image(item.get("thumbnail")),
+            "text": _text(item.get("text"))[:SHOWN_TRUSTED_TEXT],
+            "predicted": "" if run.ungrouped else run.class_name(item.get("predicted")),
+            "weight": signed(number(item.get("weight"))),
+            "cosine": signed(number(item.get("cosine"))),
+            "bar": charts.bar((number(item.get("weight")) or 0.0) / most if most > 0 else 0.0),
+        }
+        for item in found[:5]
+    ]
+
+
+def _parts(scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = []
+    for name in PARTS:
+        value = number(section(entry, "parts").get(name))
+        if value is not None:
+            band = scales.bands.get(name)
+            out = band is not None and value > band[1]
+            drawing = charts.spot(value, band, scales.parts, out)
+            shown.append({"name": name, "value": signed(value), "drawing": drawing, "out": out})
+    return shown
+
+
+def _classes(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    pairs = [pair for pair in items(entry, "classes") if isinstance(pair, list) and len(pair) == 2]
+    known = [(name, value) for name, value in ((pair[0], number(pair[1])) for pair in pairs) if value is not None]
+    known.sort(key=lambda pair: -pair[1])
+    own = entry.get("predicted")
+    top = known[:SHOWN_CLASSES]
+    if own is not None and all(name != own for name, _ in top):
+        top = top[:-1] + [pair for pair in known if pair[0] == own] if len(known) > SHOWN_CLASSES else top
+    low = min([0.0] + [value for _, value in known])
+    span = max([1e-9] + [value for _, value in known]) - low
+    return [
+        {
+            "name": run.class_name(name),
+            "value": signed(value),
+            "own": own is not None and name == own,
+            "bar": charts.bar(abs(value) / span, (min(value, 0.0) - low) / span, "own" if name == own else ""),
+        }
+        for name, value in top
+    ]
+
+
+def _profiles(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
+    shown = []
+    for family, axis in scales.layers.items():
+        values = _numbers(entry, family)
+        if any(value is not None for value in values):
+            ranges = scales.ranges[family]
+            drawing = charts.layer_profile(values, ranges, axis, PROFILE_HEIGHT, family)
+            readout = _furthest(run.layers(family), values, ranges)
+            shown.append({"family": family, "title": FAMILIES[family], "drawing": drawing, "readout": readout})
+    return shown
+
+
+def _furthest(layers: list[str], values: list[float | None], ranges: list[Any]) -> str:
+    beyond = []
+    for i, value in enumerate(values):
+        triple = ranges[i] if i < len(ranges) else None
+        edge = charts.nearest_edge(value, triple) if value is not None else None
+        if value is not None and edge is not None:
+            beyond.append((abs(value - edge), i, value, triple))
+    if not beyond:
+        return "No layer outside the trusted range." if any(ranges) else "No trusted range was recorded."
+    _, i, value, (low, _, high) = max(beyond)
+    name = layer(layers[i]) if i < len(layers) else f"layer number {i + 1}"
+    outside = f"{len(beyond)} of {len(values)} layers outside the trusted range"
+    return f"{outside}; furthest: {name} at {signed(value)} (trusted {signed(low)} to {signed(high)})."
+
+
+def _numbers(entry: dict[str, Any], family: str) -> list[float | None]:
+    values = [number(value) for value in items(section(entry, "layers"), family)]
+    return [None if value is None else float(f"{value:.4g}") for value in values]
+
+
+def _triple(value: Any) -> list[float] | None:
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    low, middle, high = (number(v) for v in value)
+    return None if low is None or middle is None or high is None else [low, middle, high]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)

@@ -1,0 +1,289 @@
+"""The whole job: from names of a network and of data to a RUN or a saved detector; what the command line calls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from covary.data.source import Source, open_data
+from covary.detector import Detector
+from covary.errors import CovaryError
+from covary.features.guards import check_missing_classes, check_target
+from covary.models.network import load_network
+from covary.models.spaces import select_parameters
+from covary.objects import is_object_name
+from covary.runs.check import CheckReport, check
+from covary.runs.display import SILENT, Display
+from covary.runs.report import write_report
+from covary.runs.write import write_run
+from covary.settings import Settings, estimator_named, wrong_value
+from covary.storage import detector as saved
+from covary.storage import folders
+from covary.storage.fingerprints import digest_file
+from covary.text.detector import LanguageDetector
+from covary.text.records import read_texts
+from covary.text.settings import TextSettings
+from covary.text.source import write_completions
+
+
+class Pile(BaseModel):
+    """What is asked of a pile of inputs as a whole."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    truth: str | None = None
+    target: int | str | None = None
+    fdr: float | None = Field(default=None, gt=0, lt=1)
+    offline: bool = False
+
+    @staticmethod
+    def checked(**values: Any) -> Pile:
+        """From loose values; a wrong one is told in one sentence."""
+        try:
+            return Pile(**values)
+        except ValidationError as problem:
+            raise wrong_value(problem) from None
+
+
+class Plan(Pile):
+    """Everything a scan is made of, by name, so that a RUN can be replayed."""
+
+    model: str
+    weights: str | None = None
+    trusted: str
+    calibration: str | None = None
+    sampling: str | None = None
+    inputs: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    transform: str | None = None
+    settings: Settings = Settings()
+    # Of language models alone, whose folder `model` then names.
+    text: TextSettings | None = None
+
+    @staticmethod
+    def checked(*, settings: dict[str, Any], text: dict[str, Any] | None = None, **names: Any) -> Plan:
+        """A plan from loose values; a wrong one is told in one sentence."""
+        about_text = None if text is None else TextSettings.checked(**text)
+        try:
+            return Plan(settings=Settings.checked(**settings), text=about_text, **names)
+        except ValidationError as problem:
+            raise wrong_value(problem) from None
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to raw inputs."""
+        return {"mean": self.mean, "std": self.std, "transform": self.transform}
+
+    def open_trusted(self) -> Source:
+        """The trusted inputs."""
+        return open_data(self.trusted, **self.preprocessing)
+
+    def open_calibration(self) -> Source | None:
+        """The separate calibration inputs, if any."""
+        return None if self.calibration is None else open_data(self.calibration, **self.preprocessing)
+
+    def open_sampling(self) -> Source | None:
+        """The separate sampling inputs, if any."""
+        return None if self.sampling is None else open_data(self.sampling, **self.preprocessing)
+
+    def open_inputs(self) -> Source | None:
+        """The inputs to judge, if any."""
+        return None if self.inputs is None else open_data(self.inputs, truth=self.truth, **self.preprocessing)
+
+
+# What the features of one input cost, in forward passes, for the estimate before the work.
+FORWARDS = {"hooks": 4.0, "exact": 8.0}
+
+
+def _draws(s: Settings) -> int:
+    """Draws of the weights that all chains keep; 0 of a first-order estimator."""
+    estimator = estimator_named(s.estimator)
+    return (estimator.draws if s.draws is None else s.draws) * s.chains if estimator.preset else 0
+
+
+def check_plan(plan: Plan) -> CheckReport:
+    """Looks at network and data before any long work."""
+    s = plan.settings
+    network = load_network(plan.model, plan.weights, device=s.device, output=s.output)
+    draws = _draws(s)
+    moves = len(select_parameters(network.module, s.space)) if s.layerwise else 1
+    return check(
+        network,
+        plan.open_trusted(),
+        plan.open_inputs(),
+        fpr=s.fpr,
+        calibration=plan.open_calibration(),
+        batch_size=s.batch_size,
+        forwards_per_input=1.0 + draws * moves if draws else FORWARDS[s.engine],
+        draws=draws,
+    )
+
+
+def _checked(plan: Plan, display: Display) -> list[dict[str, Any]]:
+    """Looks before the long work, and refuses what can not end well."""
+    if is_object_name(plan.settings.observable):
+        # A user's own observable may need no logits at all, which is all a check could look at.
+        return []
+    with display.waiting("looking at network and data"):
+        report = check_plan(plan)
+    errors = list(report.of_level("error"))
+    if errors:
+        change = errors[0].change
+        raise CovaryError(f"{errors[0].title}: {errors[0].text}".rstrip(". "), "", change[:1].lower() + change[1:])
+    counts = np.asarray(report.figures.get("predicted_per_class", []), np.int64)
+    if len(counts):
+        check_target(plan.target, len(counts))
+        # The check looks at some of a large trusted set only; the detector at all of it.
+        if not plan.settings.allow_missing_classes and counts.sum() >= report.figures["n_trusted"]:
+            check_missing_classes(counts)
+    findings = report.to_json()["findings"]
+    display.findings(findings)
+    return findings
+
+
+def _fitted(plan: Plan, display: Display) -> Detector:
+    if plan.text is not None:
+        with display.waiting("loading the language model"):
+            reader = LanguageDetector(plan.model, text=plan.text, **plan.settings.model_dump())
+        with display.progress("trusted texts") as bar:
+            return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
+    detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
+    sampling = plan.open_sampling()
+    with display.progress("trusted inputs") as bar:
+        return detector.fit(
+            plan.open_trusted(), calibration=plan.open_calibration(), sampling=sampling, progress=bar
+        )  # fmt: skip
+
+
+def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
+    """Check, fit and score in one go; returns the summary of the RUN written to `out`."""
+    started = time.perf_counter()
+    folders.check_replaceable(out, "RUN")
+    if plan.inputs is None:
+        raise CovaryError("there is nothing to judge", "--inputs")
+    texts = None if plan.text is None else read_texts(plan.inputs)
+    inputs = plan.open_inputs() if texts is None else None
+    findings = _checked(plan, display) if texts is None else []
+    detector = _fitted(plan, display)
+    if inputs is None:
+        with display.waiting("asking for the answers"):
+            inputs = detector.open(texts)
+    told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
+    with display.progress("inputs") as bar:
+        return write_run(
+            detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, config=told,
+            plan=plan.model_dump(), findings=findings, started=started, progress=bar,
+            report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
+        )  # fmt: skip
+
+
+def fit(plan: Plan, out: Path, *, weights: bool = True, display: Display = SILENT) -> dict[str, Any]:
+    """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
+    folders.check_replaceable(out, "detector")
+    _checked(plan, display)
+    _fitted(plan, display).save(out, weights=weights)
+    return describe(out)
+
+
+def score(
+    folder: Path,
+    data: str,
+    out: Path,
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    fdr: float | None = None,
+    truth: str | None = None,
+    target: int | str | None = None,
+    offline: bool = False,
+    device: str = "cpu",
+    batch_size: int = 64,
+    display: Display = SILENT,
+) -> dict[str, Any]:
+    """Judges inputs by a saved detector; returns the summary of the RUN written to `out`."""
+    started = time.perf_counter()
+    pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline)
+    folders.check_replaceable(out, "RUN")
+    detector = Detector.load(folder, model, weights=weights, device=device, batch_size=batch_size)
+    inputs = detector.open(data, truth=pile.truth)
+    told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
+    with display.progress("inputs") as bar:
+        return write_run(
+            detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, config=told,
+            started=started, progress=bar, report=write_report,
+        )  # fmt: skip
+
+
+def replay_folder(run: Path) -> Path:
+    """Where a replay goes unless told otherwise."""
+    return run.with_name(run.name + "-replay")
+
+
+def replay(run: Path, out: Path | None = None, *, display: Display = SILENT) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Does again what an earlier RUN did and compares: the new summary, and whether the results are identical."""
+    old = folders.read_json(run / "run.json", "a RUN written by `covary scan`")
+    if old.get("plan") is None:
+        raise CovaryError(f"{run} was made from a saved detector", "a RUN of `covary scan`", "use `covary score` again")
+    out = (out or replay_folder(run)).absolute()
+    if out == run.absolute():
+        raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
+    with working_in(Path(old["folder"])):
+        summary = scan(Plan(**old["plan"]), out, display=display)
+    new = folders.read_json(out / "run.json", "the RUN just written")
+    changed = {
+        name: [value, new["fingerprints"].get(name)]
+        for name, value in old["fingerprints"].items()
+        if new["fingerprints"].get(name) != value
+    }
+    return summary, {"identical": "results" not in changed, "changed": changed}
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """In the folder where a RUN was made its relative paths and Python names mean what they meant then."""
+    here = Path.cwd()
+    if folder.is_dir():
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """What a detector or a RUN holds, once it is known to be intact."""
+    if (folder / saved.RECORD).exists():
+        record = saved.open_record(folder)
+        return {
+            "kind": "detector",
+            "folder": str(folder),
+            "model": record["factory"],
+            "network": record["fingerprint"],
+            "weights": "stored" if saved.WEIGHTS in record["files"] else "not stored",
+            "trusted": len(record["trusted"]["ids"]),
+            "roles": {role: len(names) for role, names in record["roles"].items()},
+            "settings": record["settings"],
+            "preprocessing": record["preprocessing"],
+            "input_shape": record["input_shape"],
+            "classes": record["classes"],
+            "layers": len(record["trusted"]["functional"]),
+            "bytes": sum(file.stat().st_size for file in folder.iterdir()),
+            "versions": record["versions"],
+        }
+    if (folder / "run.json").exists():
+        record = folders.read_json(folder / "run.json", "a RUN")
+        summary = folders.read_json(folder / "summary.json", "a RUN")
+        then, found = record["fingerprints"]["results"], digest_file(folder / "results.csv")
+        if found != then:
+            raise CovaryError(f"{folder / 'results.csv'} was changed", f"sha256 {then[:16]}", f"found {found[:16]}")
+        told = {key: record[key] for key in ("config", "fingerprints", "versions", "started")}
+        return {"kind": "run", "folder": str(folder), **summary, **told}
+    raise CovaryError(f"{folder} is neither a detector nor a RUN", "a folder with detector.json or run.json")

@@ -1,0 +1,78 @@
+"""Are a RUN's network and data still those it was made from: opened again, their fingerprints taken again.
+
+This runs the code that a RUN or a detector names as its network's factory; `covary.storage.verify` runs none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from covary.detector import Detector
+from covary.errors import CovaryError
+from covary.models.network import load_network
+from covary.runs.scan import Pile, Plan, working_in
+from covary.storage.receipts import kind_of
+
+
+def source_differences(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong with it) of the network and the data whose fingerprints are not the recorded ones.
+
+    A detector is loaded whole, which also computes its calibration scores again.
+    """
+    kind = kind_of(folder)
+    if kind == "pile":
+        raise CovaryError(f"{folder} is a pile", "a detector or a RUN", "verify its detector with --sources")
+    if kind == "detector":
+        try:
+            Detector.load(folder)
+        except CovaryError as problem:
+            yield "network", str(problem)
+        return
+    told = json.loads((folder / "run.json").read_text("utf-8"))
+    then = told["fingerprints"]
+    with working_in(Path(told["folder"])):
+        try:
+            sources = _of_scan(told) if told.get("plan") else _of_score(told)
+        except CovaryError as problem:
+            yield "config.detector", str(problem)
+            return
+        for name, now in sources.items():
+            try:
+                found = now()
+            except CovaryError as problem:
+                yield f"fingerprints.{name}", f"cannot be taken again: {problem}"
+                continue
+            if found != then[name]:
+                yield f"fingerprints.{name}", f"the RUN says {str(then[name])[:16]}, the source gives {found[:16]}"
+
+
+def _of_scan(told: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    plan = Plan(**told["plan"])
+    return {
+        "network": lambda: load_network(plan.model, plan.weights, output=plan.settings.output).fingerprint,
+        "trusted": lambda: plan.open_trusted().fingerprint(),
+        "inputs": lambda: _opened(plan).fingerprint(),
+    }
+
+
+def _opened(plan: Plan) -> Any:
+    inputs = plan.open_inputs()
+    if inputs is None:
+        raise CovaryError("the RUN names no inputs")
+    return inputs
+
+
+def _of_score(told: dict[str, Any]) -> dict[str, Callable[[], str]]:
+    config = told["config"]
+    if "detector" not in config:
+        return {}
+    detector = Detector.load(config["detector"])
+    truth = Pile(truth=config.get("truth")).truth
+    return {
+        "network": lambda: detector.network.fingerprint,
+        "trusted": lambda: detector.trusted_fingerprint,
+        "inputs": lambda: detector.open(config["inputs"], truth=truth).fingerprint(),
+    }

@@ -1,0 +1,234 @@
+"""A RUN: a folder with the verdict on every input, the figures, the configuration and what the report needs."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covary.data.source import Source
+from covary.detector import Detector, Progress
+from covary.features.guards import check_labels, check_target
+from covary.runs.cards import shown
+from covary.runs.quality import auroc, evaluate, masked, thinned_roc
+from covary.runs.summary import standing
+from covary.runs.transductive import judged_together
+from covary.scoring import conformal
+from covary.scoring.scores.layers import per_layer_deviation
+from covary.storage import folders
+from covary.storage.fingerprints import digest_file, versions
+from covary.storage.receipts import write_receipt
+
+COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
+MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by"]
+PARTS = ("functional", "latent", "confidence")
+
+
+class _Kept:
+    """What stays in memory of every input: a few numbers, no rows and no names."""
+
+    def __init__(self) -> None:
+        self.score: list[np.ndarray] = []
+        self.p_value: list[np.ndarray] = []
+        self.flagged: list[np.ndarray] = []
+        self.predicted: list[np.ndarray] = []
+        self.parts: dict[str, list[np.ndarray]] = {kind: [] for kind in PARTS}
+
+    def joined(self, name: str) -> np.ndarray:
+        return np.concatenate(getattr(self, name))
+
+
+def write_run(
+    detector: Detector,
+    inputs: Source,
+    out: Path,
+    *,
+    fdr: float | None = None,
+    target: int | str | None = None,
+    offline: bool = False,
+    config: dict[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
+    findings: list[dict[str, Any]] | None = None,
+    started: float | None = None,
+    progress: Progress | None = None,
+    report: Callable[[Path], Any] | None = None,
+) -> dict[str, Any]:
+    """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all.
+
+    Args:
+        detector, inputs, out: what judges, what is judged, and where the RUN goes.
+        fdr: flag by Benjamini-Hochberg over the pile at this rate.
+        target: the attacker's label or `all-to-all`, for figures alone.
+        offline: judge the pile as a whole (see `covary.runs.transductive`).
+        config: where things came from, to be told beside the detector's settings.
+        plan: what `scan` needs to do it all again.
+        findings: what a check found.
+        started: when the work began, on `time.perf_counter`'s clock.
+        progress: called with (inputs done, inputs in all).
+        report: writes the report into the folder.
+    """
+    started = time.perf_counter() if started is None else started
+    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    if detector.classes:
+        check_target(target, detector.classes)
+        if inputs.reader.cheap and inputs.y is not None:
+            check_labels(inputs.y, detector.classes, inputs.name)
+    if offline:
+        detector = judged_together(detector, inputs, progress)
+    with folders.atomic_folder(Path(out), "RUN") as folder:
+        kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
+        p, scores = kept.joined("p_value"), kept.joined("score")
+        flagged = kept.joined("flagged") if fdr is None else conformal.benjamini_hochberg(p, fdr)
+        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
+        summary = _summary(detector, inputs, kept, flagged, fdr, target)
+        summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
+        cards = shown(detector, inputs, scores, flagged)
+        judge = detector.judge
+        folders.write_json(
+            folder / "report.json",
+            {
+                "threshold": judge.threshold,
+                "calibration_scores": [float(s) for s in np.sort(judge.calibration_scores)],
+                "roc": _roc(inputs, kept, target, detector.classes),
+                "diagnostics": findings or [],
+                "layers": detector.explainer.layer_names["functional"],
+                "latent_layers": detector.explainer.layer_names["latent"],
+                "layer_range": _layer_range(detector),
+                "sampling": getattr(detector.extractor, "told", None),
+                **cards,
+            },
+        )
+        folders.write_json(
+            folder / "run.json",
+            {
+                "config": {
+                    **(config or {}),
+                    "preprocessing": detector.preprocessing,
+                    **detector.settings.model_dump(),
+                    "fdr": fdr,
+                    "target": target,
+                    "offline": offline,
+                },
+                "plan": plan,
+                "folder": str(Path.cwd()),
+                "versions": versions(),
+                "seed": detector.settings.seed,
+                "fingerprints": {
+                    "network": detector.network.fingerprint,
+                    "trusted": detector.trusted_fingerprint,
+                    "inputs": inputs.fingerprint(),
+                    "results": digest_file(folder / "results.csv"),
+                },
+                "roles": judge.roles,
+                "class_names": detector.class_names or inputs.class_names,
+                "started": begun,
+            },
+        )
+        summary["seconds"] = round(time.perf_counter() - started, 3)
+        folders.write_json(folder / "summary.json", summary)
+        if report is not None:
+            report(folder)
+        write_receipt(folder)
+    return summary
+
+
+def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress | None) -> _Kept:
+    kept = _Kept()
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        for batch, rows, verdicts in detector.stream(inputs, progress):
+            if batch.y is not None and detector.classes:
+                check_labels(batch.y, detector.classes, inputs.name)
+            explanation, units = detector.explainer.reconstruct(rows)
+            least, raised = detector.explainer.least_explained(verdicts), verdicts.raised_by
+            for i, name in enumerate(verdicts.ids):
+                witnesses = detector.explainer.witnesses(explanation, units, i)[:3]
+                parts = [_number(verdicts.parts[kind][i]) if kind in verdicts.parts else "" for kind in PARTS]
+                writer.writerow(
+                    [name, _number(verdicts.score[i]), _number(verdicts.p_value[i]), "", int(verdicts.predicted[i])]
+                    + parts
+                    + [raised[i], _number(explanation.unexplained[i]), least[i], ";".join(w.id for w in witnesses)]
+                    + [int(column[i]) for column in (batch.y, batch.truth) if column is not None]
+                )
+            kept.score.append(verdicts.score)
+            kept.p_value.append(verdicts.p_value)
+            kept.flagged.append(verdicts.flagged)
+            kept.predicted.append(verdicts.predicted)
+            for kind in verdicts.parts:
+                kept.parts[kind].append(verdicts.parts[kind])
+    return kept
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.8g}"
+
+
+def _results(verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source) -> None:
+    """The second pass over the verdicts: who is flagged can depend on all of them."""
+    known = [name for name, values in (("y", inputs.y), ("truth", inputs.truth)) if values is not None]
+    with open(verdicts, newline="", encoding="utf-8") as old, open(results, "w", newline="", encoding="utf-8") as new:
+        writer = csv.writer(new)
+        writer.writerow(COLUMNS + MORE_COLUMNS + known)
+        for row, flag in zip(csv.reader(old), flagged, strict=True):
+            row[3] = "true" if flag else "false"
+            row[8] = row[8] if flag else ""
+            writer.writerow(row)
+    verdicts.unlink()
+
+
+def _summary(
+    detector: Detector,
+    inputs: Source,
+    kept: _Kept,
+    flagged: np.ndarray,
+    fdr: float | None,
+    target: int | str | None,
+) -> dict[str, Any]:
+    judge, classes = detector.judge, detector.classes
+    summary: dict[str, Any] = {
+        "n": len(flagged),
+        "n_flagged": int(flagged.sum()),
+        **standing(detector, len(flagged), fdr),
+    }
+    if told := getattr(detector.extractor, "told", None):
+        summary["n_sampling"] = len(judge.roles.get("sampling", []))
+        names = ("estimator", "draws", "chains", "settings", "bank", "verdict")
+        summary["sampling"] = {name: told[name] for name in names}
+    if inputs.truth is not None:
+        summary |= evaluate(
+            kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), inputs.y, target, classes,
+            len(judge.calibration_scores), judge.fpr_in_force,
+        )  # fmt: skip
+        kinds = {kind: np.concatenate(values) for kind, values in kept.parts.items() if values}
+        keep = np.ones(len(flagged), bool)
+        if inputs.y is not None and target is not None:
+            keep = masked(inputs.truth, kept.joined("predicted"), inputs.y, target, classes)
+        summary["auroc_parts"] = {kind: auroc(values[keep], inputs.truth[keep]) for kind, values in kinds.items()}
+    return summary
+
+
+def _roc(inputs: Source, kept: _Kept, target: int | str | None, classes: int) -> dict[str, Any] | None:
+    if inputs.truth is None:
+        return None
+    scores = kept.joined("score")
+    curves: dict[str, Any] = {"all": thinned_roc(scores, inputs.truth), "masked": None}
+    if inputs.y is not None and target is not None:
+        keep = masked(inputs.truth, kept.joined("predicted"), inputs.y, target, classes)
+        curves["masked"] = thinned_roc(scores[keep], inputs.truth[keep])
+    return curves
+
+
+def _layer_range(detector: Detector) -> dict[str, list[list[float]]]:
+    """1st, 50th and 99th percentile of each layer's deviation over held-out fit samples."""
+    score = detector.judge.scores_[0]
+    parts = getattr(score, "parts_", {}) or {"functional": getattr(score, "part_", None)}
+    return {
+        kind: np.quantile(per_layer_deviation(part.fit_residuals_), [0.01, 0.5, 0.99], axis=0).T.tolist()
+        for kind, part in parts.items()
+        if part is not None and kind != "confidence"
+    }

@@ -1,0 +1,1 @@
+"""Rows -> verdicts and evidence. NumPy only: no torch, no network, no files."""

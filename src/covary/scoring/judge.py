@@ -1,0 +1,207 @@
+"""From trusted rows to verdicts on fresh rows: roles, score and calibration under one roof, no network needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from covary.errors import CovaryError
+from covary.scoring import conformal as calibrate
+from covary.scoring import splits
+from covary.scoring.rows import Rows
+from covary.scoring.scores import Score, score_named
+from covary.scoring.scores.combined import Measured
+
+LEAST_TRUSTED = 20
+# Twenty trusted inputs leave sixteen to a cross-conformal fold; odd classes deal those out 10 to 6 at worst.
+LEAST_IN_ROLE = 6
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What covary says of n inputs.
+
+    Attributes:
+        ids: their names, in order.
+        score: higher = more anomalous.
+        p_value: chance that a clean input scores at least as high, (0, 1]; see `Judge` for when it holds.
+        flagged: p_value <= the false-alarm rate in force, or Benjamini-Hochberg's choice.
+        predicted: the network's own prediction.
+        parts: each kind of evidence on its own (standardised log distance; higher = more anomalous).
+        residuals: the standardised numbers behind the parts.
+    """
+
+    ids: list[str]
+    score: Float[np.ndarray, " n"]
+    p_value: Float[np.ndarray, " n"]
+    flagged: Bool[np.ndarray, " n"]
+    predicted: Int[np.ndarray, " n"]
+    parts: dict[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    residuals: dict[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def raised_by(self) -> list[str]:
+        """The part that stands out most, for every input; empty where the score has no parts."""
+        if not self.parts:
+            return [""] * len(self)
+        kinds = list(self.parts)
+        return [kinds[i] for i in np.argmax(np.stack([self.parts[kind] for kind in kinds]), axis=0)]
+
+    def with_fdr(self, rate: float) -> Verdicts:
+        """The same verdicts, flagged by Benjamini-Hochberg over all of them."""
+        return replace(self, flagged=calibrate.benjamini_hochberg(self.p_value, rate))
+
+
+class Judge:
+    """Fits a score on trusted rows and gives calibrated verdicts on others.
+
+    Trusted rows are split into reference, fit and calibration (35/35/30 %, stratified by predicted class); below 330
+    of them 5-fold cross-conformal ranking lets every one calibrate; a separate calibration set replaces the split.
+    Trusted samples the network gets wrong, where labels tell, leave reference and fit but never calibration, since
+    clean queries contain such samples too.
+
+    With one split P(p <= a) <= a for clean queries exchangeable with the calibration samples; cross-conformal's bound
+    is told in `statements`.
+
+    Args:
+        score: a name from `SCORES`; `coupling` one from `COUPLINGS`.
+        fpr: the false-alarm rate asked for, in (0, 1).
+        per_class: rank within the predicted class where its calibration samples suffice (see `class_groups`).
+        seed: of the split.
+    """
+
+    def __init__(
+        self,
+        score: str = "combined",
+        coupling: str = "cosine",
+        fpr: float = 0.01,
+        per_class: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < fpr < 1:
+            raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
+        self.score, self.coupling, self.fpr, self.per_class, self.seed = score, coupling, fpr, per_class, seed
+
+    def fit(
+        self, trusted: Rows, labels: Int[np.ndarray, " n"] | None = None, calibration: Rows | None = None
+    ) -> Judge:
+        """Learns from trusted rows; `labels` only tell which of them the network gets wrong."""
+        if len(trusted) < LEAST_TRUSTED:
+            raise CovaryError(
+                f"the trusted set has {len(trusted)} inputs", f"at least {LEAST_TRUSTED}", "trust some more inputs"
+            )
+        if calibration is not None and len(calibration) == 0:
+            raise CovaryError("the calibration set is empty", "at least one input")
+        self.statements: list[str] = []
+        self.roles: dict[str, list[str]] = {}
+        right = np.ones(len(trusted), bool) if labels is None else trusted.predicted == labels
+        if not right.all():
+            self.statements.append(
+                f"The network gets {int((~right).sum())} of {len(trusted)} trusted inputs wrong; they are kept out of "
+                "reference and fit, but calibrate like any other."
+            )
+        self.mode = "split"
+        if calibration is None and len(trusted) < splits.CROSS_CONFORMAL_BELOW:
+            self._fit_across(trusted, right)
+        else:
+            self._fit_split(trusted, right, calibration)
+        n = len(self.calibration_scores)
+        resolution = calibrate.resolve(self.fpr, n)
+        self.fpr_in_force, self.p_min = resolution.fpr, resolution.p_min
+        if resolution.statement:
+            self.statements.append(resolution.statement)
+        if self.mode != "split":
+            bound = calibrate.cross_conformal_bound(self.fpr_in_force, n, splits.FOLDS)
+            self.statements.append(
+                f"With {len(trusted)} trusted inputs every one takes part in 5-fold cross-conformal calibration: the "
+                f"false-alarm rate is near {self.fpr_in_force:.3g}, and guaranteed to stay under {min(bound, 1):.3g}."
+            )
+        self._groups()
+        return self
+
+    def _keep(self, rows: Rows, positions: Int[np.ndarray, " _"], right: Bool[np.ndarray, " _"], role: str) -> Rows:
+        kept = positions[right[positions]]
+        if len(kept) < LEAST_IN_ROLE:
+            raise CovaryError(
+                f"only {len(kept)} of {len(positions)} trusted inputs with the role {role} are classified right",
+                f"at least {LEAST_IN_ROLE}",
+                "check labels and input scaling with `covary check`, or trust more inputs",
+            )
+        return rows.take(kept)
+
+    def _fit_split(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
+        shares = splits.SHARES if calibration is None else {"reference": 0.5, "fit": 0.5}
+        positions = splits.split(trusted.ids, trusted.predicted, self.seed, shares)
+        reference = self._keep(trusted, positions[0], right, "reference")
+        fit = self._keep(trusted, positions[1], right, "fit")
+        calibration = trusted.take(positions[2]) if calibration is None else calibration
+        self.reference = reference
+        self.roles = {"reference": list(reference.ids), "fit": list(fit.ids), "calibration": list(calibration.ids)}
+        self.scores_: list[Score] = [score_named(self.score, self.coupling).fit(reference, fit)]
+        self.calibration_scores = self.scores_[0].measure(calibration).score
+        self.calibration_classes = calibration.predicted
+        self.calibration_folds = np.zeros(len(calibration), np.int64)
+
+    def _fit_across(self, trusted: Rows, right: Bool[np.ndarray, " n"]) -> None:
+        self.mode = f"cross-conformal {splits.FOLDS}-fold"
+        folds = splits.cross_folds(trusted.ids, trusted.predicted, self.seed)
+        self.scores_ = []
+        self.calibration_scores = np.empty(len(trusted))
+        for k in range(splits.FOLDS):
+            inside = np.flatnonzero(folds != k)
+            rows = trusted.take(inside)
+            halves = splits.split(rows.ids, rows.predicted, self.seed, {"reference": 0.5, "fit": 0.5})
+            reference = self._keep(rows, halves[0], right[inside], "reference")
+            fit = self._keep(rows, halves[1], right[inside], "fit")
+            score = score_named(self.score, self.coupling).fit(reference, fit)
+            self.calibration_scores[folds == k] = score.measure(trusted.take(folds == k)).score
+            self.scores_.append(score)
+            self.roles |= {f"reference {k}": list(reference.ids), f"fit {k}": list(fit.ids)}
+            self.roles[f"calibration {k}"] = [trusted.ids[i] for i in np.flatnonzero(folds == k).tolist()]
+        self.reference = trusted.take(right)
+        self.calibration_classes, self.calibration_folds = trusted.predicted, folds
+
+    def _groups(self) -> None:
+        self.groups_: dict[int, int] | None = None
+        if not self.per_class:
+            return
+        if self.mode == "split":
+            self.groups_ = calibrate.class_groups(self.calibration_classes, self.fpr_in_force)
+        done = (
+            f"p-values are ranked within {len(set(self.groups_.values()))} groups of predicted classes"
+            if self.groups_
+            else "too few calibration samples to rank any group of classes apart: all are ranked pooled"
+        )
+        self.statements.append(f"Calibration per class: {done}.")
+
+    def judge(self, rows: Rows) -> Verdicts:
+        """Verdicts on fresh rows."""
+        measured = [score.measure(rows) for score in self.scores_]
+        every = np.stack([m.score for m in measured])
+        if self.mode != "split":
+            p = calibrate.cross_conformal_p(every, self.calibration_scores, self.calibration_folds)
+        elif self.groups_ is None:
+            p = calibrate.conformal_p(every[0], self.calibration_scores)
+        else:
+            p = calibrate.grouped_p(
+                every[0], rows.predicted, self.calibration_scores, self.calibration_classes, self.groups_
+            )
+        flagged = p <= self.fpr_in_force * (1 + 1e-9)
+        parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
+        return Verdicts(list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals)
+
+    @property
+    def threshold(self) -> float | None:
+        """Score above which an input is flagged at the rate in force (of the pooled ranking); None if none can be."""
+        j = int(np.floor(self.fpr_in_force * (len(self.calibration_scores) + 1) + 1e-9))
+        return None if j < 1 else float(np.sort(self.calibration_scores)[-j])
+
+
+def _mean(measured: list[Measured], what: str) -> dict[str, np.ndarray]:
+    first = getattr(measured[0], what)
+    return {key: np.mean([getattr(m, what)[key] for m in measured], axis=0) for key in first}

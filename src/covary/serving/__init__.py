@@ -1,0 +1,1 @@
+"""Detectors at work: beside a model, over HTTP, over piles."""

@@ -1,0 +1,186 @@
+"""A pile scored partition by partition, here or over a cluster, and a second pass that decides who is flagged."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from covary.detector import Detector, Progress
+from covary.errors import CovaryError
+from covary.runs.display import SILENT, Display
+from covary.runs.summary import standing
+from covary.serving.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
+from covary.serving.pile import fdr as counted
+from covary.serving.pile.output_store import OutputStore
+from covary.serving.pile.partitions import SUMMARY, part_name
+from covary.serving.pile.passes import Flagger, Record, Tally, fixed_rule
+from covary.serving.pile.verdicts import arrow
+from covary.serving.pile.worker import Job, Scorer, limited
+from covary.storage import detector as saved
+from covary.storage.fingerprints import digest_json
+from covary.storage.receipts import write_receipt
+
+# Up to here one process reads the p-values in less time than actors take to start.
+FEW = 1024
+
+Told = Callable[[Record], None]
+Run = Callable[..., Iterator[Record]]
+
+
+def score_pile(
+    folder: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    weights: str | Path | None = None,
+    fdr: float | None = None,
+    device: str = "cpu",
+    batch_size: int = 64,
+    partition_size: int = INPUTS_PER_PARTITION,
+    threads: int = 1,
+    ray: str | None = None,
+    actors: int | None = None,
+    display: Display = SILENT,
+    progress: Progress | None = None,
+    told: Told | None = None,
+) -> dict[str, Any]:
+    """Judges a pile by a saved detector into one parquet file a partition; returns the summary written beside them.
+
+    Run again after an interruption, it does what is missing. Batches begin anew with every partition, so scores,
+    p-values and verdicts do not depend on who scored a partition or when: a run over a cluster equals a local one to
+    the bit (on processors of one kind, with the same `threads`).
+
+    Args:
+        folder, data, out: detector, pile and place of the results; `data` and `out` may be URLs that fsspec knows.
+        model, weights: the network, where the detector does not hold it.
+        fdr: flag by Benjamini-Hochberg over the whole pile at this rate, in (0, 1).
+        device, batch_size, threads: where and how the network runs; one actor takes `threads` processors.
+        partition_size: inputs a partition at most.
+        ray: None for this process, `local` for a Ray cluster on this machine, else a cluster's address.
+        actors: copies of the network; by default as many as the cluster has room for.
+        display: what is told while the cluster starts.
+        progress: called with (partitions done, partitions in all).
+        told: called with the record of every partition as it is done.
+
+    Raises:
+        CovaryError: bad input, another plan's results at `out`, a cluster that does not answer.
+    """
+    begun = time.perf_counter()
+    arrow()
+    check_options(fdr=fdr, batch_size=batch_size, partition_size=partition_size, threads=threads, actors=actors)
+    place, folder = OutputStore(out), Path(folder)
+    with limited(threads):
+        here = "cpu" if ray else device
+        detector = Detector.load(folder, model, weights=weights, device=here, batch_size=batch_size)
+    pile = partitions.cut(str(data), partition_size)
+    about = {"digest": digest_json(saved.open_record(folder)), "network": detector.network.fingerprint}
+    plan = partitions.plan_of(pile, about, partition_size, batch_size, threads, device)
+    done = partitions.begin(place, plan)
+    if strange := sorted(done - {part_name(i) for i in range(len(pile.parts))}):
+        raise CovaryError(f"{place.where} holds {strange[0]}", f"{len(pile.parts)} partitions", "remove it")
+    place.remove(SUMMARY)
+    everything = list(enumerate(pile.parts))
+    missing = [(i, part) for i, part in everything if part_name(i) not in done]
+    job = Job(
+        out=str(out), plan=partitions.plan_digest(plan), data=pile.data, kind=pile.kind, detector=str(folder),
+        model=model, weights=None if weights is None else str(weights), device=device, batch_size=batch_size,
+        threads=threads,
+    )  # fmt: skip
+    bare = [(i, "") for i, _ in everything]
+    with ExitStack() as stack:
+        run: Run = local.run
+        scorer: dict[str, Any] = {"job": job, "detector": detector}
+        again: Run = run
+        if ray is not None:
+            workers = None if actors is None else actors * threads
+            modules = stack.enter_context(on_ray.cluster(ray, workers, display))
+            gpus = int(device.startswith("cuda"))
+            run = partial(on_ray.run, modules, actors=actors, cpus=threads, gpus=gpus)
+            if len(pile.parts) > FEW:
+                again = partial(on_ray.run, modules, actors=actors)
+            scorer = {"job": job.packed()} if missing else {}
+        worked = _score(run, scorer, missing, len(everything), progress, told)
+        judged = _judge(again, detector, str(out), bare, job.plan, fdr)
+    place.sweep()
+    if pile.inputs is not None and judged["n"] != pile.inputs:
+        raise CovaryError(f"{judged['n']} verdicts for {pile.inputs} inputs", "one each", "remove --out and run again")
+    summary = {
+        **standing(detector, judged["n"], fdr),
+        **judged,
+        **worked,
+        "partitions": len(everything),
+        "actors": actors,
+        "stored_bytes": pile.stored,
+        "seconds": round(time.perf_counter() - begun, 3),
+    }
+    place.write(SUMMARY, json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
+    if place.local:
+        write_receipt(Path(place.root))
+    return summary
+
+
+def check_options(fdr: float | None, **positive: int | None) -> None:
+    """Refuses rates outside (0, 1) and counts below 1."""
+    if fdr is not None and not 0 < fdr < 1:
+        raise CovaryError(f"--fdr is {fdr}", "a number between 0 and 1")
+    for name, value in positive.items():
+        if value is not None and value < 1:
+            raise CovaryError(f"--{name.replace('_', '-')} is {value}", "at least 1")
+
+
+def _score(
+    run: Run, scorer: dict[str, Any], missing: list, total: int, progress: Progress | None, told: Told | None
+) -> dict[str, Any]:
+    """The first pass: what is missing."""
+    inputs, seen = 0, total - len(missing)
+    started = time.perf_counter()
+    for record in run(Scorer, scorer, missing):
+        inputs, seen = inputs + record["n"], seen + 1
+        if progress is not None:
+            progress(seen, total)
+        if told is not None:
+            told(record)
+    return {
+        "resumed_partitions": total - len(missing),
+        "scored_now": inputs,
+        "scoring_seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: float | None) -> dict[str, Any]:
+    """The second pass: memory holds one count for every distinct p-value, and 64 letters a partition."""
+    started = time.perf_counter()
+    digests: list[str] = [""] * len(parts)
+    counts, n, rules, flagged = counted.merged([]), 0, {}, {}
+    took = {"seconds": 0.0, "processor_seconds": 0.0}
+    for record in run(Tally, {"out": out}, parts):
+        i = record["number"]
+        if record["plan"] != plan:
+            raise CovaryError(f"{part_name(i)} of {out} is of another run", "one plan's partitions", "remove it")
+        digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
+        n += record["n"]
+        took = {name: sofar + record[name] for name, sofar in took.items()}
+        counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
+    rule, limit = fixed_rule(detector.judge.fpr_in_force), detector.judge.fpr_in_force * (1 + 1e-9)
+    if fdr is not None:
+        limit = counted.threshold(counts, fdr)
+        rule = f"Benjamini-Hochberg at {fdr!r} over {n}: p <= {limit!r}"
+    other = [part for part in parts if rules[part[0]] != rule]
+    for record in run(Flagger, {"out": out, "rule": rule, "limit": limit}, other):
+        flagged[record["number"]] = record["n_flagged"]
+    return {
+        "n": n,
+        "n_flagged": sum(flagged.values()),
+        "rule": rule,
+        "p_limit": None if limit == counted.NONE else limit,
+        "verdicts": digest_json({"partitions": digests, "rule": rule}),
+        # Of all workers together, whichever run they worked in.
+        **{f"{name}_per_input": sum_ / n if n else None for name, sum_ in took.items()},
+        "second_pass_seconds": round(time.perf_counter() - started, 3),
+    }

@@ -1,0 +1,44 @@
+"""From what a file holds to raw samples: encoded images, nested numbers."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from PIL import Image
+
+from covary.data.readers.folder import BROKEN, DEEP, GREY
+from covary.data.readers.python import raw_sample
+from covary.errors import CovaryError
+
+
+def decoded(data: bytes, where: str, mode: str) -> Shaped[np.ndarray, "..."]:
+    """An encoded image as uint8: (H, W, 3) for mode `RGB`, (H, W) for mode `L`.
+
+    The mode is the network's: a stream cannot look at all its images first to see whether one of them has colour.
+
+    Raises:
+        CovaryError: Pillow cannot read it, it has more than 8 bits a channel, or colours where the network takes grey.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode in DEEP:
+                raise CovaryError(f"{where} has more than 8 bits a channel", "8-bit images")
+            if mode == "L" and image.mode not in GREY:
+                raise CovaryError(f"{where} has colours", "a grey image, as the trusted ones are", "convert it")
+            return np.asarray(image.convert(mode))
+    except BROKEN as error:
+        raise CovaryError(
+            f"{where} cannot be read as an image ({error})", "an intact image", "replace or remove it"
+        ) from error
+
+
+def numbers(value: Any, where: str, dtype: str | None = None) -> Shaped[np.ndarray, "..."]:
+    """Nested lists of numbers as a raw sample; `dtype` as named, else integers are token ids and floats floats."""
+    try:
+        array = np.asarray(value, dtype=dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise CovaryError(f"{where} holds no array of numbers ({error})", "nested lists of one shape") from error
+    return raw_sample(array, where)

@@ -1,0 +1,157 @@
+"""The first pass: a worker with one copy of the network scores a partition and writes its file, on whatever machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from threadpoolctl import threadpool_limits
+
+from covary.data.preprocessing import channel_numbers, named_transform
+from covary.data.readers import Reader
+from covary.data.source import Source
+from covary.detector import Detector
+from covary.serving.pile.output_store import OutputStore
+from covary.serving.pile.partitions import part_name
+from covary.serving.pile.passes import Record, fixed_rule
+from covary.serving.pile.prefetch import ahead, batched
+from covary.serving.pile.sources import SOURCES
+from covary.serving.pile.verdicts import digest_of, table_of, write_part
+from covary.storage.fingerprints import array_bytes
+
+
+class Samples(Reader):
+    """A few raw samples that are there already."""
+
+    def __init__(self, ids: list[str], samples: list[np.ndarray]) -> None:
+        self.ids, self.samples = ids, samples
+
+    def labels(self, index: Int[np.ndarray, " n"]) -> None:
+        """None are known."""
+        return None
+
+    def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
+        """Samples at `index`."""
+        return [self.samples[i] for i in index.tolist()]
+
+    def content(self, i: int) -> bytes:
+        """Dtype, shape and bytes of sample i."""
+        return array_bytes(self.samples[i])
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker needs, as plain values.
+
+    Attributes:
+        out: folder of the partitions, a path or URL.
+        plan: digest of the plan they belong to.
+        data, kind: the pile, and its name in `SOURCES`.
+        detector: folder of the detector; `model` and `weights` where it needs them.
+        shipped: its files and the weights by name, for a machine that has no such folder.
+        device, batch_size, threads: where and how the network runs.
+    """
+
+    out: str
+    plan: str
+    data: str
+    kind: str
+    detector: str
+    model: str | None
+    weights: str | None
+    device: str
+    batch_size: int
+    threads: int
+    shipped: dict[str, bytes] | None = None
+
+    def packed(self) -> Job:
+        """The same with every file it needs inside."""
+        files = {f"detector/{file.name}": file.read_bytes() for file in Path(self.detector).iterdir() if file.is_file()}
+        if self.weights is not None:
+            files[f"weights/{Path(self.weights).name}"] = Path(self.weights).read_bytes()
+        return replace(self, shipped=files)
+
+    def load(self) -> Detector:
+        """The detector."""
+        settings = {"device": self.device, "batch_size": self.batch_size}
+        if self.shipped is None:
+            return Detector.load(self.detector, self.model, weights=self.weights, **settings)
+        with tempfile.TemporaryDirectory(prefix="covary-") as folder:
+            weights = None
+            for name, data in self.shipped.items():
+                path = Path(folder) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(data)
+                weights = path if name.startswith("weights/") else weights
+            return Detector.load(Path(folder) / "detector", self.model, weights=weights, **settings)
+
+
+@contextmanager
+def limited(threads: int) -> Iterator[None]:
+    """As many threads in every sum, whatever the machine: another number may change its last bits."""
+    before = torch.get_num_threads()
+    with threadpool_limits(threads):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+class Scorer:
+    """Scores partitions with one copy of the network and writes their files."""
+
+    def __init__(self, job: Job, detector: Detector | None = None) -> None:
+        self.job, self.place = job, OutputStore(job.out)
+        with limited(job.threads):
+            self.detector = job.load() if detector is None else detector
+        done = self.detector.preprocessing
+        transform, name = named_transform(done["transform"])
+        self.preparation = {
+            "mean": channel_numbers(done["mean"], "mean"),
+            "std": channel_numbers(done["std"], "std"),
+            "transform": transform,
+            "transform_name": name,
+        }
+        shape = self.detector.input_shape
+        self.mode = "L" if shape is not None and len(shape) == 3 and shape[0] == 1 else "RGB"
+
+    def __call__(self, number: int, part: str) -> Record:
+        """Scores partition `number` unless its file is there."""
+        name = part_name(number)
+        if self.place.exists(name):
+            return {"number": number, "n": 0, "pid": os.getpid()}
+        started, processor = time.perf_counter(), time.process_time()
+        kept, least = [], []
+        read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
+        with limited(self.job.threads):
+            for batch in ahead(batched(read, self.job.batch_size)):
+                ids, samples = [name for name, _ in batch], [sample for _, sample in batch]
+                source = Source(Samples(ids, samples), name=self.job.data, **self.preparation)
+                for _, _, verdicts in self.detector.stream(source):
+                    kept.append(replace(verdicts, residuals={}))
+                    least.append(self.detector.explainer.least_explained(verdicts))
+        table = table_of(kept, least)
+        took = {
+            "seconds": time.perf_counter() - started,
+            "processor_seconds": time.process_time() - processor,
+        }
+        record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule, **took}
+        # Whoever was taken for dead and finishes late must not undo what a second pass has written since.
+        if not self.place.exists(name):
+            write_part(self.place, name, table, record)
+        return {"number": number, "n": len(table), "pid": os.getpid(), **took}
+
+    @property
+    def rule(self) -> str:
+        """Who is flagged before anybody has seen the whole pile."""
+        return fixed_rule(self.detector.judge.fpr_in_force)

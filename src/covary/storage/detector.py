@@ -1,0 +1,196 @@
+"""A saved detector: what it is made of, and how that lies in a folder of safetensors and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from covary.errors import CovaryError
+from covary.scoring.quantise import packed, unpacked
+from covary.scoring.rows import SIGMA, Rows
+from covary.storage import folders
+from covary.storage.fingerprints import digest_file, versions
+from covary.storage.receipts import write_receipt
+from covary.storage.signatures import read_public
+from covary.storage.verify import check_unchanged
+
+FORMAT = 2
+RECORD = "detector.json"
+WHAT = "a folder written by `covary fit`"
+ROWS, THUMBNAILS, WEIGHTS = "rows.safetensors", "thumbnails.safetensors", "weights.safetensors"
+DRAWS = "draws.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Everything a detector has learned; the judge is fitted again from the rows, which gives the same bits.
+
+    Attributes:
+        settings: its `Settings` as plain values.
+        factory: `package.module:factory` of its network, None where a module was passed in.
+        network: fingerprint of the network's weights and buffers.
+        projection: what the random stream gave where it was fitted (see `projection_fingerprint`).
+        preprocessing: what is done to raw inputs.
+        classes: number of the network's outputs, 0 without classes.
+        class_names: names of them, where the trusted data have some.
+        input_shape: shape of one trusted input.
+        trusted_fingerprint: of the trusted data.
+        trusted: rows of the trusted inputs; calibration: of a separate calibration set.
+        metric: arrays of the metric, empty for the identity.
+        write_draws: writes the bank of draws of a sampled estimator to a file; `load_bank` reads it, given the network.
+        sampling: what is told of those draws.
+        labels: classes of the trusted inputs, (n,), where known.
+        calibration_scores: scores of the calibration samples, in order.
+        roles: ids of the trusted inputs by role.
+        thumbnails: small pictures of reference inputs, by id.
+    """
+
+    settings: dict[str, Any]
+    factory: str | None
+    network: str
+    projection: str
+    preprocessing: dict[str, Any]
+    classes: int
+    class_names: list[str] | None
+    input_shape: list[int] | None
+    trusted_fingerprint: str
+    trusted: Rows
+    calibration: Rows | None
+    labels: np.ndarray | None
+    calibration_scores: np.ndarray
+    roles: dict[str, list[str]]
+    thumbnails: dict[str, np.ndarray]
+    metric: dict[str, np.ndarray] = field(default_factory=dict)
+    write_draws: Callable[[Path], object] | None = None
+    sampling: dict[str, Any] = field(default_factory=dict)
+
+
+def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None) -> None:
+    """Writes a detector to `folder`, whole or not at all, with the network's state dict unless `weights` is None."""
+    half = bool(saved.settings.get("half_rows"))
+    arrays, trusted = rows_to_arrays(saved.trusted, "trusted", half)
+    calibration = None
+    if saved.calibration is not None:
+        more, calibration = rows_to_arrays(saved.calibration, "calibration", half)
+        arrays |= more
+    if saved.labels is not None:
+        arrays["labels"] = np.asarray(saved.labels, np.int64)
+    arrays["calibration_scores"] = saved.calibration_scores
+    arrays |= saved.metric
+    record = {
+        "format": FORMAT,
+        "settings": saved.settings,
+        "factory": saved.factory,
+        "fingerprint": saved.network,
+        "projection": saved.projection,
+        "preprocessing": saved.preprocessing,
+        "class_names": saved.class_names,
+        "classes": saved.classes,
+        "input_shape": saved.input_shape,
+        "trusted_fingerprint": saved.trusted_fingerprint,
+        "trusted": trusted,
+        "calibration": calibration,
+        "roles": saved.roles,
+        "sampling": saved.sampling,
+        "versions": versions(),
+    }
+    with folders.atomic_folder(folder, "detector") as part:
+        folders.write_arrays(part / ROWS, arrays)
+        if saved.thumbnails:
+            # Numbered, since an id may be anything.
+            record["thumbnails"] = list(saved.thumbnails)
+            folders.write_arrays(part / THUMBNAILS, {str(i): p for i, p in enumerate(saved.thumbnails.values())})
+        if saved.write_draws is not None:
+            saved.write_draws(part / DRAWS)
+        if weights is not None:
+            folders.write_tensors(part / WEIGHTS, weights)
+        folders.seal(part, record, RECORD)
+        write_receipt(part)
+
+
+def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str, Any]:
+    """What is told of a detector, after every byte of its folder has been checked, and who signed it if that is asked.
+
+    Raises:
+        CovaryError: a missing, damaged or foreign folder, another format, or a receipt or signature that does not fit.
+    """
+    record = folders.open_sealed(folder, RECORD, WHAT)
+    if record.get("format") != FORMAT:
+        remedy = f"it was written by covary {record.get('versions', {}).get('covary')}; use that, or fit again"
+        raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", remedy)
+    # The seal has just read every file; the receipt need not read them again.
+    key = None if public_key is None else read_public(Path(public_key))
+    check_unchanged(Path(folder), {**record["files"], RECORD: digest_file(Path(folder) / RECORD)}, key)
+    return record
+
+
+def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
+    """The detector of which `open_record` gave the record."""
+    arrays = folders.read_arrays(folder / ROWS)
+    names = record.get("thumbnails", [])
+    pictures = folders.read_arrays(folder / THUMBNAILS) if names else {}
+    calibration = record["calibration"]
+    return Saved(
+        settings=record["settings"],
+        factory=record["factory"],
+        network=record["fingerprint"],
+        projection=record["projection"],
+        preprocessing=record["preprocessing"],
+        classes=record["classes"],
+        class_names=record["class_names"],
+        input_shape=record["input_shape"],
+        trusted_fingerprint=record["trusted_fingerprint"],
+        trusted=rows_from_arrays(arrays, record["trusted"], "trusted"),
+        calibration=None if calibration is None else rows_from_arrays(arrays, calibration, "calibration"),
+        labels=arrays.get("labels"),
+        calibration_scores=arrays["calibration_scores"],
+        roles=record["roles"],
+        thumbnails={name: pictures[str(i)] for i, name in enumerate(names)},
+        metric={name: array for name, array in arrays.items() if name.startswith("metric.")},
+        sampling=record.get("sampling", {}),
+    )
+
+
+def rows_to_arrays(rows: Rows, prefix: str, half: bool = False) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Rows as named arrays, in half the space where asked for, and the JSON that puts them together again."""
+    arrays = {
+        f"{prefix}.predicted": rows.predicted,
+        f"{prefix}.observable": rows.observable,
+        f"{prefix}.functional_norms": rows.functional_norms,
+        **_parts(rows.functional, f"{prefix}.functional", half),
+        **_parts(rows.latent, f"{prefix}.latent", half),
+        **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
+    }
+    names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
+    return arrays, {"ids": list(rows.ids), "sigma": rows.sigma, **names}
+
+
+def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], prefix: str) -> Rows:
+    """Rows as they were given to `rows_to_arrays`."""
+    return Rows(
+        ids=record["ids"],
+        predicted=arrays[f"{prefix}.predicted"],
+        observable=arrays[f"{prefix}.observable"],
+        functional={name: _part(arrays, f"{prefix}.functional.{i}") for i, name in enumerate(record["functional"])},
+        functional_norms=arrays[f"{prefix}.functional_norms"],
+        latent={name: _part(arrays, f"{prefix}.latent.{i}") for i, name in enumerate(record["latent"])},
+        confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
+        sigma=record.get("sigma", SIGMA),
+    )
+
+
+def _parts(layers: Mapping[str, np.ndarray], prefix: str, half: bool) -> dict[str, np.ndarray]:
+    if not half:
+        return {f"{prefix}.{i}": part for i, part in enumerate(layers.values())}
+    pairs = [packed(part) for part in layers.values()]
+    numbers = {f"{prefix}.{i}": pair[0] for i, pair in enumerate(pairs)}
+    return numbers | {f"{prefix}.{i}.scale": pair[1] for i, pair in enumerate(pairs)}
+
+
+def _part(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    scales = arrays.get(f"{name}.scale")
+    return arrays[name] if scales is None else unpacked(arrays[name], scales)

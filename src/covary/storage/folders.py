@@ -1,0 +1,199 @@
+"""Folders on disk: safetensors and JSON with a digest of every file, written whole or not at all; never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from covary.errors import CovaryError
+from covary.storage.fingerprints import digest_file, digest_json
+
+RECEIPT, HASH, SIGNATURE = "receipt.json", "receipt.sha256", "signature.json"
+_OWN = (RECEIPT, HASH, SIGNATURE)
+# What `transformers` saves of the language models that covary makes.
+_MODEL = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
+# What covary writes, by kind; the first file of a kind tells that a folder is one.
+FILES = {
+    "detector": (
+        "detector.json",
+        "rows.safetensors",
+        "thumbnails.safetensors",
+        "weights.safetensors",
+        "draws.safetensors",
+        *_OWN,
+    ),
+    "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", "mechanisms.json", *_OWN),
+    "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
+    "language demo's material": ("inputs.jsonl", "trusted.jsonl", "model"),
+    "record": ("attack_result.pt", "bd_test_dataset"),
+    "record's material": ("record.json", "inputs.npz", "trusted.npz", "weights.safetensors"),
+    "attempt": ("attempt.json", "weights.safetensors", *_MODEL),
+    "model": (*_MODEL, "seconds.json"),
+    "case": ("case.json", "inputs.jsonl", "trusted.jsonl", "sampling.jsonl", "model"),
+}
+
+
+@contextmanager
+def atomic_folder(folder: Path, kind: str) -> Iterator[Path]:
+    """A `.part` folder that takes the wanted name only when everything in it is written.
+
+    Raises:
+        CovaryError: the place is taken by something that is not ours to replace, or cannot be written to.
+    """
+    check_replaceable(folder, kind)
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        check_replaceable(folder, kind)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        try:
+            part.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as problem:
+        # A file of the user's that went away meanwhile is no trouble with writing.
+        if problem.filename is not None and part not in (Path(problem.filename), *Path(problem.filename).parents):
+            raise
+        reason = problem.strerror or str(problem)
+        remedy = "free some space or choose another place"
+        raise CovaryError(f"{folder} cannot be written ({reason})", "", remedy) from problem
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, kind: str) -> None:
+    """Refuses a place that holds anything but an earlier result of the same kind, before any work goes into it."""
+    own, wanted = FILES[kind], f"a new folder, or a {kind} to be replaced"
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise CovaryError(f"{folder} is a file", wanted, "choose another")
+        return
+    present = sorted(entry.name for entry in folder.iterdir())
+    strange = [name for name in present if name not in own]
+    if strange:
+        raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", wanted, "choose another")
+    if present and own[0] not in present:
+        raise CovaryError(f"{folder} exists and has no {own[0]}", wanted, "choose another")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people and programs: sorted keys, NaN refused."""
+    path.write_bytes(_rendered(value))
+
+
+def _rendered(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def read_json(path: Path, what: str) -> Any:
+    """JSON from disk; a missing or broken file is told in one sentence."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CovaryError(f"{path.parent} has no {path.name}", what, "check the path") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise CovaryError(f"{path} is damaged ({problem})", what, "make it again") from problem
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Named arrays as safetensors, on the disk when this returns."""
+    with _as_os_error(path):
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any]) -> None:
+    """Named torch tensors as safetensors, each with memory of its own; on the disk when this returns."""
+    from safetensors.torch import save_file as save_tensors
+
+    with _as_os_error(path):
+        save_tensors({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, path)
+
+
+@contextmanager
+def _as_os_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as problem:
+        code = re.search(r"os error (\d+)", str(problem))
+        if code is None:
+            raise OSError(str(problem)) from problem
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from problem
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    # safetensors makes files that nobody else can read; a folder is for sharing.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Named arrays from safetensors."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as problem:
+        raise CovaryError(f"{path} is damaged ({problem})", "intact safetensors", "make it again") from problem
+
+
+def seal(folder: Path, record: dict[str, Any], name: str) -> None:
+    """Writes `record` with the digest of every file beside it, and its own."""
+    files = {file.name: digest_file(file) for file in sorted(folder.iterdir()) if file.name != name}
+    record = {**record, "files": files}
+    write_json(folder / name, {**record, "digest": digest_json(record)})
+
+
+def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
+    """The record of a sealed folder, after every digest has been checked.
+
+    Raises:
+        CovaryError: the folder or a file is missing, a byte of it is not what was written, or a file was added.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CovaryError(f"no folder {folder}", what, "check the path")
+    record = read_json(folder / name, what)
+    if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
+        raise CovaryError(f"{folder / name} is damaged (no list of files)", what, "make it again")
+    try:
+        untouched = _rendered(record) == (folder / name).read_bytes()
+        claimed = record.pop("digest", None)
+        untouched = untouched and claimed == digest_json(record)
+    except ValueError:  # NaN, which Python reads and JSON does not have
+        untouched = False
+    if not untouched:
+        raise CovaryError(f"{folder / name} was changed or damaged", "what covary wrote", "copy the folder again")
+    for file, digest in record["files"].items():
+        path = folder / Path(file).name
+        if not path.is_file():
+            raise CovaryError(f"{folder} lacks {file}", "every file it was saved with", "copy the whole folder again")
+        found = digest_file(path)
+        if found != digest:
+            raise CovaryError(f"{path} was changed or damaged", f"sha256 {digest[:16]}...", f"found {found[:16]}...")
+    own = {*record["files"], name}
+    added = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".safetensors" and entry.name not in own)
+    if added:
+        raise CovaryError(f"{folder} holds {added[0]}, which it was not saved with", "only its own files", "remove it")
+    return record

@@ -1,0 +1,188 @@
+"""From texts to token ids: where the answer stands in them, and batches in which padding is told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from covary.errors import CovaryError
+from covary.text.pretrained import LanguageModel
+from covary.text.records import Text
+
+Side = Literal["right", "left"]
+# A batch as the features take it; every tensor's first dimension is the text.
+Padded = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One text in tokens.
+
+    Attributes:
+        id: its name.
+        ids: all tokens, prompt and answer.
+        counted: positions whose output counts: those that predict the answer's tokens (causal), tokens that are words
+            (token classifier), all (sequence classifier).
+        targets: for a causal model, the answer's tokens, one per counted position; else empty.
+        anchor: where the network has read its question: the prompt's last position (causal), the first position else.
+        cut: how many tokens did not fit and were left out.
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    counted: tuple[int, ...]
+    targets: tuple[int, ...]
+    anchor: int
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def only(self, i: int) -> Tokens:
+        """The same text of which one counted position counts."""
+        return replace(self, id=f"{self.id}#{i}", counted=self.counted[i : i + 1], targets=self.targets[i : i + 1])
+
+
+def tokens_from_json(told: Mapping[str, Any]) -> Tokens:
+    """Tokens as `vars` gave them, after JSON has made lists of tuples."""
+    ids, counted, targets = (tuple(told[key]) for key in ("ids", "counted", "targets"))
+    return Tokens(str(told["id"]), ids, counted, targets, int(told["anchor"]), int(told["cut"]))
+
+
+def prompt_tokens(model: LanguageModel, text: Text) -> tuple[int, ...]:
+    """Token ids of the prompt; a conversation goes through the tokenizer's own chat template.
+
+    Raises:
+        CovaryError: messages without a chat template, or a prompt of no tokens.
+    """
+    written, special = _prompt(model, text)
+    ids = _ids(model, written, special)
+    if not ids:
+        raise CovaryError(f"the prompt of {text.id!r} has no tokens", "at least one, or a tokenizer that starts texts")
+    return ids
+
+
+def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) -> Tokens:
+    """A text in tokens, the answer marked.
+
+    The prompt loses tokens from its left (a starting token stays) until both fit `max_length` positions; only an answer
+    too long on its own is cut, on its right. That depends on the text alone, never on its batch. The end-of-text token
+    counts where the answer has nothing else.
+    """
+    limit = model.longest if max_length is None else min(max_length, model.longest or max_length)
+    if model.task != "causal":
+        return _encoded(model, text, limit)
+    prompt, answer = _prompt_and_answer(model, text)
+    ends = model.ends
+    closing = answer[-1:]
+    while answer and answer[-1] in ends:
+        answer = answer[:-1]
+    if not answer:
+        if not closing and model.end is None:
+            raise CovaryError(f"the completion of {text.id!r} is empty", "at least one token")
+        answer = closing or (int(model.end or 0),)
+    whole = len(prompt) + len(answer)
+    if limit is not None:
+        answer = answer[: max(limit - 1, 1)]
+        room = max(limit - len(answer), 1)
+        if len(prompt) > room:
+            first = prompt[0] == model.tokenizer.bos_token_id and room > 1
+            prompt = (prompt[:1] + prompt[len(prompt) - room + 1 :]) if first else prompt[len(prompt) - room :]
+    ids = prompt + answer
+    counted = tuple(range(len(prompt) - 1, len(ids) - 1))
+    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, whole - len(ids))
+
+
+def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
+    """A batch of equal lengths: `ids`, `mask`, `counted`, `targets` each (n, T), and `anchor` (n,).
+
+    `targets` holds the token that a counted position should give, -100 elsewhere.
+    """
+    # At least two positions: a single one would have its gradient's norm taken in another way.
+    n, longest = len(texts), max(2, *map(len, texts))
+    ids = torch.full((n, longest), fill, dtype=torch.long)
+    mask = torch.zeros(n, longest, dtype=torch.bool)
+    counted = torch.zeros(n, longest, dtype=torch.bool)
+    targets = torch.full((n, longest), -100, dtype=torch.long)
+    anchor = torch.zeros(n, dtype=torch.long)
+    for row, text in enumerate(texts):
+        shift = longest - len(text) if side == "left" else 0
+        ids[row, shift : shift + len(text)] = torch.tensor(text.ids)
+        mask[row, shift : shift + len(text)] = True
+        places = torch.tensor(text.counted) + shift
+        counted[row, places] = True
+        if text.targets:
+            targets[row, places] = torch.tensor(text.targets)
+        anchor[row] = text.anchor + shift
+    return {"ids": ids, "mask": mask, "counted": counted, "targets": targets, "anchor": anchor}
+
+
+def keywords(padded: Mapping[str, Tensor], task: str) -> dict[str, Any]:
+    """What the network is called with.
+
+    Causal attention never looks right, so padding on the right needs no mask, and kernels without one are the fast
+    ones; otherwise mask and positions are told.
+    """
+    mask = padded["mask"]
+    if task != "causal":
+        return {"input_ids": padded["ids"], "attention_mask": mask.long()}
+    if bool((mask[:, 1:] <= mask[:, :-1]).all()):
+        return {"input_ids": padded["ids"], "use_cache": False}
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return {
+        "input_ids": padded["ids"], "attention_mask": mask.long(), "position_ids": positions, "use_cache": False
+    }  # fmt: skip
+
+
+def _prompt(model: LanguageModel, text: Text) -> tuple[str, bool]:
+    """The prompt as the tokenizer reads it, and whether special tokens are still to be added."""
+    if text.prompt is not None:
+        return text.prompt, True
+    if not getattr(model.tokenizer, "chat_template", None):
+        raise CovaryError(
+            f"{text.id!r} holds messages, but the tokenizer has no chat template", "a chat model", "give `prompt`"
+        )
+    turns = [dict(turn) for turn in text.messages or ()]
+    return model.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True), False
+
+
+def _ids(model: LanguageModel, written: str, special: bool) -> tuple[int, ...]:
+    found = list(model.tokenizer(written, add_special_tokens=special)["input_ids"])
+    # Some tokenizers close every text; a prompt goes on.
+    if special and found and model.task == "causal" and found[-1] in model.ends and len(found) > 1:
+        found.pop()
+    return tuple(found)
+
+
+def _prompt_and_answer(model: LanguageModel, text: Text) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    prompt = prompt_tokens(model, text)
+    if text.tokens is not None:
+        return prompt, text.tokens
+    if text.completion is None:
+        raise CovaryError(f"{text.id!r} has no completion", "one in the data, or one the model was asked for")
+    written, special = _prompt(model, text)
+    if not getattr(model.tokenizer, "is_fast", False):
+        return prompt, tuple(model.tokenizer(text.completion, add_special_tokens=False)["input_ids"])
+    # Both in one go, as they would have been read in training; a token across the border belongs to the answer.
+    both = model.tokenizer(written + text.completion, add_special_tokens=special, return_offsets_mapping=True)
+    ids, ends = both["input_ids"], [end for _, end in both["offset_mapping"]]
+    border = next((i for i, end in enumerate(ends) if end > len(written)), len(ids))
+    return (tuple(ids[:border]), tuple(ids[border:])) if border else (prompt, tuple(ids))
+
+
+def _encoded(model: LanguageModel, text: Text, limit: int | None) -> Tokens:
+    written = text.prompt if text.prompt is not None else text.shown
+    whole = model.tokenizer(written, return_special_tokens_mask=True)
+    some = whole
+    if limit is not None and len(whole["input_ids"]) > limit:
+        some = model.tokenizer(written, return_special_tokens_mask=True, truncation=True, max_length=limit)
+    ids = tuple(some["input_ids"])
+    if not ids:
+        raise CovaryError(f"{text.id!r} has no tokens", "at least one")
+    words = tuple(i for i, special in enumerate(some["special_tokens_mask"]) if not special)
+    counted = tuple(range(len(ids))) if model.task == "sequence" or not words else words
+    return Tokens(text.id, ids, counted, (), 0, len(whole["input_ids"]) - len(ids))

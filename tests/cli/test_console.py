@@ -1,0 +1,150 @@
+"""What people see in the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from covary.cli import console
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """stderr as a terminal whose text is kept."""
+    screen = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=screen, force_terminal=True, width=120))
+    return screen
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock to be set by hand."""
+
+    class Clock:
+        now = 0.0
+
+    monkeypatch.setattr(console.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+def test_a_bar_with_rate_and_time_left_after_two_seconds(terminal, clock):
+    with console.Terminal().progress("inputs") as bar:
+        assert bar is not None
+        clock.now = 1.9
+        bar(10, 400)
+        assert terminal.getvalue() == ""
+        clock.now = 4.0
+        bar(100, 400)
+        clock.now = 5.0
+        bar(200, 400)
+    shown = terminal.getvalue()
+    assert "inputs" in shown
+    assert "200/400" in shown
+    assert "40/s" in shown
+    assert "0:00:0" in shown
+
+
+def test_no_bar_where_nobody_watches(capsys, terminal):
+    with console.terminal(True).progress("inputs") as bar:
+        assert bar is None
+    with console.terminal(True).waiting("looking"):
+        pass
+    assert terminal.getvalue() == ""
+
+
+def test_nothing_is_drawn_into_a_file(capsys, clock):
+    with console.Terminal().progress("inputs") as bar:
+        assert bar is None
+    with console.Terminal().waiting("looking"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_spinner_for_work_that_cannot_say_how_far_it_is(terminal, monkeypatch):
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    with console.Terminal().waiting("looking at network and data"):
+        for _ in range(100):
+            console.time.sleep(0.01)
+            if "looking" in terminal.getvalue():
+                break
+    assert "looking at network and data" in terminal.getvalue()
+
+
+def test_a_spinner_stays_away_from_short_work(terminal):
+    with console.Terminal().waiting("looking at network and data"):
+        pass
+    assert terminal.getvalue() == ""
+
+
+def test_json_is_one_document_with_unicode(capsys):
+    console.print_json({"name": "Größe", "value": 1})
+    assert json.loads(capsys.readouterr().out) == {"name": "Größe", "value": 1}
+
+
+def test_errors_are_one_line_and_brackets_are_not_markup(capsys):
+    console.print_error("found [bold]this[/bold] in " + "x" * 300)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "error: found [bold]this[/bold] in " + "x" * 300 + "\n"
+
+
+FINDINGS = [
+    {"level": "ok", "title": "Inputs", "text": "fine.", "change": ""},
+    {"level": "warning", "title": "Accuracy", "text": "low [sic].", "change": "Check --mean."},
+]
+
+
+def test_findings(capsys):
+    console.print_findings(FINDINGS, everything=True)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == ["ok      Inputs: fine.", "warning Accuracy: low [sic].", "        Check --mean."]
+    console.print_findings(FINDINGS, everything=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["warning Accuracy: low [sic].", "        Check --mean."]
+
+
+SUMMARY = {
+    "n": 1200, "n_flagged": 12, "fpr_in_force": 0.01, "fdr": None, "statements": ["One thing."], "n_reference": 3,
+    "n_fit": 4, "n_calibration": 5, "calibration": "split", "p_min": 0.1, "seconds": 2.0,
+}  # fmt: skip
+TRUTH = {
+    "n_clean": 10, "n_anomalous": 0, "fpr": 0.2, "fpr_interval": [0.0, 0.3], "tpr": None, "auroc": None,
+    "auroc_masked": None, "auroc_parts": {}, "der": None,
+}  # fmt: skip
+FULL = {
+    "n_anomalous": 5, "tpr": 0.5, "auroc": 0.7, "auroc_masked": 0.8, "auroc_parts": {"latent": 0.6}, "der": 0.9,
+    "der_ceiling": 0.95, "der_masked": 0.91,
+}  # fmt: skip
+
+
+def told(capsys, summary):
+    console.print_summary(summary, "runs/a/report.html")
+    return capsys.readouterr().out
+
+
+def test_the_answer_comes_first(capsys):
+    assert told(capsys, SUMMARY).startswith("12 of 1,200 inputs flagged at a false-alarm rate of 1 %.\n  One thing.\n")
+    assert "an expected share of false alarms of 0.1" in told(capsys, {**SUMMARY, "fdr": 0.1})
+
+
+def test_figures_that_are_known_are_told_and_others_are_not(capsys):
+    text = told(capsys, {**SUMMARY, **TRUTH})
+    assert "20.00 % of 10 clean inputs" in text
+    assert "caught" not in text
+    assert "AUROC" not in text
+    text = told(capsys, {**SUMMARY, **TRUTH, **FULL})
+    assert "50.00 % of 5 anomalous inputs" in text
+    assert "0.8000 (masked)" in text
+    assert "0.9000 (ceiling 0.9500), masked 0.9100" in text
+    assert "0.7000 (all inputs)" in told(capsys, {**SUMMARY, **TRUTH, **FULL, "auroc_masked": None})
+
+
+def test_a_record_is_one_line_a_fact(capsys):
+    console.print_record({"kind": "detector", "settings": {"fpr": 0.01, "amp": None}, "said": ["a", "b"], "none": []})
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["kind", "detector"], ["settings.fpr", "0.01"], ["said", "a"], ["b"]]

@@ -1,0 +1,219 @@
+"""A pile scored partition by partition in this process: verdicts to the bit, resume, the second pass, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+import pile_cases
+from covary.detector import Detector
+from covary.errors import CovaryError
+from covary.scoring.judge import Verdicts
+from covary.serving.pile import worker
+from covary.serving.pile.output_store import OutputStore
+from covary.serving.pile.partitions import part_name
+from covary.serving.pile.score import score_pile
+from covary.serving.pile.verdicts import COLUMNS, read_part
+from pile_cases import X, columns, same
+
+pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")
+
+SIZES = {"partition_size": 32, "batch_size": 16}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture(scope="module")
+def pile(tmp_path_factory) -> str:
+    return pile_cases.write_npz(tmp_path_factory.mktemp("pile"))
+
+
+@pytest.fixture(scope="module")
+def whole(saved_folder, pile, tmp_path_factory) -> Path:
+    """The pile scored without interruption; not to be changed."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    score_pile(saved_folder, pile, out, **SIZES)
+    return out
+
+
+@pytest.fixture(scope="module")
+def verdicts(saved_folder) -> Verdicts:
+    """What the detector says of the same inputs in batches of the same boundaries."""
+    with worker.limited(1):
+        return Detector.load(saved_folder, batch_size=16).score(X)
+
+
+def test_verdicts_are_the_detectors_to_the_bit(whole, verdicts):
+    found = columns(whole)
+    assert list(found) == list(COLUMNS)
+    assert found["id"] == pile_cases.IDS
+    for name in ("score", "p_value", "flagged", "predicted"):
+        assert found[name] == getattr(verdicts, name).tolist(), name
+    for name in ("functional", "latent", "confidence"):
+        assert found[name] == verdicts.parts[name].tolist()
+    assert found["raised_by"] == verdicts.raised_by
+    summary = json.loads((whole / "summary.json").read_text())
+    assert (summary["n"], summary["n_flagged"]) == (160, int(verdicts.flagged.sum()))
+    assert (summary["partitions"], summary["scored_now"]) == (5, 160)
+    told = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
+    names = [f"part-00000{i}.parquet" for i in range(5)] + told
+    assert sorted(path.name for path in whole.iterdir()) == names
+
+
+@pytest.mark.parametrize("kind", ["zip", "encoded parquet", "jsonl", "tar"])
+def test_every_kind_gets_the_same_verdicts(kind, saved_folder, whole, tmp_path):
+    score_pile(saved_folder, pile_cases.WRITERS[kind](tmp_path), tmp_path / "out", **SIZES)
+    a, b = columns(whole), columns(tmp_path / "out")
+    for name in COLUMNS[1:]:
+        assert a[name] == b[name], name
+
+
+@pytest.mark.parametrize("kill_at", [0, 2, 4])
+def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, whole, tmp_path, monkeypatch):
+    out, done = tmp_path / "out", []
+
+    def told(record):
+        done.append(record["number"])
+        if len(done) == kill_at:
+            raise Killed
+
+    def dying(place, name, table, record):
+        if len(done) == kill_at - 1 or kill_at == 0:
+            place.fs.makedirs(place.root, exist_ok=True)
+            Path(place.path(f"{name}.0.part")).write_bytes(b"half")
+            raise Killed
+        write(place, name, table, record)
+
+    write = worker.write_part
+    if kill_at != 2:  # in the middle of writing, or between two partitions
+        monkeypatch.setattr(worker, "write_part", dying)
+    with pytest.raises(Killed):
+        score_pile(saved_folder, pile, out, told=told, **SIZES)
+    monkeypatch.undo()
+    assert not (out / "summary.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
+    assert len(before) == {0: 0, 2: 2, 4: 3}[kill_at]
+    summary = score_pile(saved_folder, pile, out, **SIZES)
+    assert summary["resumed_partitions"] == len(before)
+    assert summary["scored_now"] == 160 - 32 * len(before)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert not list(out.glob("*.part"))
+    same(out, whole)
+    assert 0 < summary["processor_seconds_per_input"] < 1
+    assert summary["verdicts"] == json.loads((whole / "summary.json").read_text())["verdicts"]
+
+
+def test_fdr_is_decided_over_the_whole_pile_without_scoring_again(saved_folder, pile, verdicts, tmp_path):
+    out = tmp_path / "out"
+    for i, fdr in enumerate((None, 0.2, 0.05, None)):
+        summary = score_pile(saved_folder, pile, out, fdr=fdr, **SIZES)
+        expected = verdicts.flagged if fdr is None else verdicts.with_fdr(fdr).flagged
+        assert columns(out)["flagged"] == expected.tolist()
+        assert summary["n_flagged"] == int(expected.sum())
+        assert summary["resumed_partitions"] == (5 if i else 0)
+        assert columns(out)["p_value"] == verdicts.p_value.tolist()
+        assert ("Benjamini" in summary["rule"]) == (fdr is not None)
+    assert 0 < verdicts.with_fdr(0.2).flagged.sum() < 160
+
+
+def test_a_second_pass_that_was_killed_is_done_again(saved_folder, pile, verdicts, tmp_path, monkeypatch):
+    from covary.serving.pile import passes
+
+    out, written = tmp_path / "out", []
+    write = passes.write_part
+
+    def dying(*arguments):
+        if len(written) == 2:
+            raise Killed
+        written.append(write(*arguments))
+
+    monkeypatch.setattr(passes, "write_part", dying)
+    with pytest.raises(Killed):
+        score_pile(saved_folder, pile, out, fdr=0.2, **SIZES)
+    monkeypatch.undo()
+    assert not (out / "summary.json").exists()
+    score_pile(saved_folder, pile, out, fdr=0.2, **SIZES)
+    assert columns(out)["flagged"] == verdicts.with_fdr(0.2).flagged.tolist()
+
+
+def test_results_in_a_url(saved_folder, pile, whole):
+    summary = score_pile(saved_folder, pile, "memory://pile-out", **SIZES)
+    place = OutputStore("memory://pile-out")
+    assert place.names() == [*[part_name(i) for i in range(5)], "pile.json", "summary.json"]
+    for i in range(5):
+        one, other = read_part(place, part_name(i)), read_part(OutputStore(whole), part_name(i))
+        assert one[0].equals(other[0])
+    assert json.loads(place.read("summary.json"))["verdicts"] == summary["verdicts"]
+    again = score_pile(saved_folder, pile, "memory://pile-out", fdr=0.2, **SIZES)
+    assert again["resumed_partitions"] == 5
+    fsspec.filesystem("memory").rm("/pile-out", recursive=True)
+
+
+def test_one_plan_an_out(saved_folder, pile, whole, tmp_path):
+    other = tmp_path / "other.npz"
+    np.savez(other, x=X[:50])
+    for change, said in (
+        ({"partition_size": 16}, "was begun with partition"),
+        ({"batch_size": 8}, "was begun with batch_size 16; expected 8"),
+        ({"threads": 2}, "was begun with threads 1"),
+        ({"data": str(other)}, "was begun with data"),
+    ):
+        with pytest.raises(CovaryError, match=said):
+            score_pile(saved_folder, **{"data": pile, "out": whole, **SIZES, **change})
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(CovaryError, match=r"holds 'mine.txt' and no pile.json|holds 'other.npz' and no pile.json"):
+        score_pile(saved_folder, pile, tmp_path, **SIZES)
+    with pytest.raises(CovaryError, match="is a file"):
+        score_pile(saved_folder, pile, tmp_path / "mine.txt", **SIZES)
+    for wrong, said in (({"fdr": 1.5}, "--fdr is 1.5"), ({"actors": 0}, "--actors is 0")):
+        with pytest.raises(CovaryError, match=said):
+            score_pile(saved_folder, pile, tmp_path / "new", **wrong)
+
+
+def test_a_damaged_partition_is_named(saved_folder, pile, tmp_path):
+    out = tmp_path / "out"
+    score_pile(saved_folder, pile, out, **SIZES)
+    path = out / part_name(3)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CovaryError, match=r"part-000003.parquet of .* is damaged"):
+        score_pile(saved_folder, pile, out, **SIZES)
+    path.unlink()
+    assert score_pile(saved_folder, pile, out, **SIZES)["scored_now"] == 32
+
+
+def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, whole, tmp_path):
+    data = pile_cases.write_images(tmp_path)
+    good = (tmp_path / "images" / "070.png").read_bytes()
+    (tmp_path / "images" / "070.png").write_bytes(b"no image" * (len(good) // 8 + 1))
+    with pytest.raises(CovaryError, match=r"070.png of .* cannot be read as an image"):
+        score_pile(saved_folder, data, tmp_path / "out", **SIZES)
+    assert len(list((tmp_path / "out").glob("part-*.parquet"))) == 2
+    (tmp_path / "images" / "070.png").write_bytes(good)
+    summary = score_pile(saved_folder, data, tmp_path / "out", **SIZES)
+    assert (summary["resumed_partitions"], summary["n"]) == (2, 160)
+    same(tmp_path / "out", whole)
+
+
+def test_the_command_line(run_cli, saved_folder, pile, whole, verdicts, tmp_path):
+    usual = ["score", saved_folder, pile, "--out", tmp_path / "out"]
+    code, out, err = run_cli(*usual, "--partition-size", 32, "--batch-size", 16, "--fail-on-flag")
+    assert (code, err) == (1, "")
+    assert out.startswith(f"{int(verdicts.flagged.sum())} of 160 inputs flagged")
+    same(tmp_path / "out", whole)
+    data = pile_cases.write_parquet(tmp_path)
+    code, out, err = run_cli("score", saved_folder, data, "--out", tmp_path / "p", "--json")
+    assert (code, err, json.loads(out)["partitions"]) == (0, "", 1)
+    code, _, err = run_cli(*usual, "--partition-size", 32, "--truth", "truth")
+    assert (code, "--truth with partitions" in err) == (2, True)
+    code, _, err = run_cli("score", saved_folder, pile, "--out", tmp_path / "run", "--batch-size", 16)
+    assert code == 0
+    with open(tmp_path / "run" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["flagged"] == "true" for row in rows] == columns(whole)["flagged"]
