@@ -174,7 +174,7 @@ def test_a_user_s_own_observable_needs_no_classes(tmp_path):
     value = auroc(detector.score(X).score, TRUTH)
     assert value is not None
     assert value > 0.9
-    assert detector.settings.observable == "test_detector:largest_logit"
+    assert detector.settings.observable == f"{__name__}:largest_logit"
     folder = detector.save(tmp_path / "detector")
     same(Detector.load(folder, tiny.trained()).score(X), detector.score(X))
 

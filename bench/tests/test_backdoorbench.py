@@ -311,7 +311,7 @@ def test_images_of_two_sizes_are_told(tmp_path, run_cli):
     Image.fromarray(CLEAN_X[8, :16]).save(folder / "bd_test_dataset" / "0" / "8.png")
     np.savez(tmp_path / "t.npz", x=CLEAN_X, y=CLEAN_Y)
     code, _, err = run_cli(
-        "scan", "--backdoorbench", folder, "--trusted", tmp_path / "t.npz", "--out", tmp_path / "run"
+        "scan", folder, "--trusted", tmp_path / "t.npz", "--out", tmp_path / "run"
     )  # fmt: skip
     assert code == 2
     assert "the poisoned image of row 8 has 16x32 pixels; expected 32x32, as the others" in err
@@ -388,7 +388,7 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
         tmp_path / "a", model=network.state_dict(), clean_size=60, rows=rows, images=odd, original=clean_y[rows],
         poisoned=np.full(len(rows), 2),
     )  # fmt: skip
-    command = ["scan", "--backdoorbench", folder, "--trusted", tmp_path / "t.npz", "--inputs", tmp_path / "c.npz"]
+    command = ["scan", folder, "--trusted", tmp_path / "t.npz", "--inputs", tmp_path / "c.npz"]
     # Material of an earlier scan into the same place is replaced.
     told = {"model": None, "weights": None, "truth": None, "trusted": str(tmp_path / "t.npz"), "inputs": None}
     material.names_of_record(folder, tmp_path / "run", told, 0)
@@ -399,7 +399,7 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
     assert (summary["n_clean"], summary["n_anomalous"]) == (60, len(rows))
     assert summary["accuracy"] > 0.5
     assert (tmp_path / "run-material" / "record.json").is_file()
-    code, out, err = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    code, out, err = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json", covary=True)
     assert (code, json.loads(out)["replay"]["identical"]) == (0, True), err
     (tmp_path / "kept-material").mkdir()
     (tmp_path / "kept-material" / "thesis.txt").write_text("mine")
@@ -412,9 +412,9 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
     assert code == 2
     assert "fpr" in err
     assert not list(tmp_path.glob("wrong*"))
-    code, _, err = run_cli(*command, "--model", "a:b", "--out", tmp_path / "other")
+    code, _, err = run_cli(*command, "--truth", "a.npy", "--out", tmp_path / "other")
     assert code == 2
-    assert "--model beside --backdoorbench" in err
-    code, _, err = run_cli("scan", "--backdoorbench", folder)
+    assert "--truth beside a record" in err
+    code, _, err = run_cli("scan", folder)
     assert code == 2
-    assert "--out missing" in err
+    assert "--out" in err

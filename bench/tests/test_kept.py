@@ -57,7 +57,7 @@ def test_every_cell_of_every_table_is_known(name, scale):
     ],
 )
 def test_a_wrong_cell_is_told_and_nothing_written(what, cell, told, tmp_path, run_cli):
-    code, _, error = run_cli("bench", what, "--cell", cell, "--cache", tmp_path / "c", "--out", tmp_path / "o")
+    code, _, error = run_cli("run", what, "--cell", cell, "--cache", tmp_path / "c", "--out", tmp_path / "o")
     assert code == 2
     assert told in " ".join(error.split())
     assert not list(tmp_path.iterdir())
@@ -76,7 +76,7 @@ def test_an_option_that_a_maker_reads_is_known():
 
 def test_a_cell_asked_for_that_cannot_be_made_leaves_the_record(found, cache, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(whole, "table", lambda name, scale: found)
-    arguments = ["bench", "vision", "--cell", NAME, "--cache", cache, "--out", tmp_path]
+    arguments = ["run", "vision", "--cell", NAME, "--cache", cache, "--out", tmp_path]
     assert run_cli(*arguments)[0] == 0
     record = (tmp_path / "vision-ci.json").read_bytes()
     result = cell_path(found, Cell.parse(NAME), cache).read_bytes()
@@ -96,7 +96,7 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_lost(found, cache
     monkeypatch.setattr(whole, "table", lambda name, scale: found)
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     code, _, error = run_cli(
-        "bench", "vision", "--cell", NAME, "--again", "--device", "kuda", "--cache", cache, "--out", tmp_path
+        "run", "vision", "--cell", NAME, "--again", "--device", "kuda", "--cache", cache, "--out", tmp_path
     )
     assert code == 2
     assert "device 'kuda' cannot be used" in error
@@ -107,7 +107,7 @@ def test_a_device_that_is_not_there_is_told_before_anything_is_lost(found, cache
 def test_a_record_of_something_else_is_told(found, cache, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(whole, "table", lambda name, scale: found)
     (tmp_path / "vision-ci.json").write_text("[]")
-    code, _, error = run_cli("bench", "vision", "--cache", cache, "--out", tmp_path)
+    code, _, error = run_cli("run", "vision", "--cache", cache, "--out", tmp_path)
     assert code == 2
     assert "vision-ci.json has no cells" in " ".join(error.split())
     assert (tmp_path / "vision-ci.json").read_text() == "[]"

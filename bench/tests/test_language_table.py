@@ -53,7 +53,7 @@ def small(**changes):
 
 def test_one_command_scores_a_case(cache, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(whole, "table", lambda name, scale: small())
-    code, out, _ = run_cli("bench", "language", "--cache", cache, "--out", tmp_path, "--json")
+    code, out, _ = run_cli("run", "language", "--cache", cache, "--out", tmp_path, "--json")
     assert code == 0
     told = json.loads(out)["language"]
     made = json.loads((tmp_path / "language-ci.json").read_text())

@@ -78,7 +78,8 @@ def stop(traces):
     return False
 record_traces(network, plan(steps=104), x, ids, data, folder=sys.argv[1], block=4, stop=stop)
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "tests")}
+    path = [str(Path(__file__).parents[2] / "tests"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
     def started(folder, wait):
         return subprocess.Popen(

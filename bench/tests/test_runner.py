@@ -51,7 +51,7 @@ def same(a, b):
 
 def test_a_table_from_nothing_by_one_command(cache, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(whole, "table", lambda name, scale: small(name, ["badnets"]))
-    code, out, _ = run_cli("bench", "vision", "--cache", cache / "a", "--out", tmp_path, "--json")
+    code, out, _ = run_cli("run", "vision", "--cache", cache / "a", "--out", tmp_path, "--json")
     assert code == 0
     told = json.loads(out)["vision"]
     record = json.loads((tmp_path / "vision-ci.json").read_text())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import tiny
+from covary.cli.console import Terminal
 from covary.errors import CovaryError
 from covary.runs import scan as scanning
 
@@ -84,7 +85,7 @@ def test_what_the_check_warns_of_is_in_the_summary(tiny_files, tmp_path):
 
 def test_warnings_are_told_on_stderr(tiny_files, tmp_path, no_long_work, capsys):
     with pytest.raises(Begun):
-        scanning.scan(plan(tiny_files, inputs=str(tiny_files / "trusted.npz")), tmp_path / "run")
+        scanning.scan(plan(tiny_files, inputs=str(tiny_files / "trusted.npz")), tmp_path / "run", display=Terminal())
     out, err = capsys.readouterr()
     assert out == ""
     assert "warning Duplicates" in err

@@ -102,10 +102,10 @@ def test_nothing_that_covary_did_not_write_is_replaced(tmp_path):
 
 
 def test_every_kind_that_is_written_is_known():
-    source = Path(folders.__file__).parent
+    root = Path(__file__).parents[2]
     calls = [
         kind
-        for path in source.rglob("*.py")
+        for path in [*(root / "src").rglob("*.py"), *(root / "bench" / "src").rglob("*.py")]
         for kind in re.findall(
             r"(?:atomic_folder|check_replaceable)\(\w+(?:\(\w+\))?, (?:kind\b|\"([^\"]+)\")", path.read_text()
         )

@@ -1,0 +1,37 @@
+"""Fixtures of the benchmark's tests; tiny networks and data are those of covary's own (folder `tests`)."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from covary.cli import main as covary_cli
+from covary_bench import cli
+
+# One thread each: tests run side by side.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a test did to the number of threads ends with it: sums of another order would make other networks."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_cli(monkeypatch, capsys):
+    """Runs `covary-bench ARGUMENTS`, or `covary ARGUMENTS` with covary=True, in this process: code, stdout, stderr."""
+
+    def run(*arguments: object, covary: bool = False) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["covary" if covary else "covary-bench", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            (covary_cli if covary else cli).main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
