@@ -15,10 +15,8 @@ from covary.scoring.scores.layers import (
     LAMBDA,
     LayerProfile,
     Unaccounted,
-    blocks_by_depth,
     functional_numbers,
     latent_numbers,
-    log_unexplained_leave_one_out,
     per_layer_deviation,
     unit,
 )
@@ -37,15 +35,6 @@ def test_share_unaccounted_is_one_minus_what_the_reference_predicts(r, k):
         # The same as a quadratic form in x alone.
         inner = np.linalg.inv(reference.T @ reference + 0.1 * np.eye(k))
         assert found[i] == pytest.approx(math.log(0.1 * x @ inner @ x), rel=1e-8)
-
-
-@pytest.mark.parametrize(("r", "k"), [(12, 30), (30, 12), (2, 2)])
-def test_leave_one_out_in_closed_form_is_that_of_brute_force(r, k):
-    reference = units(r, k, 3)
-    found = log_unexplained_leave_one_out(reference)
-    for i in range(r):
-        rest = [row for j, row in enumerate(reference) if j != i]
-        assert found[i] == pytest.approx(math.log(slow.share_unaccounted(reference[i], rest)), abs=1e-8)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -132,11 +121,3 @@ def test_a_layer_without_gradient_is_finite_and_unaccounted_for():
 def test_per_layer_deviation_is_the_root_mean_square_of_a_layers_three_numbers():
     residuals = np.array([[1.0, 0.0, 2.0, 0.0, 2.0, 6.0]])
     np.testing.assert_allclose(per_layer_deviation(residuals), [[math.sqrt(9 / 3), math.sqrt(36 / 3)]])
-
-
-def test_blocks_average_neighbouring_layers_each_kind_apart():
-    # Five layers of n, v, o; two blocks: layers 0-2 and 3-4.
-    numbers = np.array([[1.0, 2, 3, 4, 6, 10, 20, 30, 40, 60, 100, 200, 300, 400, 600]])
-    found = blocks_by_depth(numbers, 2)[0]
-    assert sorted(found.tolist()) == [2, 5, 20, 50, 200, 500]
-    assert blocks_by_depth(numbers, 99).shape == (1, 15)

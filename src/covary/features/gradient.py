@@ -157,10 +157,6 @@ class GradientExtractor:
                 parts[name].append(self._finished(batch.ids[start : start + step], got))
         return {name: own[0] if len(own) == 1 else Rows.concatenate(own) for name, own in parts.items()}
 
-    def all_rows(self, batches: Iterable[Batch]) -> Rows:
-        """The rows of several batches put together, for sets that fit in memory (the trusted ones)."""
-        return Rows.concatenate([self.rows(batch) for batch in batches])
-
     def _place(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,6 +119,3 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-Batches = Iterator[Batch]

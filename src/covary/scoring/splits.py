@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
@@ -20,15 +19,6 @@ SAMPLING_SHARE = 0.5
 LEAST_SAMPLING = 32
 
 Index = Int[np.ndarray, " _"]
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Disjoint positions within the trusted set, each in random order."""
-
-    reference: Index
-    fit: Index
-    calibration: Index
 
 
 def random_order(ids: Sequence[str], seed: int, purpose: str) -> Index:

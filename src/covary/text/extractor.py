@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -116,10 +116,6 @@ class TextExtractor:
         parts.append(self._pass_rows([texts[j] for j in some]))
         rows = Rows.concatenate(parts).take(np.argsort(order))
         return Rows(**{**vars(rows), "ids": list(batch.ids)})
-
-    def all_rows(self, batches: Iterable[Batch]) -> Rows:
-        """The rows of several batches put together."""
-        return Rows.concatenate([self.rows(batch) for batch in batches])
 
     def token_values(self, texts: Sequence[Tokens]) -> list[dict[str, Float[np.ndarray, " m"]]]:
         """Per text, `margin`, `nll` and `energy` of every token that counts, in nats."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from covary.errors import CovaryError
-from covary.models.spaces import SPACES, layer_of, select_parameters
+from covary.models.spaces import layer_of, select_parameters
 
 LORA = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-# What `--space` takes for texts.
-TEXT_SPACES = (*SPACES, "lora")
 
 
 def text_parameters(module: nn.Module, space: str = "all") -> dict[str, list[str]]:

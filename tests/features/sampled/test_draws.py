@@ -10,7 +10,7 @@ import torch
 
 from covary.errors import CovaryError
 from covary.features.sampled.draws import coupling_error, draw_bank, halved, load_bank, save_bank
-from covary.features.sampled.rows import rows_on_draws, sample_rows, sampling_data, with_chosen_sigma
+from covary.features.sampled.rows import rows_on_draws, sampling_data, with_chosen_sigma
 from covary.features.sampled.samplers import SamplingPlan
 from covary.features.sampled.traces import rows_from_traces
 from covary.models.functional import functional_network
@@ -93,10 +93,8 @@ def test_layerwise_rows_have_one_entry_a_layer_and_move_that_layer_alone():
     np.testing.assert_allclose(rows.functional["6"], expected.functional["trace"], atol=1e-6)
 
 
-def test_sample_rows_in_one_call_and_sampling_data_checked():
+def test_sampling_data_are_checked():
     network, _, _, _ = tiny()
-    rows = sample_rows(network, plan(chains=1), batches([9, 11]), batches([30], labelled=True))
-    assert rows.functional["trace"].shape == (20, 10)
     with pytest.raises(CovaryError, match="have no labels"):
         sampling_data(network, batches([5]))
     wrong = batches([5], labelled=True)

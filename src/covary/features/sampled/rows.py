@@ -11,28 +11,12 @@ import torch
 from covary.errors import CovaryError
 from covary.features.observables import energy
 from covary.features.sampled.chains import SamplingData
-from covary.features.sampled.draws import Bank, draw_bank
+from covary.features.sampled.draws import Bank
 from covary.features.sampled.samplers import SamplingPlan, sampler_named
 from covary.features.sampled.samplers.gaussian import choose_sigma
 from covary.features.sampled.traces import BATCH_SIZE, Traces, evaluate, predictions, rows_from_traces
 from covary.models.functional import FunctionalNetwork, Params
 from covary.scoring.rows import Batch, Rows
-
-
-def sample_rows(
-    network: FunctionalNetwork,
-    plan: SamplingPlan,
-    batches: Iterable[Batch],
-    sampling: Iterable[Batch] | None = None,
-    *,
-    observable: str = "margin",
-    layerwise: bool = False,
-) -> Rows:
-    """Rows of all batches on the plan's draws, in one call; see `draw_bank` and `rows_on_draws` for the two halves."""
-    data = sampling_data(network, sampling) if sampling is not None else None
-    bank = draw_bank(network, plan, data)
-    parts = [rows_on_draws(network, bank, batch, observable=observable, layerwise=layerwise) for batch in batches]
-    return Rows.concatenate(parts)
 
 
 def rows_on_draws(

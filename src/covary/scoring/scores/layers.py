@@ -61,16 +61,6 @@ class Unaccounted:
         return log_share(units, self.form, self.dual)
 
 
-def log_unexplained_leave_one_out(reference: Float[np.ndarray, "r k"], lam: float = LAMBDA) -> Float[np.ndarray, " r"]:
-    """v of every reference sample with itself taken out, log(1 / [(G + lam I)^-1]_ii - lam), in closed form.
-
-    For reference rows of length one; the identity is that of Gaussian-process leave-one-out (Rasmussen and Williams
-    2006, section 5.4.2).
-    """
-    gram = reference @ reference.T + lam * np.eye(len(reference))
-    return np.log(np.maximum(1.0 / np.diag(np.linalg.inv(gram)) - lam, np.finfo(float).tiny))
-
-
 # (forms (layers, m, k), whether they are dual)
 Stacked = tuple[Float[np.ndarray, "layers m k"], bool]
 
@@ -166,11 +156,3 @@ def per_layer_deviation(residuals: Float[np.ndarray, "n threeL"]) -> Float[np.nd
     """One number per layer: root mean square of its three standardised numbers; about 1 on trusted samples."""
     n, d = residuals.shape
     return np.sqrt(np.square(residuals.reshape(n, 3, d // 3)).mean(1))
-
-
-def blocks_by_depth(numbers: Float[np.ndarray, "n threeL"], blocks: int) -> Float[np.ndarray, "n _"]:
-    """Averages the layers' numbers within `blocks` groups of neighbouring layers, each kind apart."""
-    n, d = numbers.shape
-    groups = np.array_split(np.arange(d // 3), min(blocks, d // 3))
-    stacked = numbers.reshape(n, 3, d // 3)
-    return np.concatenate([stacked[:, :, group].mean(2) for group in groups], axis=1)
