@@ -14,7 +14,7 @@ from covary.cli.options import Json, Machine, MaybeModel, Weights, grouped, sett
 from covary.errors import CovaryError
 
 LIMITS = "Limits"
-KEY_VARIABLE = "COVARY_API_KEY"
+KEY_VARIABLE, OPERATOR_VARIABLE = "COVARY_API_KEY", "COVARY_OPERATOR_KEY"
 
 
 @grouped
@@ -29,7 +29,15 @@ def serve(
     api_key_file: Annotated[
         Path | None, Option("--api-key-file", help=f"Clients must send the key in it; or set {KEY_VARIABLE}.")
     ] = None,
+    operator_key_file: Annotated[
+        Path | None,
+        Option("--operator-key-file", help=f"Key for metrics, live page, acknowledging; or {OPERATOR_VARIABLE}."),
+    ] = None,
+    verdicts: Annotated[str, Option("--verdicts", help="shown or hidden: what clients see.")] = "shown",
     audit: Annotated[str | None, Option("--audit", help="File that gets one JSON line an event; - = stdout.")] = None,
+    audit_failure: Annotated[
+        str, Option("--audit-failure", help="Where it cannot be written: refuse requests, or continue and say so.")
+    ] = "refuse",
     level: Annotated[
         float, Option("--level", help="Chance that the stream alarm is ever raised falsely, at most.")
     ] = 0.01,
@@ -44,6 +52,12 @@ def serve(
     max_inputs: Annotated[int, Option("--max-inputs", min=1, help="In a request.", rich_help_panel=LIMITS)] = 1024,
     max_requests: Annotated[
         int, Option("--max-requests", min=1, help="Open at a time; more get 429.", rich_help_panel=LIMITS)
+    ] = 256,
+    max_connections: Annotated[
+        int, Option("--max-connections", min=1, help="Open at a time; more get 503.", rich_help_panel=LIMITS)
+    ] = 512,
+    max_connections_per_address: Annotated[
+        int, Option("--max-connections-per-address", min=1, help="The same from one address.", rich_help_panel=LIMITS)
     ] = 256,
     machine: Machine,
     json: Json = False,
@@ -61,12 +75,20 @@ def serve(
     from covary.serving.http import serve as run
 
     chosen = ServeSettings(
-        name=name, host=host, port=port, api_key=_key(api_key_file), audit=audit, level=level, max_batch=max_batch,
-        max_wait_ms=max_wait_ms, max_bytes=max_bytes, max_inputs=max_inputs, max_requests=max_requests,
+        name=name, host=host, port=port, max_batch=max_batch, max_wait_ms=max_wait_ms, max_bytes=max_bytes,
+        max_inputs=max_inputs, max_requests=max_requests, max_connections=max_connections,
+        max_connections_per_address=max_connections_per_address, api_key=_key(api_key_file, KEY_VARIABLE),
+        operator_key=_key(operator_key_file, OPERATOR_VARIABLE), verdicts=verdicts, audit=audit,
+        audit_failure=audit_failure, level=level,
     )  # fmt: skip
     fitted = Detector.load(detector, model, weights=weights, **settings(machine))
     if not chosen.loopback and chosen.api_key is None:
         stderr.print("[yellow]warning[/]: other machines can reach this service, and it asks for no API key")
+    if chosen.verdicts == "hidden" and chosen.operator_key is None:
+        stderr.print(
+            "[yellow]warning[/]: whoever may ask the network may read verdicts at /metrics and /live.json, "
+            "unless --operator-key-file names another key"
+        )
 
     def told(address: str) -> None:
         if json:
@@ -78,9 +100,9 @@ def serve(
     run(fitted, chosen, told)
 
 
-def _key(file: Path | None) -> str | None:
+def _key(file: Path | None, variable: str) -> str | None:
     if file is None:
-        return os.environ.get(KEY_VARIABLE)
+        return os.environ.get(variable)
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as problem:

@@ -1,8 +1,7 @@
-"""The application: routes of the Open Inference Protocol, metrics and the live page, and who gets in."""
+"""The application: routes of the Open Inference Protocol, metrics and the live page."""
 
 import asyncio
-import hashlib
-import hmac
+import json
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -13,32 +12,44 @@ from covary import __version__
 from covary.detector import Detector
 from covary.errors import CovaryError, missing_extra
 from covary.serving.http import protocol
+from covary.serving.http.access import Access, Guard
+from covary.serving.http.bodies import Bodies
 from covary.serving.http.live import POLICY, live_page
 from covary.serving.http.refusals import Refused
 from covary.serving.http.service import Service
-from covary.serving.http.settings import LOOPBACK, ServeSettings
+from covary.serving.http.settings import ServeSettings
 
 # Annotations are evaluated here, not postponed: FastAPI reads them, and the names of an extra are local.
 log = logging.getLogger("covary")
-# Of a body that is too large, this many times the limit are read and thrown away, so that clients read the answer.
-PATIENCE = 4
 SAFE = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 PARSED_HERE = 2**15
+LONGEST_REMARK = 500
 
 
 def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
     """A FastAPI application that serves a fitted detector; its `Service` is at `app.state.service`."""
     try:
         from fastapi import FastAPI, Request, Response
-        from fastapi.responses import HTMLResponse, JSONResponse
+        from fastapi.responses import HTMLResponse
         from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
     settings = settings or ServeSettings()
-    service = Service(detector, settings)
-    key = None if settings.api_key is None else hashlib.sha256(settings.api_key.encode()).digest()
+    service, access, bodies = Service(detector, settings), Access(settings), Bodies(settings)
     open_requests = 0
+
+    def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        # ASCII, so that no text of a client is one that cannot be written.
+        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+        return Response(text, status, {**SAFE, **(headers or {})}, "application/json")
+
+    def refusal(status: int, sentence: str, more: dict[str, str] | None = None) -> Response:
+        headers = {"retry-after": "1"} if status in (429, 503) else {}
+        headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+        # What was only half read leaves the connection in no state for another request.
+        headers |= {"connection": "close"} if status in (408, 413) else {}
+        return as_json({"error": sentence}, status, {**headers, **(more or {})})
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -49,56 +60,34 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
         service.audit("stopped", inputs=service.monitor.counts.seen)
         service.audit.close()
 
-    app = FastAPI(title="covary", openapi_url=None, lifespan=lifespan)
+    app = FastAPI(title="covary", openapi_url=None, redirect_slashes=False, lifespan=lifespan)
+    app.add_middleware(Guard, access=access, refuse=refusal)
     app.state.service = service
-
-    def authorise(request: Request) -> None:
-        host = (request.headers.get("host") or "").rpartition("]")[-1].partition(":")[0] or "::1"
-        # A page in somebody's browser may point its own name at this machine.
-        if settings.loopback and host not in (*LOOPBACK, settings.host):
-            raise Refused(400, f"the host name {host[:60]!r}", "localhost")
-        if key is not None:
-            kind, _, token = request.headers.get("authorization", "").partition(" ")
-            given = token if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-            # Hashes are of one length, so the comparison takes the same time whatever was sent.
-            if not hmac.compare_digest(hashlib.sha256(given.encode("utf-8", "replace")).digest(), key):
-                raise Refused(401, "no valid API key", "Authorization: Bearer KEY")
+    gets = ["GET", "HEAD"]
 
     def known_model(name: str, version: str = "1") -> None:
         if name != settings.name or version != "1":
             raise Refused(404, f"no model {name[:60]!r} of version {version[:20]!r}", f"{settings.name!r}, version 1")
 
-    async def body_of(request: Request) -> bytes:
-        announced = request.headers.get("content-length", "0")
-        size = int(announced[:18]) if announced.isascii() and announced.isdigit() else 0
-        parts, got = [], 0
-        async for part in request.stream():
-            got += len(part)
-            if got <= settings.max_bytes:
-                parts.append(part)
-            elif got > PATIENCE * settings.max_bytes:
-                break
-        if max(size, got) > settings.max_bytes:
-            raise Refused(413, f"a body of {max(size, got)} bytes", f"at most {settings.max_bytes}")
-        return b"".join(parts)
-
-    async def infer(request: Request, name: str, version: str) -> Response:
-        nonlocal open_requests
-        authorise(request)
-        known_model(name, version)
+    def place_is_free() -> None:
         if open_requests >= settings.max_requests:
             most = f"at most {settings.max_requests}"
             raise Refused(429, f"{open_requests} requests are open", most, "try again soon")
+
+    async def infer(request: Request, name: str, version: str) -> Response:
+        nonlocal open_requests
+        access.check_client(request.headers.raw)
+        known_model(name, version)
+        place_is_free()
         if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
             raise Refused(415, f"a body in encoding {encoding[:20]!r}", "none")
+        body = await bodies.read(request)
+        # Only whole requests take a place, so that slow ones keep none from the others.
+        place_is_free()
         open_requests += 1
         service.metrics.open(open_requests)
         try:
-            try:
-                body = await asyncio.wait_for(body_of(request), settings.read_seconds)
-            except asyncio.TimeoutError:
-                raise Refused(408, f"a body that took over {settings.read_seconds:g} s to arrive") from None
-            arguments = body, request.headers.get("inference-header-content-length"), protocol.OUTPUTS
+            arguments = body, request.headers.get("inference-header-content-length"), service.known
             if len(body) > PARSED_HERE:
                 asked = await asyncio.get_running_loop().run_in_executor(None, protocol.parse, *arguments)
             else:
@@ -106,8 +95,11 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
             request.state.asked = asked.id
             found = await service.infer(asked.id, asked.x, protocol.EVIDENCE in (asked.outputs or ()))
             request.state.audit = found.pop("audit")
-            stream = service.monitor.stream
-            parameters = {"false_alarm_rate": service.monitor.judge.fpr_in_force, "stream_alarm": stream.alarmed}
+            parameters: dict[str, Any] = {}
+            if service.shown:
+                alarmed = service.monitor.stream.alarmed
+                parameters = {"false_alarm_rate": service.monitor.judge.fpr_in_force, "stream_alarm": alarmed}
+            found = {name: values for name, values in found.items() if name in service.known}
             content, headers = protocol.answer(asked, settings.name, found, parameters)
             return Response(content, headers=headers)
         finally:
@@ -121,80 +113,115 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
             response = await infer(request, name, version)
         except CovaryError as refused:
             problem = str(refused)
-            response = told(getattr(refused, "status", 400), problem)
+            response = refusal(getattr(refused, "status", 400), problem)
         except ClientDisconnect:
             problem = "the client went away"
-            response = told(400, problem)
+            response = refusal(400, problem)
         except Exception:
             log.exception("a request failed")
             problem = "the service failed; its log says why"
-            response = told(500, problem)
+            response = refusal(500, problem)
         seconds = time.perf_counter() - begin
-        service.metrics.answered(response.status_code, seconds)
         facts: dict[str, Any] = {"request": getattr(request.state, "asked", None), "status": response.status_code}
         facts |= {"client": request.client.host if request.client else None, "seconds": round(seconds, 5)}
-        if problem is None:
-            service.recent.answered(seconds)
-            service.audit("answered", **facts, inputs=request.state.audit)
-        else:
-            service.audit("refused", **facts, problem=problem)
+        try:
+            if problem is None:
+                service.write_down("answered", **facts, inputs=request.state.audit)
+                service.recent.answered(seconds)
+            else:
+                service.audit("refused", **facts, problem=problem)
+        except Refused as unwritten:
+            # A verdict that the log does not hold is not given.
+            response = refusal(unwritten.status, str(unwritten))
+        service.metrics.answered(response.status_code, seconds)
         return response
-
-    def told(status: int, sentence: str) -> Response:
-        headers = {**SAFE, **({"retry-after": "1"} if status == 429 else {})}
-        headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-        # What was only half read leaves the connection in no state for another request.
-        headers |= {"connection": "close"} if status in (408, 413) else {}
-        return JSONResponse({"error": sentence}, status, headers)
 
     app.add_api_route("/v2/models/{name}/infer", answer, methods=["POST"])
     app.add_api_route("/v2/models/{name}/versions/{version}/infer", answer, methods=["POST"])
 
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, problem: HTTPException) -> Response:
-        return told(problem.status_code, f"{request.method} {request.url.path[:80]}: {problem.detail}")
+        sentence = f"{request.method[:20]} {request.scope['path'][:80]}: {problem.detail}"
+        return refusal(problem.status_code, sentence, dict(problem.headers or {}))
 
     @app.exception_handler(CovaryError)
     async def refused(_: Request, problem: CovaryError) -> Response:
-        return told(getattr(problem, "status", 400), str(problem))
+        return refusal(getattr(problem, "status", 400), str(problem))
 
-    @app.get("/v2/health/live")
-    @app.get("/v2/health/ready")
+    @app.exception_handler(Exception)
+    async def failed(_: Request, problem: Exception) -> Response:
+        return refusal(500, "the service failed; its log says why")
+
+    @app.api_route("/v2/health/live", methods=gets)
     async def healthy() -> Response:
         return Response(status_code=200, headers=SAFE)
 
-    @app.get("/v2/models/{name}/ready")
-    @app.get("/v2/models/{name}/versions/{version}/ready")
+    @app.api_route("/v2/health/ready", methods=gets)
+    async def server_ready() -> Response:
+        warning = service.ready()
+        return Response(status_code=200, headers=SAFE) if warning is None else as_json({"warning": warning})
+
+    @app.api_route("/v2/models/{name}/ready", methods=gets)
+    @app.api_route("/v2/models/{name}/versions/{version}/ready", methods=gets)
     async def ready(request: Request, name: str, version: str = "1") -> Response:
-        authorise(request)
+        access.check_client(request.headers.raw)
         known_model(name, version)
-        return Response(status_code=200, headers=SAFE)
+        return await server_ready()
 
-    @app.get("/v2")
-    async def server(request: Request) -> Any:
-        authorise(request)
-        return {"name": "covary", "version": __version__, "extensions": ["binary_tensor_data"]}
+    @app.api_route("/v2", methods=gets)
+    async def server(request: Request) -> Response:
+        access.check_client(request.headers.raw)
+        return as_json({"name": "covary", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    @app.get("/v2/models/{name}")
-    @app.get("/v2/models/{name}/versions/{version}")
-    async def model(request: Request, name: str, version: str = "1") -> Any:
-        authorise(request)
+    @app.api_route("/v2/models/{name}", methods=gets)
+    @app.api_route("/v2/models/{name}/versions/{version}", methods=gets)
+    async def model(request: Request, name: str, version: str = "1") -> Response:
+        access.check_client(request.headers.raw)
         known_model(name, version)
-        return protocol.model_metadata(settings.name, detector.input_shape, detector.classes)
+        return as_json(protocol.model_metadata(settings.name, detector.input_shape, detector.classes, service.known))
 
-    @app.get("/metrics")
+    @app.post("/v2/models/{name}/acknowledge")
+    @app.post("/v2/models/{name}/versions/{version}/acknowledge")
+    async def acknowledge(request: Request, name: str, version: str = "1") -> Response:
+        if not access.has_operator:
+            remedy = "start the service with --operator-key-file or --api-key-file"
+            raise Refused(403, "acknowledging the stream alarm asks for a key, and the service has none", "", remedy)
+        access.check_operator(request.headers.raw)
+        known_model(name, version)
+        remark = _remark(await bodies.read(request))
+        client = request.client.host if request.client else None
+        return as_json({"acknowledged": await service.acknowledge(client=client, **remark)})
+
+    @app.api_route("/metrics", methods=gets)
     async def metrics(request: Request) -> Response:
-        authorise(request)
+        access.check_operator(request.headers.raw)
+        if (room := getattr(app.state, "room", None)) is not None:
+            service.metrics.connected(room.count)
         return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
-    @app.get("/live.json")
+    @app.api_route("/live.json", methods=gets)
     async def live(request: Request) -> Response:
-        authorise(request)
-        return JSONResponse(service.live(), headers=SAFE)
+        access.check_operator(request.headers.raw)
+        return as_json(service.live())
 
-    @app.get("/")
+    @app.api_route("/", methods=gets)
     async def page(request: Request) -> Response:
         # Without data, so open: the page asks for the key itself.
         return HTMLResponse(live_page(), headers={**SAFE, "content-security-policy": POLICY})
 
     return app
+
+
+def _remark(body: bytes) -> dict[str, str]:
+    """What an operator says with an acknowledgement: nothing, or who it is and why."""
+    if not body.strip():
+        return {}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    known = isinstance(found, dict) and set(found) <= {"by", "reason"}
+    remark: dict[str, Any] = found if known else {"": None}  # type: ignore[assignment]
+    if all(isinstance(text, str) and len(text) <= LONGEST_REMARK for text in remark.values()):
+        return remark
+    raise Refused(400, "the body says something else", 'nothing, or {"by": "...", "reason": "..."}')

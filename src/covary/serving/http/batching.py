@@ -62,6 +62,10 @@ class Batcher:
         self._queue.put_nowait(job)
         return await job.done
 
+    async def between(self, work: Callable[[], Any]) -> Any:
+        """The result of `work`, which runs while no batch does."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     @property
     def waiting(self) -> int:
         """Jobs that no batch has taken yet."""

@@ -40,7 +40,10 @@ class Metrics:
         self._p = made(histogram, "p_value", "p-values; uniform on inputs like the trusted ones.", buckets=P_VALUES)
         self._waiting = made(gauge, "requests_open", "Requests accepted and not answered yet.")
         self._capital = made(gauge, "stream_log10_capital", "Stream alarm: decimal logarithm of the capital.")
-        self._alarm = made(gauge, "stream_alarm", "Stream alarm: 1 once it was raised.")
+        self._alarm = made(gauge, "stream_alarm", "Stream alarm: 1 from when it is raised until it is acknowledged.")
+        self._audit = made(gauge, "audit_failing", "1 while the audit log cannot be written.")
+        self._lost = made(gauge, "audit_events_lost", "Events that the audit log could not take down.")
+        self._connections = made(gauge, "connections", "Connections now.")
         for verdict in ("flagged", "passed"):
             self._inputs.labels(verdict)
 
@@ -60,6 +63,20 @@ class Metrics:
         self._batch.observe(len(verdicts))
         self._capital.set(stream.log_capital / math.log(10))
         self._alarm.set(int(stream.alarmed))
+
+    def restarted(self) -> None:
+        """The stream alarm has started anew."""
+        self._capital.set(0)
+        self._alarm.set(0)
+
+    def audit(self, failing: bool, lost: int) -> None:
+        """How the audit log is doing."""
+        self._audit.set(int(failing))
+        self._lost.set(lost)
+
+    def connected(self, number: int) -> None:
+        """How many connections there are."""
+        self._connections.set(number)
 
     def open(self, number: int) -> None:
         """How many requests are open."""

@@ -20,7 +20,11 @@ from covary.serving.http.refusals import Refused
 INPUT = "input"
 # Computed only when a request names it.
 EVIDENCE = "evidence"
+OUTPUTS = ("logits", "predicted", "score", "p_value", "flagged", EVIDENCE)
+# What the network itself says; all that clients get where verdicts are hidden.
+NETWORK_OUTPUTS = ("logits", "predicted")
 LONGEST_ID = 128
+MOST_DIGITS = 18
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ def parse(body: bytes, header_length: str | None, known: tuple[str, ...]) -> Inf
     name = request.get("id") or uuid.uuid4().hex
     if not isinstance(name, str) or len(name) > LONGEST_ID:
         raise Refused(400, "the id is no short string", f"at most {LONGEST_ID} characters")
+    if any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise Refused(400, "the id holds half a character", "Unicode text")
     inputs = request.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise Refused(400, "`inputs` is not a list of one tensor", f"the tensor `{INPUT}`")
@@ -68,11 +74,12 @@ def parse(body: bytes, header_length: str | None, known: tuple[str, ...]) -> Inf
 def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     if header_length is None:
         return body, b""
-    if not header_length.isascii() or not header_length.isdigit() or int(header_length[:12]) > len(body):
+    digits = header_length.isascii() and header_length.isdigit() and len(header_length) <= MOST_DIGITS
+    cut = int(header_length) if digits else -1
+    if not 0 <= cut <= len(body):
         raise Refused(
             400, f"Inference-Header-Content-Length is {header_length[:40]!r} for {len(body)} bytes", "the JSON's length"
         )
-    cut = int(header_length)
     return body[:cut], body[cut:]
 
 
@@ -153,8 +160,10 @@ def answer(
     return b"".join([head, *tail]), headers
 
 
-def model_metadata(name: str, input_shape: tuple[int, ...] | None, classes: int) -> dict[str, Any]:
-    """What `GET /v2/models/NAME` answers."""
+def model_metadata(
+    name: str, input_shape: tuple[int, ...] | None, classes: int, known: tuple[str, ...]
+) -> dict[str, Any]:
+    """What `GET /v2/models/NAME` answers; `known` the outputs that clients may ask for."""
     inputs = [{"name": INPUT, "datatype": "INT64", "shape": [-1, -1]}]
     if input_shape is not None:
         inputs = [{"name": INPUT, "datatype": "FP32", "shape": [-1, *input_shape]}]
@@ -166,7 +175,5 @@ def model_metadata(name: str, input_shape: tuple[int, ...] | None, classes: int)
         {"name": "flagged", "datatype": "BOOL", "shape": [-1]},
         {"name": EVIDENCE, "datatype": "BYTES", "shape": [-1]},
     ]
-    return {"name": name, "versions": ["1"], "platform": "covary", "inputs": inputs, "outputs": outputs}
-
-
-OUTPUTS = ("logits", "predicted", "score", "p_value", "flagged", EVIDENCE)
+    return {"name": name, "versions": ["1"], "platform": "covary", "inputs": inputs,
+            "outputs": [output for output in outputs if output["name"] in known]}  # fmt: skip

@@ -51,6 +51,11 @@ class Recent:
                 # Every other point goes, and points come half as often.
                 self._path, self._every = self._path[::2], max(2 * self._every, stream.n // PATH)
 
+    def restarted(self) -> None:
+        """The stream alarm has started anew."""
+        with self._lock:
+            self._path, self._every = [(0, 0.0)], 1
+
     def flagged(self, card: dict[str, Any]) -> None:
         """Evidence on a flagged input."""
         with self._lock:

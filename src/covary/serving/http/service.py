@@ -25,6 +25,7 @@ from covary.runs.cards import data_uri
 from covary.scoring.evidence import Evidence
 from covary.scoring.judge import Verdicts
 from covary.scoring.rows import Batch
+from covary.serving.http import protocol
 from covary.serving.http.audit import AuditLog
 from covary.serving.http.batching import Batcher, Job
 from covary.serving.http.metrics import Metrics
@@ -52,6 +53,8 @@ class Service:
         self.metrics, self.recent, self.audit = Metrics(), Recent(), AuditLog(settings.audit)
         self.batcher = Batcher(self._work, settings.max_batch, settings.max_wait_ms / 1000)
         self._told_alarm = False
+        self.shown = settings.verdicts == "shown"
+        self.known = protocol.OUTPUTS if self.shown else protocol.NETWORK_OUTPUTS
 
     def prepare(self, raw: np.ndarray) -> Tensor:
         """Inputs as the network takes them; a client's mistake is refused with one sentence."""
@@ -76,8 +79,53 @@ class Service:
         """Every output of one request by name, and the hashes and verdicts for the audit log under `audit`."""
         loop = asyncio.get_running_loop()
         x = await loop.run_in_executor(None, self.prepare, raw) if raw.nbytes > 2**16 else self.prepare(raw)
-        self.audit("accepted", request=name, inputs=len(raw))
+        self.write_down("accepted", request=name, inputs=len(raw))
         return await self.batcher.submit(Job(name, x, raw, evidence, loop.create_future()))
+
+    def write_down(self, event: str, **facts: Any) -> None:
+        """Writes an event to the audit log.
+
+        Raises:
+            Refused: 503, it cannot be written, and the settings say that nothing goes on without.
+        """
+        written = self.audit(event, **facts)
+        self.metrics.audit(self.audit.problem is not None, self.audit.lost)
+        if not written and self.settings.audit_failure == "refuse":
+            raise Refused(503, f"the audit log cannot be written ({self.audit.problem})")
+
+    def ready(self) -> str | None:
+        """What there is to say of the service's state; None if all is well.
+
+        Raises:
+            Refused: 503, it would refuse every request.
+        """
+        works = self.audit.works()
+        self.metrics.audit(not works, self.audit.lost)
+        if works:
+            return None
+        message = f"the audit log cannot be written ({self.audit.problem})"
+        if self.settings.audit_failure == "refuse":
+            raise Refused(503, message)
+        return message
+
+    async def acknowledge(self, **facts: Any) -> dict[str, Any]:
+        """An operator has seen the stream alarm: it starts anew; what it had grown on.
+
+        Raises:
+            Refused: 409, it was not raised; 503, see `write_down`.
+        """
+        return await self.batcher.between(lambda: self._acknowledge(facts))
+
+    def _acknowledge(self, facts: dict[str, Any]) -> dict[str, Any]:
+        if not self.monitor.stream.alarmed:
+            raise Refused(409, "the stream alarm is not raised", "an alarm to acknowledge")
+        account = self.monitor.stream.account().to_json()
+        self.write_down("alarm acknowledged", **facts, **account)
+        self.monitor.restart_stream()
+        self._told_alarm = False
+        self.metrics.restarted()
+        self.recent.restarted()
+        return account
 
     def _work(self, jobs: Sequence[Job]) -> None:
         begin = time.perf_counter()
@@ -94,7 +142,7 @@ class Service:
             _resolve(jobs[0], None, problem)
             return
         verdicts = watched.verdicts
-        if verdicts is None:
+        if verdicts is None and self.shown:
             for job in jobs:
                 _resolve(job, None, Refused(500, "the inputs could not be examined", "", "the log says why"))
             return
@@ -109,6 +157,8 @@ class Service:
             except Exception as problem:
                 log.exception("an answer could not be written")
                 _resolve(job, None, problem)
+        if verdicts is None:
+            return
         self.metrics.judged(verdicts, seconds, self.monitor.stream)
         self.recent.judged(verdicts, self.monitor.stream)
         self._tell_alarm()
@@ -125,7 +175,10 @@ class Service:
 
     def _outputs(self, job: Job, own: slice, logits: np.ndarray, watched: MonitorResult) -> dict[str, Any]:
         verdicts = watched.verdicts
-        assert verdicts is not None
+        hashes = [hashlib.sha256(np.ascontiguousarray(one).tobytes()).hexdigest() for one in job.raw]
+        if verdicts is None:
+            audit = [{"id": f"{job.id}/{i}", "sha256": sha256, "verdict": None} for i, sha256 in enumerate(hashes)]
+            return {"logits": logits[own], "predicted": logits[own].argmax(1), "audit": audit}
         found: dict[str, Any] = {
             "logits": logits[own],
             "predicted": verdicts.predicted[own],
@@ -141,7 +194,7 @@ class Service:
         found["audit"] = [
             {
                 "id": verdicts.ids[i],
-                "sha256": hashlib.sha256(np.ascontiguousarray(job.raw[i - own.start]).tobytes()).hexdigest(),
+                "sha256": hashes[i - own.start],
                 "predicted": int(verdicts.predicted[i]),
                 "score": float(found["score"][i - own.start]),
                 "p_value": float(verdicts.p_value[i]),
@@ -149,6 +202,9 @@ class Service:
             }
             for i in range(own.start, own.stop)
         ]
+        if not self.shown:
+            # A network's own answer, also where the verdict is that there was none to judge.
+            found["predicted"] = logits[own].argmax(1)
         return found
 
     def _evidence(self, watched: MonitorResult, positions: np.ndarray) -> dict[int, Evidence]:

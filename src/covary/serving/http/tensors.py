@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from covary.serving.http.refusals import Refused
 
+KINDS: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}
 DATATYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype("?"),
     "UINT8": np.dtype("u1"),
@@ -25,6 +27,8 @@ DATATYPES: dict[str, np.dtype] = {
     "FP64": np.dtype("<f8"),
 }
 MOST_DIMENSIONS = 8
+# In a tensor, zeros in its shape not counted: numpy refuses shapes whose other sizes multiply to too much.
+MOST_NUMBERS = 2**40
 
 
 def dtype_of(name: Any) -> np.dtype:
@@ -37,8 +41,10 @@ def dtype_of(name: Any) -> np.dtype:
 def shape_of(value: Any) -> tuple[int, ...]:
     """A shape of at least one dimension, each at least 0."""
     good = isinstance(value, list) and 1 <= len(value) <= MOST_DIMENSIONS
-    if not good or not all(type(size) is int and 0 <= size < 2**40 for size in value):
+    if not good or not all(type(size) is int and 0 <= size < MOST_NUMBERS for size in value):
         raise Refused(400, f"shape {_short(value)}", f"a list of 1 to {MOST_DIMENSIONS} sizes, such as [1, 3, 32, 32]")
+    if math.prod(max(size, 1) for size in value) > MOST_NUMBERS:
+        raise Refused(400, f"shape {_short(value)}", f"sizes that multiply to at most {MOST_NUMBERS}")
     return tuple(value)
 
 
@@ -58,21 +64,33 @@ def from_json(data: Any, datatype: str, shape: Sequence[int]) -> np.ndarray:
     dtype, shape = dtype_of(datatype), tuple(shape)
     if not isinstance(data, list):
         raise Refused(400, f"data is {_short(data)}", "a list of numbers")
-    try:
-        found = np.array(data)
-    except (ValueError, OverflowError, RecursionError):
-        raise Refused(400, "data is a ragged or too deep list", f"numbers for shape {list(shape)}") from None
-    if found.size != math.prod(shape):
-        raise Refused(400, f"{found.size} numbers for a tensor of shape {list(shape)}", f"{math.prod(shape)}")
-    kinds = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[dtype.kind]
-    if found.size and found.dtype.kind not in kinds:
+    numbers = _flat(data)
+    if len(numbers) != math.prod(shape):
+        raise Refused(400, f"{len(numbers)} numbers for a tensor of shape {list(shape)}", f"{math.prod(shape)}")
+    # Checked before numpy sees them: one long text among numbers would make each of them as long.
+    if not set(map(type, numbers)) <= KINDS[dtype.kind]:
         raise Refused(400, f"data of {datatype} holds other values", "numbers of that type")
-    if found.size and dtype.kind in "ui":
+    if numbers and dtype.kind in "ui":
         limits = np.iinfo(dtype)
-        if int(found.min()) < limits.min or int(found.max()) > limits.max:
+        if min(numbers) < limits.min or max(numbers) > limits.max:
             raise Refused(400, f"data holds numbers beyond {datatype}", f"{limits.min} to {limits.max}")
-    with np.errstate(over="ignore"):
-        return found.astype(dtype).reshape(shape)
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(numbers, np.float64 if dtype.kind == "f" else dtype).astype(dtype).reshape(shape)
+    except OverflowError:
+        raise Refused(400, f"data holds numbers beyond {datatype}", "smaller ones") from None
+
+
+def _flat(data: list[Any]) -> list[Any]:
+    """Nested lists in row-major order; lists in one place have one length."""
+    for _ in range(MOST_DIMENSIONS):
+        kinds = set(map(type, data))
+        if list not in kinds:
+            return data
+        if kinds != {list} or len(set(map(len, data))) > 1:
+            raise Refused(400, "data is a ragged list", "numbers, flat or nested as the shape says")
+        data = list(chain.from_iterable(data))
+    raise Refused(400, "data is a too deep list", "numbers, flat or nested as the shape says")
 
 
 def to_bytes(values: np.ndarray | list[str]) -> bytes:

@@ -114,8 +114,8 @@ class Monitor:
         if not hasattr(detector, "judge"):
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
         self.detector, self.judge, self.rate = detector, detector.judge, rate
-        one_split = self.judge.mode == "split"
-        self.stream = ConformalMartingale(self.judge.calibration_scores if one_split else np.empty(0), level, seed)
+        self._level, self._starts = level, seed
+        self.stream = self._new_stream()
         self.counts = Counts()
         self._pass = OnePass(detector)
         self._lots = np.random.default_rng(seed)
@@ -155,6 +155,17 @@ class Monitor:
     def notes(self) -> list[str]:
         """In words, where outputs need a pass of their own, and what the engine left to exact gradients."""
         return self._pass.notes + list(getattr(self._pass.extractor, "notes", []))
+
+    def restart_stream(self) -> None:
+        """The stream alarm starts anew, on other lots; each start may alarm falsely with probability `level`."""
+        with self._working:
+            self._starts += 1
+            self.stream = self._new_stream()
+
+    def _new_stream(self) -> ConformalMartingale:
+        one_split = self.judge.mode == "split"
+        calibration = self.judge.calibration_scores if one_split else np.empty(0)
+        return ConformalMartingale(calibration, self._level, self._starts)
 
     def drain(self) -> None:
         """Returns when every deferred batch so far is judged and delivered."""
