@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from covary.features.activations import compress, pool, pooled_activations, watched_layers
+from covary.features.gradient import GradientExtractor
+from covary.scoring.rows import Batch, Rows
 
 
 class Twice(nn.Module):
@@ -95,3 +98,24 @@ def test_compression_keeps_narrow_layers_and_projects_wide_ones():
     assert torch.equal(compress(rows, None), rows.float())
     projection = torch.randn(2, 5)
     torch.testing.assert_close(compress(rows, projection), rows.float() @ projection.T)
+
+
+def test_last_features_are_what_the_last_linear_layer_takes():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    x = torch.randn(5, 1, 6, 6)
+    extractor = GradientExtractor(network.eval(), lambda out: out)
+    rows = extractor.rows(Batch([str(i) for i in range(5)], x))
+    np.testing.assert_allclose(rows.features, network[:-1](x).detach().numpy(), rtol=1e-5)
+    assert list(rows.latent) == ["0", "4"]
+    half = Rows.concatenate([rows.take([0, 1]), rows.take([2, 3, 4])])
+    np.testing.assert_array_equal(half.features, rows.features)
+
+
+def test_without_a_linear_layer_the_last_convolution_tells():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    x = torch.randn(5, 1, 6, 6)
+    for engine in ("hooks", "exact"):
+        rows = GradientExtractor(network.eval(), lambda out: out, engine=engine).rows(Batch(list("abcde"), x))
+        np.testing.assert_allclose(rows.features, network[:2](x).mean((2, 3)).detach().numpy(), rtol=1e-5)

@@ -25,6 +25,10 @@ _CHANNELS_SECOND = (
     nn.InstanceNorm3d,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
+_HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# Among pooled activations, the name of what the last linear layer takes.
+LAST_FEATURES = "input of the last layer"
 
 
 def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
@@ -34,6 +38,13 @@ def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
         for name, child in module.named_modules()
         if isinstance(child, _CHANNELS_SECOND + _CHANNELS_LAST) or type(child).__name__.endswith("Norm")
     }
+
+
+def last_layer(module: nn.Module) -> nn.Module | None:
+    """The last linear layer that the module registers; in a network without any its last convolution."""
+    layers = [child for child in module.modules() if isinstance(child, _HEADS)]
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    return (linear or layers or [None])[-1]
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -67,6 +78,7 @@ def pooled_activations(
 ) -> Iterator[dict[str, Float[Tensor, "n C"]]]:
     """Collects pooled activations of the forward passes that run inside; a layer called twice gives their mean.
 
+    `LAST_FEATURES` names what the last linear layer takes, of its last call.
     `n` is the number of samples, `axes` the sample's dimension where it is known of a layer (see `pool`).
     """
     sums: dict[str, Tensor] = {}
@@ -85,7 +97,15 @@ def pooled_activations(
 
         return save
 
+    def take(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor):
+            result[LAST_FEATURES] = pool(layer, inputs[0].detach(), n, head_axis).clone()
+
     handles = [child.register_forward_hook(hook(name)) for name, child in watched_layers(module).items()]
+    head = last_layer(module)
+    head_axis = next((a for name, a in (axes or {}).items() if module.get_submodule(name) is head), 0)
+    if head is not None:
+        handles.append(head.register_forward_pre_hook(take))
     try:
         yield result
     finally:

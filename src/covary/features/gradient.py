@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.errors import CovaryError, unknown_name
-from covary.features.activations import compress, watched_layers
+from covary.features.activations import LAST_FEATURES, compress, watched_layers
 from covary.features.engine.fast import Compressed, FastEngine, Observe
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients
 from covary.features.observables import UserObservable, energy, margin, observable_named
@@ -26,6 +26,8 @@ from covary.scoring.rows import Batch, Rows
 GRADIENT_BYTES = 512 * 2**20
 
 ENGINES = ("hooks", "exact")
+# Numbers kept of what the last linear layer takes.
+FEATURE_NUMBERS = 256
 
 
 class GradientExtractor:
@@ -210,12 +212,14 @@ class GradientExtractor:
     def _finished(self, ids: list[str], got: Compressed) -> Rows:
         latent = {}
         for layer, rows in got.activations.items():
+            k = FEATURE_NUMBERS if layer == LAST_FEATURES else self.k
             if layer not in self._activation_projections:
                 wide = rows.shape[-1]
                 self._activation_projections[layer] = (
-                    orthogonal_rows(self.k, wide, self.seed, layer, "activations") if wide > self.k else None
+                    orthogonal_rows(k, wide, self.seed, layer, "activations") if wide > k else None
                 )
             latent[layer] = _numpy(compress(rows, self._activation_projections[layer]))
+        features = latent.pop(LAST_FEATURES, None)
         confidence: dict[str, np.ndarray] = {}
         if got.logits is not None:
             confidence["margin"] = _numpy(margin(got.logits, got.predicted)).astype(np.float64)
@@ -230,6 +234,7 @@ class GradientExtractor:
             functional_norms=np.stack([_numpy(got.norms[layer]) for layer in self.layers], -1),
             latent=latent,
             confidence=confidence,
+            features=features,
         )
         _check_non_finite(rows)
         return rows

@@ -87,9 +87,7 @@ class Judge:
             raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
         self.score, self.coupling, self.fpr, self.per_class, self.seed = score, coupling, fpr, per_class, seed
 
-    def fit(
-        self, trusted: Rows, labels: Int[np.ndarray, " n"] | None = None, calibration: Rows | None = None
-    ) -> Judge:
+    def fit(self, trusted: Rows, labels: Int[np.ndarray, " n"] | None = None, calibration: Rows | None = None) -> Judge:
         """Learns from trusted rows; `labels` only tell which of them the network gets wrong."""
         if len(trusted) < LEAST_TRUSTED:
             raise CovaryError(

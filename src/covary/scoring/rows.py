@@ -28,6 +28,9 @@ class Rows:
         functional_norms: exact gradient norm of every layer, (n, L), in the order of `functional`.
         latent: per layer, the pooled activation, (n, k_l), float32; not centred.
         confidence: named one-number evidence such as `margin` and `energy`, each (n,).
+        features: what the last linear layer takes, pooled and compressed, (n, k), float32; None where there is none.
+        survival: log-odds of the own answer while the last layers are amplified, one column a depth, (n, depths), in
+            nats; None where it was not asked for.
         sigma: what functional rows are multiplied by before their products are covariances: a weight's standard
             deviation for gradients, 1 for traces, which carry that of their draws.
     """
@@ -39,6 +42,8 @@ class Rows:
     functional_norms: Float[np.ndarray, "n L"]
     latent: Mapping[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
     confidence: Mapping[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
+    features: Float[np.ndarray, "n k"] | None = None
+    survival: Float[np.ndarray, "n depths"] | None = None
     sigma: float = SIGMA
 
     def __len__(self) -> int:
@@ -57,12 +62,15 @@ class Rows:
             functional_norms=self.functional_norms[index],
             latent={name: memmap.take(rows, index) for name, rows in self.latent.items()},
             confidence={name: values[index] for name, values in self.confidence.items()},
+            features=None if self.features is None else memmap.take(self.features, index),
+            survival=None if self.survival is None else self.survival[index],
         )
 
     @property
     def bytes(self) -> int:
-        """What functional and latent rows take."""
-        return sum(rows.nbytes for rows in (*self.functional.values(), *self.latent.values()))
+        """What functional and latent rows and features take."""
+        features = [] if self.features is None else [self.features]
+        return sum(rows.nbytes for rows in (*self.functional.values(), *self.latent.values(), *features))
 
     @staticmethod
     def gather(parts: Iterable[Rows], n: int) -> Rows:
@@ -75,15 +83,20 @@ class Rows:
             kind: {name: memmap.mapped((n, r.shape[1]), r.dtype) for name, r in getattr(first, kind).items()}
             for kind in ("functional", "latent")
         }
+        features = None
+        if first.features is not None:
+            features = memmap.mapped((n, first.features.shape[1]), first.features.dtype)
         some: list[Rows] = []
         done = 0
         for part in itertools.chain([first], coming):
             for kind, arrays in large.items():
                 for name, rows in getattr(part, kind).items():
                     arrays[name][done : done + len(part)] = rows
+            if features is not None:
+                features[done : done + len(part)] = part.features
             done += len(part)
-            some.append(replace(part, functional={}, latent={}))
-        return replace(Rows.concatenate(some), **large)
+            some.append(replace(part, functional={}, latent={}, features=None))
+        return replace(Rows.concatenate(some), features=features, **large)
 
     @staticmethod
     def concatenate(parts: Sequence[Rows]) -> Rows:
@@ -98,7 +111,14 @@ class Rows:
             functional_norms=np.concatenate([part.functional_norms for part in parts]),
             latent={name: np.concatenate([p.latent[name] for p in parts]) for name in first.latent},
             confidence={name: np.concatenate([p.confidence[name] for p in parts]) for name in first.confidence},
+            features=_joined([part.features for part in parts]),
+            survival=_joined([part.survival for part in parts]),
         )
+
+
+def _joined(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if there else None
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ def rows_to_arrays(rows: Rows, prefix: str, half: bool = False) -> tuple[dict[st
         **_parts(rows.latent, f"{prefix}.latent", half),
         **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
     }
+    more = {"features": rows.features, "survival": rows.survival}
+    arrays |= {f"{prefix}.{name}": part for name, part in more.items() if part is not None}
     names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
     return arrays, {"ids": list(rows.ids), "sigma": rows.sigma, **names}
 
@@ -179,6 +181,8 @@ def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]
         functional_norms=arrays[f"{prefix}.functional_norms"],
         latent={name: _part(arrays, f"{prefix}.latent.{i}") for i, name in enumerate(record["latent"])},
         confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
+        features=arrays.get(f"{prefix}.features"),
+        survival=arrays.get(f"{prefix}.survival"),
         sigma=record.get("sigma", SIGMA),
     )
 

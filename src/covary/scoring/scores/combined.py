@@ -89,9 +89,7 @@ class Combined:
         """Learns everything from trusted rows; labels of anomalies have no way in."""
         kinds = ["functional", *(["latent"] if reference.latent else []), "confidence"]
         self.parts_ = {kind: Part(kind).fit(reference, fit) for kind in kinds}
-        self.one_sided_ = [
-            (column, ONE_SIDED[name]) for column, name in enumerate(fit.confidence) if name in ONE_SIDED
-        ]
+        self.one_sided_ = [(column, ONE_SIDED[name]) for column, name in enumerate(fit.confidence) if name in ONE_SIDED]
         distances = {kind: part.fit_ for kind, part in self.parts_.items()}
         confidence = self.parts_["confidence"].fit_residuals_
         self.tails_ = [Tail().fit(values) for values in self._evidence(distances, confidence)]
