@@ -54,7 +54,7 @@ def command_reference() -> str:
     lines = [
         "# Commands",
         "",
-        "Made from `covary --help`. Exit codes: 0 fine, 1 flagged, failed or different, 2 bad input.",
+        "Made from `covary --help`. Exit codes: 0 fine, 1 flagged, failed or different, 2 bad input or use, 3 a failure of covary's own.",
     ]
     for name, command in _commands("covary", get_command(app)):
         lines += ["", f"## {name}", "", _unindented(command.help or "")]

@@ -286,7 +286,9 @@ class Detector:
             expected = " or ".join(sorted(CHANGEABLE))
             raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", expected, "fit again")
         if model is None and record["factory"] is None:
-            raise CovaryError(f"{folder} does not know how to build its network", "--model", "pass the network")
+            found = f"{folder} does not know how to build its network"
+            remedy = "Detector.load(folder, network), or --model on the command line"
+            raise CovaryError(found, "the network or its factory", remedy)
         if weights is None and (model is None or isinstance(model, str)):
             # Without stored weights the factory may still set the right ones, as the fingerprint will tell.
             weights = folder / saved.WEIGHTS if saved.WEIGHTS in record["files"] else None

@@ -55,12 +55,46 @@ def test_no_bar_where_nobody_watches(capsys, terminal):
     assert terminal.getvalue() == ""
 
 
-def test_nothing_is_drawn_into_a_file(capsys, clock):
-    with console.Terminal().progress("inputs") as bar:
-        assert bar is None
+def test_a_log_gets_a_line_every_half_minute(capsys, clock):
+    with console.Terminal().progress("inputs") as tell:
+        for clock.now, done in ((1.0, 10), (29.0, 200), (31.0, 310), (60.0, 500), (61.5, 615)):
+            tell(done, 1200)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "inputs: 310 of 1,200 (26 %), 10/s, about 89 s left", "inputs: 615 of 1,200 (51 %), 10/s, about 58 s left"
+    ]  # fmt: skip
+
+
+def test_work_that_cannot_say_how_far_it_is_is_told_in_a_log(capsys, monkeypatch):
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    with console.Terminal().waiting("asking for the answers"):
+        for _ in range(300):
+            console.time.sleep(0.01)
+            if err := capsys.readouterr().err:
+                break
+    assert err.startswith("asking for the answers: 0 s so far")
+
+
+def test_short_work_leaves_a_log_alone(capsys, clock):
+    with console.Terminal().progress("inputs") as tell:
+        tell(5, 10)
     with console.Terminal().waiting("looking"):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "json", "silent"), [(0, False, False), (0, True, True), (1, True, False), (-1, False, True)]
+)
+def test_how_much_is_told(asked, json, silent, monkeypatch):
+    monkeypatch.setattr(console, "level", lambda: asked)
+    assert (console.terminal(json) is console.SILENT) == silent
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(40.0, "40 s"), (700.0, "12 min"), (12_600.0, "3.5 h")])
+def test_durations(seconds, said):
+    assert console.duration(seconds) == said
 
 
 def test_a_spinner_for_work_that_cannot_say_how_far_it_is(terminal, monkeypatch):

@@ -462,3 +462,28 @@ def test_interrupted(run_cli, usual, tmp_path, monkeypatch):
     assert code == 130
     assert "nothing half-written" in err
     assert list(tmp_path.iterdir()) == []
+
+
+# Exit codes -----------------------------------------------------------------------------------------------------------
+
+
+def crash(*_):
+    raise RuntimeError("a wheel came off")
+
+
+def test_a_failure_of_our_own_is_three_and_says_where_only_when_asked(run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr("covary.runs.scan.describe", crash)
+    code, out, err = run_cli("inspect", tmp_path)
+    assert (code, out) == (3, "")
+    assert err.splitlines() == ["error: covary itself failed with RuntimeError: a wheel came off; -v shows where"]
+    code, out, err = run_cli("inspect", tmp_path, "-v")
+    assert (code, out) == (3, "")
+    assert "in crash" in err
+    assert err.splitlines()[-1] == "error: covary itself failed with RuntimeError: a wheel came off"
+
+
+def test_every_command_can_be_asked_for_more_and_for_less(run_cli):
+    for command in COMMANDS:
+        text = run_cli(command, "--help")[1]
+        assert "--verbose" in text
+        assert "--quiet" in text

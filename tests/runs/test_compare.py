@@ -166,9 +166,39 @@ def test_rules(runs):
     bare = write_fake_run(runs[0].parent / "bare", n=50, truth=False)
     with pytest.raises(CovaryError, match="no figure for AUROC"):
         gate(bare, {"min_auroc": 0.5})
-    assert gate(bare, {})["rules"] == [
-        {"rule": "the RUN is what its receipt says", "passed": False, "found": "no receipt"}
-    ]
+    found = gate(bare, {"max_flag_rate": 1})["rules"][0]
+    assert found == {"rule": "the RUN is what its receipt says", "passed": False, "found": "no receipt"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({}, "no rule to decide by; expected one of max_flag_rate"),
+        ({"max_flag_rate": 50}, r"max_flag_rate is 50; expected a share from 0 to 1; for 50 % write 0.5"),
+        ({"min_auroc": float("nan")}, "min_auroc is nan"),
+        ({"max_flagged": -1}, "max_flagged is -1; expected 0 or more"),
+    ],
+)
+def test_a_gate_that_nothing_could_fail_is_refused(runs, limits, said):
+    with pytest.raises(CovaryError, match=said):
+        gate(runs[0], limits)
+
+
+@pytest.mark.parametrize("name", ["fpr_in_force", "fdr", "together"])
+def test_flags_of_two_rates_are_not_compared(runs, name):
+    summary = json.loads((runs[1] / "summary.json").read_text())
+    (runs[1] / "summary.json").write_text(json.dumps(summary | {name: 0.3}))
+    write_receipt(runs[1])
+    with pytest.raises(CovaryError, match="two RUNs flagged by one rule"):
+        gate(runs[1], {}, against=runs[0])
+
+
+def test_no_warnings_needs_a_check(runs):
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    (runs[0] / "summary.json").write_text(json.dumps(summary | {"checked": False}))
+    write_receipt(runs[0])
+    with pytest.raises(CovaryError, match="no check was run before"):
+        gate(runs[0], {}, no_warnings=True)
 
 
 def test_more_flags_than_before_fail_fewer_do_not(runs):
@@ -193,16 +223,16 @@ def test_the_command_ends_as_documented(run_cli, runs, tmp_path):
         assert len(json.loads(out)["rules"]) == 2
     assert "no figure for accuracy" in run_cli("gate", runs[0], "--min-accuracy", 0)[2]
     (runs[0] / "summary.json").write_text((runs[0] / "summary.json").read_text() + " ")
-    code, out, _ = run_cli("gate", runs[0])
+    code, out, _ = run_cli("gate", runs[0], "--max-flag-rate", 1)
     assert code == 1
     assert "summary.json was changed" in out
 
 
 def test_warnings_can_fail(runs):
     summary = json.loads((runs[0] / "summary.json").read_text())
-    (runs[0] / "summary.json").write_text(json.dumps(summary | {"warnings": ["Duplicates: 3"]}))
+    (runs[0] / "summary.json").write_text(json.dumps(summary | {"warnings": ["Duplicates: 3"], "checked": True}))
     write_receipt(runs[0])
-    assert gate(runs[0], {})["passed"]
+    assert gate(runs[0], {"max_flag_rate": 1})["passed"]
     assert gate(runs[0], {}, no_warnings=True)["rules"][-1]["found"] == "Duplicates: 3"
 
 

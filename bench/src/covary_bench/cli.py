@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Argument, Exit, Option, Typer
+from typer import Argument, Exit, Option
 
 from covary.cli.console import print_json, print_summary, terminal
 from covary.cli.main import run_app
@@ -25,13 +25,14 @@ from covary.cli.options import (
     grouped,
     settings,
 )
+from covary.cli.verbosity import App
 
 SPEED = "Of speed, whose cells are its sections"
 Cells = Annotated[list[str] | None, Option("--cell", help="Only this cell, as in badnets/cifar10/0; may be repeated.")]
 Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished results.")]
 
 
-app = Typer(name="covary-bench", help="The benchmark of covary.", no_args_is_help=True, add_completion=False,
+app = App(name="covary-bench", help="The benchmark of covary.", no_args_is_help=True, add_completion=False,
             rich_markup_mode="markdown", pretty_exceptions_enable=False)  # fmt: skip
 
 

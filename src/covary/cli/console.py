@@ -23,9 +23,12 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from covary.cli.verbosity import QUIET, VERBOSE, level
 from covary.runs.display import SILENT, Display, Progress
 
 PATIENCE = 2.0
+# Seconds between lines where no terminal shows a bar.
+EVERY, VERBOSE_EVERY = 30.0, 5.0
 _MARKS = {
     "ok": "[green]ok     [/]",
     "note": "[cyan]note   [/]",
@@ -58,25 +61,65 @@ class _Bar:
         self.bar.update(self.task, completed=done, total=total, rate=f"{done / max(elapsed, 1e-9):.0f}/s")
 
 
+class _Lines:
+    """Progress where nobody watches a terminal: a line every half minute, so that a log shows the work is alive."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.started = what, time.monotonic()
+        self.next = self.started + every()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self.next:
+            return
+        self.next = now + every()
+        rate = done / max(now - self.started, 1e-9)
+        left = f", about {duration((total - done) / rate)} left" if done else ""
+        share = f" ({100 * done / total:.0f} %)" if total else ""
+        stderr.print(f"{self.what}: {done:,} of {total:,}{share}, {rate:.3g}/s{left}", highlight=False)
+
+
+def every() -> float:
+    """Seconds between two lines."""
+    return VERBOSE_EVERY if level() >= VERBOSE else EVERY
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class Terminal(Display):
-    """Bars and spinners on stderr, for work that takes longer than two seconds and where somebody watches."""
+    """Bars and spinners on stderr for work that takes longer than two seconds; lines where stderr is no terminal."""
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress | None]:
-        """A callback (done, total) that draws a bar with rate and time left."""
+        """A callback (done, total) that tells rate and time left."""
+        if not stderr.is_terminal:
+            yield _Lines(what)
+            return
         bar = _Bar(what)
         try:
-            yield bar if stderr.is_terminal else None
+            yield bar
         finally:
             if bar.bar is not None:
                 bar.bar.stop()
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A spinner with the time gone by."""
-        if not stderr.is_terminal:
+        """The time gone by."""
+        started = time.monotonic()
+        if level() >= VERBOSE:
+            stderr.print(f"{what} ...")
+        with self._spinner(what) if stderr.is_terminal else _said_now_and_then(what):
             yield
-            return
+        if level() >= VERBOSE:
+            stderr.print(f"{what}: {time.monotonic() - started:.1f} s")
+
+    @contextmanager
+    def _spinner(self, what: str) -> Iterator[None]:
         spinner = Bars(SpinnerColumn(), TextColumn(what), TimeElapsedColumn(), console=stderr, transient=True)
         spinner.add_task(what, total=None)
         timer = threading.Timer(PATIENCE, spinner.start)
@@ -94,9 +137,26 @@ class Terminal(Display):
         print_findings(findings, everything=False)
 
 
+@contextmanager
+def _said_now_and_then(what: str) -> Iterator[None]:
+    started, over = time.monotonic(), threading.Event()
+
+    def say() -> None:
+        while not over.wait(every()):
+            stderr.print(f"{what}: {duration(time.monotonic() - started)} so far")
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def terminal(quiet: bool) -> Display:
-    """What a command shows while it works; nothing with `--json`."""
-    return SILENT if quiet else Terminal()
+    """What a command shows on stderr while it works; nothing with `--quiet`, nor with `--json` unless `-v` asks."""
+    return SILENT if level() <= QUIET or (quiet and level() < VERBOSE) else Terminal()
 
 
 def print_json(value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,13 +40,16 @@ from covary.cli.options import (
     settings,
 )
 from covary.cli.pile import OutOrUrl, Partitioned
+from covary.cli.verbosity import NORMAL, VERBOSE, App, level, set_level
 from covary.errors import CovaryError
 from covary.serving.pile import INPUTS_PER_PARTITION
 
 # Typer's exit code for Ctrl-C.
 INTERRUPTED = 130
+# Never 1: a pipeline must not take a crash for a flag.
+FAILURE = 3
 
-app = Typer(
+app = App(
     name="covary",
     help="Was this output produced by the mechanism that produces the outputs you trust?",
     no_args_is_help=True,
@@ -353,9 +357,14 @@ def main() -> None:
 
 
 def run_app(app: Typer) -> None:
-    """Runs a command line: bad input is one sentence on stderr and exit code 2."""
+    """Runs a command line and ends the process.
+
+    Exit codes: 0 fine; 1 something flagged, failed or different; 2 bad input or use, one sentence on stderr; 3 a
+    failure of covary's own, one sentence on stderr and with `-v` the traceback; 130 interrupted.
+    """
     # Before torch is loaded: threads that spin while they wait cost a busy machine most of its time.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_level(NORMAL)
     try:
         app()
     except CovaryError as problem:
@@ -368,3 +377,9 @@ def run_app(app: Typer) -> None:
         if ended.code == INTERRUPTED:
             print_error("interrupted; nothing half-written was left behind")
         raise
+    except Exception as problem:
+        if level() >= VERBOSE:
+            traceback.print_exc()
+        more = "" if level() >= VERBOSE else "; -v shows where"
+        print_error(f"covary itself failed with {type(problem).__name__}: {problem}{more}")
+        sys.exit(FAILURE)

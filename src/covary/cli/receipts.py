@@ -9,12 +9,13 @@ from typer import Argument, Exit, Option, Typer
 
 from covary.cli.console import print_differences, print_gate, print_json, print_record
 from covary.cli.options import Json
+from covary.cli.verbosity import App
 from covary.errors import CovaryError
 
 ById = Annotated[bool, Option("--by-id", help="Inputs with the same id are the same input.")]
 Folder = Annotated[Path, Argument(help="RUN or detector.")]
 
-receipts = Typer(name="receipts", help="Put receipts together, or hash a record.", no_args_is_help=True)
+receipts = App(name="receipts", help="Put receipts together, or hash a record.", no_args_is_help=True)
 
 
 def verify(

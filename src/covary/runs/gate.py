@@ -21,11 +21,13 @@ class Rule:
         figure: how people call it.
         value: the figure of a RUN's summary; None where the RUN has none.
         at_most: whether the limit is an upper one.
+        share: whether it lies between 0 and 1; a number of inputs otherwise.
     """
 
     figure: str
     value: Callable[[dict[str, Any]], float | None]
     at_most: bool
+    share: bool = True
 
 
 def _share(summary: dict[str, Any]) -> float | None:
@@ -35,7 +37,7 @@ def _share(summary: dict[str, Any]) -> float | None:
 
 RULES: dict[str, Rule] = {
     "max_flag_rate": Rule("share of inputs flagged", _share, True),
-    "max_flagged": Rule("inputs flagged", lambda s: number(s.get("n_flagged")), True),
+    "max_flagged": Rule("inputs flagged", lambda s: number(s.get("n_flagged")), True, share=False),
     "max_fpr": Rule("false alarms among clean inputs", lambda s: number(s.get("fpr")), True),
     "min_tpr": Rule("share of anomalous inputs caught", lambda s: number(s.get("tpr")), False),
     "min_auroc": Rule("AUROC", lambda s: number(s.get("auroc")), False),
@@ -68,19 +70,26 @@ def gate(
         `passed`, and for each rule its name, whether it `passed`, and what was found in words.
 
     Raises:
-        CovaryError: no RUN, an unknown rule, or a figure that the RUN does not have.
+        CovaryError: no RUN, no rule or an unknown one, a limit that nothing could break, a figure that the RUN does
+            not have, warnings of a RUN that no check preceded, or two RUNs that flag by different rates.
     """
     if not 0 < level < 1:
-        raise CovaryError(f"--level is {level:g}", "a number between 0 and 1")
+        raise CovaryError(f"level is {level:g}", "a number between 0 and 1")
+    if not limits and against is None and public_key is None and not no_warnings:
+        raise CovaryError("no rule to decide by", f"one of {', '.join(RULES)}, against, no_warnings or public_key")
+    for name, limit in limits.items():
+        _check_limit(name, limit)
     opened = read_run(run)
     rules = [_receipt(run, public_key)]
     for name, limit in limits.items():
-        if name not in RULES:
-            raise unknown_name("rule", name, RULES)
         rules.append(_kept(opened, RULES[name], limit))
     if against is not None:
+        _check_same_rate(read_run(against), opened)
         rules.append(_no_more_flags(against, run, level, by_id))
     if no_warnings:
+        if not opened.summary.get("checked", opened.run.get("plan") is not None):
+            found = f"no check was run before {run}, so nobody knows of warnings"
+            raise CovaryError(found, "a RUN of `covary scan`", "run `covary check`, or leave no_warnings away")
         warnings = opened.summary.get("warnings") or []
         rules.append(_rule("no warnings of the check", not warnings, "; ".join(map(str, warnings)) or "none"))
     return {
@@ -95,6 +104,27 @@ def gate(
 
 def _rule(name: str, passed: bool, found: str) -> dict[str, Any]:
     return {"rule": name, "passed": passed, "found": found}
+
+
+def _check_limit(name: str, limit: int | float) -> None:
+    if name not in RULES:
+        raise unknown_name("rule", name, RULES)
+    most = 1.0 if RULES[name].share else float("inf")
+    if not 0 <= limit <= most:
+        remedy = f"for {limit:g} % write {limit / 100:g}" if RULES[name].share and 1 < limit <= 100 else ""
+        raise CovaryError(f"{name} is {limit:g}", "a share from 0 to 1" if RULES[name].share else "0 or more", remedy)
+
+
+# How a RUN flags; two that differ in one of these differ in flags where nothing else changed.
+RATES = {"fpr_in_force": "a false-alarm rate of", "fdr": "a false-discovery rate of", "together": "together ="}
+
+
+def _check_same_rate(before: RunFolder, after: RunFolder) -> None:
+    for name, words in RATES.items():
+        was, now = before.summary.get(name), after.summary.get(name)
+        if was != now:
+            found = f"{before.path} was flagged at {words} {was}, {after.path} at {now}"
+            raise CovaryError(found, "two RUNs flagged by one rule", "score one of them again at the other's rate")
 
 
 def _receipt(run: Path, public_key: str | None) -> dict[str, Any]:

@@ -127,11 +127,11 @@ def check_plan(plan: Plan) -> CheckReport:
     )
 
 
-def _checked(plan: Plan, display: Display) -> list[dict[str, Any]]:
+def _checked(plan: Plan, display: Display) -> list[dict[str, Any]] | None:
     """Looks before the long work, and refuses what can not end well."""
     if is_object_name(plan.settings.observable):
         # A user's own observable may need no logits at all, which is all a check could look at.
-        return []
+        return None
     with display.waiting("looking at network and data"):
         report = check_plan(plan)
     errors = list(report.of_level("error"))
@@ -171,7 +171,7 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
         raise CovaryError("there is nothing to judge", "--inputs")
     texts = None if plan.text is None else read_texts(plan.inputs)
     inputs = plan.open_inputs() if texts is None else None
-    findings = _checked(plan, display) if texts is None else []
+    findings = _checked(plan, display) if texts is None else None
     detector = _fitted(plan, display)
     if inputs is None:
         with display.waiting("asking for the answers"):

@@ -67,7 +67,7 @@ def write_run(
         offline: judge the pile as a whole (see `covary.runs.transductive`).
         config: where things came from, to be told beside the detector's settings.
         plan: what `scan` needs to do it all again.
-        findings: what a check found.
+        findings: what a check found; None where none was run.
         started: when the work began, on `time.perf_counter`'s clock.
         progress: called with (inputs done, inputs in all).
         report: writes the report into the folder.
@@ -86,6 +86,7 @@ def write_run(
         flagged = kept.joined("flagged") if fdr is None else conformal.benjamini_hochberg(p, fdr)
         _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
         summary = _summary(detector, inputs, kept, flagged, fdr, target)
+        summary["checked"] = findings is not None
         summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
         cards = shown(detector, inputs, scores, flagged)
         judge = detector.judge
