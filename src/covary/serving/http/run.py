@@ -12,6 +12,7 @@ from covary.errors import missing_extra
 from covary.serving.http.app import make_app
 from covary.serving.http.connections import TAKEN_AT_ONCE, Listener, Room, connections_allowed, quiet_logs
 from covary.serving.http.settings import ServeSettings
+from covary.serving.http.wire import Connection
 
 if TYPE_CHECKING:
     import uvicorn
@@ -24,9 +25,8 @@ def make_server(detector: Detector, settings: ServeSettings) -> uvicorn.Server:
         CovaryError: the address cannot be listened on.
     """
     try:
+        import h11  # noqa: F401
         import uvicorn
-
-        from covary.serving.http.wire import Connection
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "uvicorn", "serve") from error
 

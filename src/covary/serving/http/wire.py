@@ -5,13 +5,21 @@ from __future__ import annotations
 import asyncio
 import http
 import json
-from typing import Any
-
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from covary.serving.http.connections import Room, source_of
 from covary.serving.http.settings import ServeSettings
+
+if TYPE_CHECKING:
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+else:
+    H11Protocol = object
+    # Without the extra `serve`, of which `make_server` speaks, this module can be imported all the same.
+    with suppress(ModuleNotFoundError):
+        import h11
+        from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # After a refusal a client may still be sending; closing at once would take the answer back.
 LINGER = 1.0
