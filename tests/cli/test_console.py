@@ -125,6 +125,20 @@ def test_errors_are_one_line_and_brackets_are_not_markup(capsys):
     assert err == "error: found [bold]this[/bold] in " + "x" * 300 + "\n"
 
 
+@pytest.mark.parametrize(
+    ("sentence", "said"),
+    [
+        ("pass weights=", "pass --weights"),
+        ("or use estimator=first-order", "or use --estimator first-order"),
+        ("trust more, or pass allow_missing_classes=True", "trust more, or pass --allow-missing-classes"),
+        ("found a=1 and x==weights", "found a=1 and x==weights"),
+    ],
+)
+def test_arguments_of_python_are_told_as_options(sentence, said):
+    flags = {name: "--" + name.replace("_", "-") for name in ("weights", "estimator", "allow_missing_classes")}
+    assert console.as_flags(sentence, flags) == said
+
+
 FINDINGS = [
     {"level": "ok", "title": "Inputs", "text": "fine.", "change": ""},
     {"level": "warning", "title": "Accuracy", "text": "low [sic].", "change": "Check --mean."},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -162,6 +163,21 @@ def terminal(quiet: bool) -> Display:
 def print_json(value: Any) -> None:
     """One JSON document on stdout and nothing else."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def as_flags(message: str, flags: Mapping[str, str]) -> str:
+    """Python's arguments in a sentence as options of the command line: `space=last` becomes `--space last`.
+
+    The library names arguments `name=` or `name=value`; `flags` gives the option of each name.
+    """
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found[1], found[2]
+        if name not in flags:
+            return found[0]
+        return flags[name] if value in ("", "True") else f"{flags[name]} {value}"
+
+    return re.sub(r"(?<![\w-])([a-z][a-z_]*)=([\w./:\[-]*)", flag, message)
 
 
 def print_error(message: str) -> None:

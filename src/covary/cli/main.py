@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
+from typer.main import get_command
 
 from covary import __version__
 from covary.cli import receipts, serve
-from covary.cli.console import print_error, print_findings, print_json, print_record, print_summary, terminal
+from covary.cli.console import as_flags, print_error, print_findings, print_json, print_record, print_summary, terminal
 from covary.cli.options import (
     Amp,
     Calibration,
@@ -351,6 +352,19 @@ def _root(
     pass
 
 
+def _flags(app: Typer) -> dict[str, str]:
+    """The option of every Python argument that some command has one for."""
+    found: dict[str, str] = {}
+    commands: list[Any] = [get_command(app)]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            if parameter.param_type_name == "option" and parameter.opts[-1].startswith("--"):
+                found[parameter.name] = parameter.opts[-1]
+    return found
+
+
 def main() -> None:
     """Entry point of `covary`."""
     run_app(app)
@@ -368,7 +382,7 @@ def run_app(app: Typer) -> None:
     try:
         app()
     except CovaryError as problem:
-        print_error(str(problem))
+        print_error(as_flags(str(problem), _flags(app)))
         sys.exit(2)
     except OSError as problem:
         print_error(f"{problem.filename or 'a file'} cannot be used: {problem.strerror or problem}")
