@@ -11,9 +11,19 @@ class CovaryError(Exception):
     """
 
     def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:
+        found, expected, remedy = printable(found), printable(expected), printable(remedy)
         self.found, self.expected, self.remedy = found, expected, remedy
         parts = [found, f"expected {expected}" if expected else "", remedy]
         super().__init__("; ".join(part for part in parts if part))
+
+
+def printable(text: str) -> str:
+    r"""Text that any file and terminal takes: bytes of a file name that are no UTF-8 as escapes.
+
+    >>> printable("caf\udce9.png")
+    'caf\\xe9.png'
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def missing_extra(package: str, extra: str) -> CovaryError:

@@ -15,16 +15,21 @@ from covary.errors import CovaryError
 from covary.objects import load_object
 
 THUMBNAIL = 64
+# Pixels of these dtypes become floats in [0, 1].
+LARGEST = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
 
 def scaled(raw: Shaped[np.ndarray, "..."]) -> torch.Tensor:
-    """Raw samples (n, ...) as a tensor; uint8 images (n, h, w, c) or (n, h, w) become (n, c, h, w) in [0, 1]."""
+    """Raw samples (n, ...) as a tensor; images of integers (n, h, w, c) or (n, h, w) become (n, c, h, w) in [0, 1]."""
     raw = np.ascontiguousarray(raw)
+    largest = LARGEST.get(raw.dtype)
+    # torch has no arithmetic on uint16.
+    raw = raw.astype(np.int32) if raw.dtype == np.uint16 else raw
     x = torch.from_numpy(raw if raw.flags.writeable else raw.copy())
-    if raw.dtype != np.uint8:
+    if largest is None:
         return x
     x = x.unsqueeze(1) if x.ndim == 3 else x.movedim(-1, 1)
-    return x.contiguous().float().div_(255)
+    return x.contiguous().float().div_(largest)
 
 
 def normalised(x: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> torch.Tensor:
@@ -62,6 +67,7 @@ def picture(raw: np.ndarray) -> Shaped[np.ndarray, "h w 3"] | None:
         # Floats in [0, 1] or [0, 255] are shown as they are; what was normalised before is stretched to its own range.
         low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (0.0, 255.0) if low >= 0 and high <= 255 else (low, high)
         raw = np.clip((raw - low) / max(high - low, 1e-12) * 255 + 0.5, 0, 255).astype(np.uint8)
+    raw = (raw >> 8).astype(np.uint8) if raw.dtype == np.uint16 else raw
     if raw.dtype != np.uint8 or raw.ndim not in (2, 3):
         return None
     raw = raw[..., None] if raw.ndim == 2 else raw

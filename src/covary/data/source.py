@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from covary.data.preprocessing import (
 )
 from covary.data.readers import Reader, open_reader
 from covary.data.readers.base import checked_labels, checked_truth
-from covary.data.readers.folder import FolderReader
+from covary.data.readers.images import ImageReader
 from covary.data.truth import read_truth
 from covary.errors import CovaryError
 from covary.scoring.rows import Batch
@@ -32,7 +33,8 @@ class Source:
     """Inputs that stream: read, scaled, transformed and normalised batch by batch, in a fixed order.
 
     uint8 images become float32 in [0, 1], channels first; floats are taken as they are (float32); other integers are
-    token ids (int64). Then `transform`, sample by sample; then (x − mean) / std.
+    token ids (int64). Then `transform`, sample by sample; then (x − mean) / std. With `names` (see `named`) batches are
+    dictionaries of the input and its fields.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class Source:
         transform: Callable[[torch.Tensor], Any] | None = None,
         transform_name: str | None = None,
         index: np.ndarray | None = None,
+        names: Sequence[str] = (),
     ) -> None:
-        self.reader, self.name = reader, name
+        self.reader, self.name, self.names = reader, name, tuple(names)
         self.mean, self.std, self.transform, self.transform_name = mean, std, transform, transform_name
         self._y, self._truth = y, truth
         self.index = np.arange(len(reader.ids)) if index is None else index
@@ -82,14 +85,16 @@ class Source:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """What is done to raw inputs before the network sees them, as JSON."""
+        """What is done to raw inputs before the network sees them, as JSON; `mode` of images that are decoded alone."""
         mean, std = (None if v is None else list(v) for v in (self.mean, self.std))
-        return {"mean": mean, "std": std, "transform": self.transform_name}
+        mode = {} if self.reader.mode is None else {"mode": self.reader.mode}
+        return {"mean": mean, "std": std, "transform": self.transform_name, **mode}
 
     def _with(self, **changes: Any) -> Source:
         kept = {
             "name": self.name, "y": self._y, "truth": self._truth, "mean": self.mean, "std": self.std,
             "transform": self.transform, "transform_name": self.transform_name, "index": self.index,
+            "names": self.names,
         }  # fmt: skip
         return Source(self.reader, **{**kept, **changes})
 
@@ -105,6 +110,38 @@ class Source:
         mean, std = channel_numbers(mean, "mean"), channel_numbers(std, "std")
         return self._with(mean=mean, std=std, transform=function, transform_name=name)
 
+    def in_mode(self, mode: str) -> Source:
+        """The same inputs, images decoded in this mode: `L` or `RGB`."""
+        reader = copy.copy(self.reader)
+        reader.set_mode(mode)
+        other = copy.copy(self)
+        other.reader = reader
+        return other
+
+    def named(self, names: Sequence[str]) -> Source:
+        """The same inputs as dictionaries: the input by the first of these names, then the fields of the others."""
+        return self._with(names=tuple(names))
+
+    @property
+    def mode(self) -> str | None:
+        """`L` or `RGB` of images that are decoded; None of everything else."""
+        return self.reader.mode
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """What the data hold and no verdict is given on, as JSON: kind, number and names (hidden ones by number)."""
+        return [
+            {"kind": left.kind, "n": len(left.names), "names": [] if left.kind.startswith("hidden") else left.names}
+            for left in self.reader.left_out
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What is read in a way that somebody may not expect, in sentences."""
+        unused = [f"`{name}`" for name in self.reader.fields if name not in self.names]
+        about = f"{', '.join(unused)} of {self.name} left out: the network's forward takes no such argument."
+        return [*self.reader.notes, *([about] if unused else [])]
+
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches in order, the last one smaller.
 
@@ -115,16 +152,22 @@ class Source:
         for start in range(0, len(self), batch_size):
             rows = self.index[start : start + batch_size]
             ids = [self.reader.ids[i] for i in rows]
-            x = self._inputs(self.reader.read(rows), ids)
+            raw, fields = self.reader.read_with(rows, self.names[1:])
+            x: Any = self._inputs(raw, ids)
             shape = tuple(x.shape[1:])
             first = first or (ids[0], shape)
             if shape != first[1]:
                 raise mixed_shapes(f"{first[0]} has shape {first[1]}", f"{ids[0]} has shape {shape}", self.name)
+            if self.names:
+                x = {self.names[0]: x, **{name: self._field(values, ids) for name, values in fields.items()}}
             truth = self.reader.truth if self._truth is None else self._truth
             yield Batch(ids, x, self._labels(rows), None if truth is None else truth[rows])
 
     def _labels(self, rows: np.ndarray) -> np.ndarray | None:
         return self.reader.labels(rows) if self._y is None else self._y[rows]
+
+    def _field(self, values: list[np.ndarray], ids: list[str]) -> torch.Tensor:
+        return torch.from_numpy(stacked(values, ids, self.name))
 
     def _inputs(self, raw: Any, ids: list[str]) -> torch.Tensor:
         if self.transform is None:
@@ -173,7 +216,7 @@ class Source:
     def describe(self, limit: int = 256) -> dict[str, Any]:
         """Number, shape, dtype and range of the inputs as the network gets them, from `limit` of them spread evenly."""
         looked_at = self.take(np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(int)))
-        parts = [batch.x for batch in looked_at.batches(64)]
+        parts = [batch.x for batch in looked_at.named(()).batches(64)]
         x = torch.cat(parts)
         channels = x.double().transpose(0, 1).flatten(1) if x.ndim >= 3 else x.double().reshape(1, -1)
         return {
@@ -184,9 +227,16 @@ class Source:
 
 
 def open_data(
-    spec: Any, *, y: Any = None, mean: Any = None, std: Any = None, transform: Any = None, truth: Any = None
+    spec: Any,
+    *,
+    y: Any = None,
+    mean: Any = None,
+    std: Any = None,
+    transform: Any = None,
+    truth: Any = None,
+    mode: str | None = None,
 ) -> Source:
-    """The inputs that `spec` names: an .npz, a folder, `package.module:dataset`, a Dataset, an array, a pair (x, y).
+    """The inputs that `spec` names: anything in `READERS`, such as a path, a glob, a Dataset, an array, a pair (x, y).
 
     Args:
         spec: what to open; a Source is taken as it is, with what else is given here put in place of its own.
@@ -196,6 +246,7 @@ def open_data(
         transform: function of one float tensor (c, h, w), or `package.module:function`; runs before mean and std.
         truth: 0 or 1 for every input: an array, a .npy, .csv or .npz file (key or column `truth`), or the name of an
             array in the .npz that `spec` names.
+        mode: `L` (grey) or `RGB` of images that are decoded, as the trusted ones were.
 
     Raises:
         CovaryError: nothing there, nothing in it, or inputs, labels, ids or truth that do not fit together.
@@ -203,15 +254,17 @@ def open_data(
     function, transform_name = named_transform(transform)
     mean, std = channel_numbers(mean, "mean"), channel_numbers(std, "std")
     if isinstance(spec, Source):
-        source = spec
+        source = spec if mode in (None, spec.reader.mode) else spec.in_mode(mode)
         if not (mean is None and std is None and function is None):
             source = source._with(mean=mean, std=std, transform=function, transform_name=transform_name)
         if y is not None or truth is not None:
             source = _relabelled(source, y, truth)
         return source
     reader = open_reader(spec)
+    if mode is not None:
+        reader.set_mode(mode)
     name = str(spec) if isinstance(spec, str | Path) else f"the {type(spec).__name__} given"
-    if isinstance(reader, FolderReader) and function is None and (pair := reader.mixed_sizes()):
+    if isinstance(reader, ImageReader) and function is None and (pair := reader.mixed_sizes()):
         raise mixed_shapes(*pair, name)
     n = len(reader.ids)
     labels = None if y is None else checked_labels(y, n, name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from covary.data.readers import arrays, folder, npz, python
+from covary.data.readers import arrays, files, folder, npz, python
 from covary.data.readers.base import Reader
 from covary.errors import CovaryError
 
@@ -25,7 +25,10 @@ READERS: dict[str, Kind] = {
     "arrays": Kind(arrays.accepts, arrays.open_arrays, "a numpy array, a tensor, or a pair (x, y)"),
     "npz": Kind(npz.accepts, npz.open_npz, "an .npz file with x and, where known, y, id and truth"),
     "folder": Kind(folder.accepts, folder.open_folder, "a folder of images, or of one folder a class"),
-    "python": Kind(python.accepts, python.open_python, "package.module:dataset, or a torch Dataset"),
+    "files": Kind(files.accepts, files.open_files, "an image, a glob of images, a .npy, or tensors in a .pt"),
+    "python": Kind(
+        python.accepts, python.open_python, "package.module:dataset, or a Dataset, DataLoader, list or function"
+    ),
 }
 
 

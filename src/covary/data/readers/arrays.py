@@ -8,7 +8,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from covary.data.readers.base import Reader, canonical, checked_ids, checked_labels, checked_truth, from_tensor
+from covary.data.readers.base import (
+    Reader,
+    canonical,
+    checked_ids,
+    checked_labels,
+    checked_truth,
+    from_tensor,
+    integers_taken,
+)
 from covary.data.readers.mapped import Mapped
 from covary.errors import CovaryError
 from covary.storage.fingerprints import array_bytes
@@ -26,16 +34,18 @@ class ArrayReader(Reader):
     def __init__(
         self, x: np.ndarray | Mapped, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x"
     ) -> None:
-        expected = {"u": "(N, H, W, C) or (N, H, W) for uint8 images"}.get(x.dtype.kind, "(N, ...), one row an input")
-        if x.ndim < 2 or (x.dtype == np.uint8 and x.ndim not in (3, 4)):
+        pixels = x.dtype == np.uint8 or (x.dtype == np.uint16 and x.ndim != 2)
+        expected = f"(N, H, W, C) or (N, H, W) for {x.dtype} images" if pixels else "(N, ...), one row an input"
+        if x.ndim < 2 or (pixels and x.ndim not in (3, 4)):
             raise CovaryError(f"x of {where} has shape {x.shape}, {x.dtype}", expected)
-        if x.dtype == np.uint8 and x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
+        if pixels and x.ndim == 4 and x.shape[1] in (1, 3, 4) and x.shape[3] not in (1, 3, 4):
             remedy = "move the channels last, x.transpose(0, 2, 3, 1), or store floats, which are taken as they are"
             raise CovaryError(f"x of {where} has shape {x.shape}, {x.dtype}", expected, remedy)
         if len(x) == 0:
             raise CovaryError(f"{where} is empty", "at least one input")
         canonical(x[:0], where)
         self.x, self.where = x, where
+        self.notes = integers_taken(np.dtype(x.dtype), tuple(x.shape[1:]))
         self.ids = checked_ids(ids, len(x), where)
         self.y = None if y is None else checked_labels(y, len(x), where)
         self.truth = None if truth is None else checked_truth(truth, len(x), where)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from covary.data.readers.folder import SUFFIXES
+from covary.data.readers.images import SUFFIXES
 from covary.errors import CovaryError
 from covary.serving.pile.output_store import TROUBLE, filesystem
 from covary.serving.pile.sources.values import decoded

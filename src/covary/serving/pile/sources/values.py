@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from PIL import Image
 
-from covary.data.readers.folder import BROKEN, DEEP, GREY
+from covary.data.readers import images
 from covary.data.readers.python import raw_sample
 from covary.errors import CovaryError
 
@@ -22,17 +21,7 @@ def decoded(data: bytes, where: str, mode: str) -> Shaped[np.ndarray, "..."]:
     Raises:
         CovaryError: Pillow cannot read it, it has more than 8 bits a channel, or colours where the network takes grey.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode in DEEP:
-                raise CovaryError(f"{where} has more than 8 bits a channel", "8-bit images")
-            if mode == "L" and image.mode not in GREY:
-                raise CovaryError(f"{where} has colours", "a grey image, as the trusted ones are", "convert it")
-            return np.asarray(image.convert(mode))
-    except BROKEN as error:
-        raise CovaryError(
-            f"{where} cannot be read as an image ({error})", "an intact image", "replace or remove it"
-        ) from error
+    return images.decoded(io.BytesIO(data), where, mode)
 
 
 def numbers(value: Any, where: str, dtype: str | None = None) -> Shaped[np.ndarray, "..."]:

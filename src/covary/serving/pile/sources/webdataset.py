@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from covary.data.readers.folder import SUFFIXES as IMAGES
+from covary.data.readers.images import SUFFIXES as IMAGES
 from covary.data.readers.python import raw_sample
 from covary.errors import CovaryError
 from covary.serving.pile.output_store import filesystem
