@@ -72,6 +72,7 @@ class GradientExtractor:
         self.user_observable = None if isinstance(observable, str) else observable
         self.layers = select_parameters(module, space)
         self.device, self.amp, self.channels_last = device, amp, channels_last
+        self.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self.k = numbers_per_layer(len(self.layers))
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self.projections = {
@@ -162,7 +163,8 @@ class GradientExtractor:
     def _place(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        leaf = leaf.to(self.device, non_blocking=True)
+        # Inputs follow the weights: a network in float64, bfloat16 or float16 takes no float32.
+        leaf = leaf.to(self.device, self.dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
         return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last and leaf.ndim == 4 else leaf
 
     def _autocast(self) -> Any:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from covary.errors import CovaryError
+from covary.models.blame import first_line, is_their_own, line_of
 from covary.scoring.judge import LEAST_TRUSTED
 from covary.scoring.rows import Batch
 
@@ -39,13 +41,25 @@ def check_missing_classes(counts: Int[np.ndarray, " classes"]) -> None:
         some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         raise CovaryError(
             f"no trusted input is answered with class {some} ({len(missing)} of {len(counts)} classes)",
-            "trusted inputs of every class, since nothing can explain answers of the others",
-            "trust inputs of these classes, or pass --allow-missing-classes (allow_missing_classes=True)",
+            "trusted inputs of every class",
+            "trust inputs of these classes, or leave --refuse-missing-classes (allow_missing_classes=False) away",
         )
 
 
+def missing_classes(counts: Int[np.ndarray, " classes"]) -> list[str]:
+    """What is weaker where no trusted input is answered with some of the classes, in a sentence; `counts` per class."""
+    missing = np.flatnonzero(counts == 0)
+    if not len(missing):
+        return []
+    some = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    return [
+        f"No trusted input is answered with {len(missing):,} of {len(counts):,} classes ({some}): answers of these are "
+        "compared with trusted ones of all classes, which sees less of what is particular to a class."
+    ]
+
+
 def shape_of_one(x: Any) -> tuple[int, ...] | None:
-    """Shape of one input; None for token ids, whose lengths differ."""
+    """Shape of one input; None for token ids, whose lengths differ, and for what comes with fields."""
     return tuple(x.shape[1:]) if isinstance(x, Tensor) and x.is_floating_point() else None
 
 
@@ -60,18 +74,34 @@ def check_shape(x: Any, expected: tuple[int, ...] | None, where: str) -> None:
         )
 
 
+def no_gradient() -> CovaryError:
+    """The error for a network whose answers no gradient leads back from."""
+    return CovaryError(
+        "no gradient reaches the weights: forward runs under torch.no_grad(), or detaches what it returns",
+        "logits that depend on the weights",
+        "take torch.no_grad() and .detach() out of forward",
+    )
+
+
 @contextmanager
 def network_at_work(batch: Batch) -> Iterator[None]:
-    """Whatever the network makes of a batch it was not built for, as one sentence."""
+    """Whatever the network makes of a batch it was not built for, as one sentence, with the line of its own code."""
     try:
         yield
-    except (RuntimeError, IndexError, ValueError, NotImplementedError) as problem:
-        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    except CovaryError:
+        raise
+    except Exception as problem:
+        reason, line = first_line(problem), line_of(problem)
+        if not line and not isinstance(problem, RuntimeError | IndexError | ValueError | NotImplementedError):
+            raise  # nothing of the network's: a fault of ours
         if "out of memory" in reason.lower() or "can't allocate" in reason.lower():
             raise CovaryError(f"a batch of {len(batch)} does not fit ({reason})", "", "lower --batch-size") from problem
-        shape = tuple(batch.x.shape[1:]) if isinstance(batch.x, Tensor) else type(batch.x).__name__
+        if is_their_own(problem):
+            raise CovaryError(f"the network's own code fails with {reason}; at {line}", "", "mend it") from problem
+        leaf = tree_leaves(batch.x)[0]
+        shape = tuple(leaf.shape[1:]) if isinstance(leaf, Tensor) else type(batch.x).__name__
         raise CovaryError(
-            f"the network fails on inputs of shape {shape} ({reason})",
+            f"the network fails on inputs of shape {shape} ({reason})" + (f"; at {line}" if line else ""),
             "inputs like those it was trained on",
             "run `covary check`",
         ) from problem

@@ -50,9 +50,14 @@ class FunctionalNetwork:
         """Where the weights live."""
         return next(iter(self.moving.values())).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the weights, which inputs follow."""
+        return next((p.dtype for p in self.moving.values() if p.is_floating_point()), torch.float32)
+
     def place(self, x: Tensor) -> Tensor:
         """Inputs where and how the network wants them."""
-        x = x.to(self.device, non_blocking=True)
+        x = x.to(self.device, self.dtype if x.is_floating_point() else x.dtype, non_blocking=True)
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last and x.ndim == 4 else x
 
     def _amp(self) -> AbstractContextManager[Any]:

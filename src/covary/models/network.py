@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_map
 
 from covary.errors import CovaryError
 from covary.models.weights import load_weights
@@ -35,7 +40,8 @@ class Network:
         self, module: nn.Module, *, factory: str | None = None, output: str | int | None = None,
         weights_from: str | None = None,
     ) -> None:  # fmt: skip
-        self.module, self.factory, self.output, self.weights_from = module.eval(), factory, output, weights_from
+        self.module = called_with_one(module).eval()
+        self.factory, self.output, self.weights_from = factory, output, weights_from
 
     @property
     def device(self) -> torch.device:
@@ -62,18 +68,102 @@ class Network:
                     tensors |= {name: p.detach().cpu() for name, p in own.items() if tensors[name].is_meta}
         return digest_tensors(tensors)
 
-    def inputs(self, x: Tensor) -> Tensor:
-        """A batch on the network's device; floats in its dtype, token ids as they are."""
-        return x.to(self.device, self.dtype) if x.is_floating_point() else x.to(self.device)
+    def inputs(self, x: Any) -> Any:
+        """A batch on the network's device; floats in its dtype, token ids and masks as they are."""
+
+        def placed(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(self.device, self.dtype) if leaf.is_floating_point() else leaf.to(self.device)
+
+        return tree_map(placed, x)
+
+    def names(self, input_name: str | None, fields: Sequence[str]) -> tuple[str, ...]:
+        """The input's name and those of its fields that forward takes; empty where the input alone is passed by place.
+
+        >>> Network(nn.Bilinear(2, 2, 2)).names("x", ["input2", "mask"])
+        ('x', 'input2')
+        """
+        parameters = inspect.signature(self.module_forward).parameters
+        if input_name is None or not parameters:
+            return ()
+        anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        taken = tuple(name for name in fields if name in parameters or anything)
+        first = next(iter(parameters))
+        return (input_name, *taken) if taken or (input_name in parameters and input_name != first) else ()
+
+    @property
+    def module_forward(self) -> Callable[..., Any]:
+        """The network's own forward."""
+        return getattr(self.module, OWN_FORWARD, self.module.forward)
 
     @torch.no_grad()
-    def logits(self, x: Tensor) -> Float[Tensor, "n c"]:
+    def logits(self, x: Any) -> Float[Tensor, "n c"]:
         """Logits of a batch, float32, on the network's device."""
         return as_logits(self.module(self.inputs(x)), self.output).float()
 
+    def differentiable(self, x: Any) -> bool:
+        """Whether the logits of a batch depend on any parameter in a way that autograd can follow."""
+        moving = {n: p.detach().requires_grad_() for n, p in self.module.named_parameters() if p.is_floating_point()}
+        with torch.enable_grad():
+            return as_logits(functional_call(self.module, moving, (self.inputs(x),)), self.output).requires_grad
+
+
+# Where a network that takes inputs by name keeps its own forward.
+OWN_FORWARD = "_covary_forward"
+
+
+def called_with_one(module: nn.Module) -> nn.Module:
+    """A network whose forward takes several inputs, as one that takes them in a dictionary, by name, as well.
+
+    The returned module shares parameters, buffers and layers with the one given, which stays as it was. Entries that
+    forward does not name are passed by place.
+    """
+    parameters = inspect.signature(module.forward).parameters
+    several = len(parameters) > 1 or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not several or hasattr(module, OWN_FORWARD) or isinstance(module, torch.fx.GraphModule):
+        return module
+    adapted = copy.copy(module)
+    own = vars(module).get("forward") or MethodType(type(module).forward, adapted)
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
+            by_name = {k: v for k, v in args[0].items() if k in parameters or (anything and len(args[0]) > 1)}
+            return own(*[v for k, v in args[0].items() if k not in by_name], **by_name)
+        return own(*args, **kwargs)
+
+    vars(adapted).update({"forward": forward, OWN_FORWARD: own})
+    return adapted
+
+
+def check_module(module: nn.Module) -> None:
+    """Refuses modules whose layers cannot be looked into or whose weights cannot move, each in one sentence.
+
+    Raises:
+        CovaryError: a scripted, traced or exported network, or one with quantised layers.
+    """
+    remedy = "pass the nn.Module it was made from, with the same weights"
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise CovaryError("the network was made by torch.jit.script or torch.jit.trace", "an nn.Module", remedy)
+    if isinstance(module, torch.fx.GraphModule) and not _may_be_put_in_eval_mode(module):
+        raise CovaryError("the network was made by torch.export", "an nn.Module", remedy)
+    for name, part in module.named_modules():
+        if ".quantized" in type(part).__module__ or ".quantizable" in type(part).__module__:
+            found = f"layer `{name}` ({type(part).__module__}.{type(part).__name__}) is quantised"
+            raise CovaryError(found, "weights in floating point", "pass the network as it was before quantisation")
+
+
+def _may_be_put_in_eval_mode(module: nn.Module) -> bool:
+    try:
+        module.eval()
+    except NotImplementedError:
+        return False
+    return True
+
 
 def load_network(
-    model: nn.Module | str,
+    model: Network | nn.Module | Callable[[], nn.Module] | str,
     weights: str | Path | None = None,
     *,
     device: str | torch.device = "cpu",
@@ -83,7 +173,8 @@ def load_network(
     """A network ready to answer: built, its weights loaded, in eval mode, on `device`.
 
     Args:
-        model: a module, or `package.module:factory` that is one, is a class of one, or returns one.
+        model: a module, a function that returns one, or `package.module:factory` that is either; a Network is
+            returned as it is.
         weights: a safetensors file, or a torch file with a state dict, also inside a checkpoint; never unpickled into
             anything but tensors. None leaves the weights the factory set.
         device: "cpu", "cuda", "cuda:1", "mps".
@@ -91,12 +182,16 @@ def load_network(
         num_threads: threads torch may use on the CPU.
 
     Raises:
-        CovaryError: no such factory, weights that do not fit or are no weights, a device that is not there.
+        CovaryError: no such factory, weights that do not fit or are no weights, a device that is not there, a scripted,
+            traced, exported or quantised network.
     """
+    if isinstance(model, Network):
+        return model
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     factory = model if isinstance(model, str) else None
     module = unwrapped(built(model))
+    check_module(module)
     found_in = None if weights is None else load_weights(module, Path(weights))
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
@@ -125,21 +220,22 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=torch.device(device))
 
 
-def built(model: nn.Module | str) -> nn.Module:
-    """The module that `model` is or names."""
+def built(model: nn.Module | Callable[[], nn.Module] | str) -> nn.Module:
+    """The module that `model` is, returns or names."""
     if isinstance(model, nn.Module):
         return model
-    found = load_object(model, "model")
+    found: Any = load_object(model, "model") if isinstance(model, str) else model
+    name = model if isinstance(model, str) else getattr(model, "__name__", type(model).__name__)
     if not isinstance(found, nn.Module):
         if not callable(found):
-            raise CovaryError(f"{model} is a {type(found).__name__}", "a function that returns a torch.nn.Module")
+            raise CovaryError(f"{name} is a {type(found).__name__}", "a function that returns a torch.nn.Module")
         try:
             found = found()
         except Exception as error:
             remedy = "the factory is called without arguments; wrap it in a function that gives them"
-            raise CovaryError(f"{model}() failed with {type(error).__name__}: {error}", "", remedy) from error
+            raise CovaryError(f"{name}() failed with {type(error).__name__}: {error}", "", remedy) from error
     if not isinstance(found, nn.Module):
-        raise CovaryError(f"{model}() returned a {type(found).__name__}", "a torch.nn.Module")
+        raise CovaryError(f"{name}() returned a {type(found).__name__}", "a torch.nn.Module")
     return found
 
 
@@ -182,6 +278,10 @@ def select_output(output: Any, selector: str | int | None) -> Tensor:
     raise _no_output(f"a {type(output).__name__}", selector)
 
 
+# What to do with one answer a pixel or a token.
+DENSE = "for an answer at each place pass --observable package.module:function, one number an input"
+
+
 def as_logits(output: Any, selector: str | int | None = None) -> Float[Tensor, "n c"]:
     """Logits (n, c) in what a network returned; a single logit z, (n,) or (n, 1), becomes [0, z].
 
@@ -199,7 +299,8 @@ def as_logits(output: Any, selector: str | int | None = None) -> Float[Tensor, "
     if logits.ndim == 1:
         logits = logits.unsqueeze(1)
     if logits.ndim != 2 or logits.shape[1] == 0:
-        raise CovaryError(f"the network returned logits of shape {tuple(logits.shape)}", "(inputs, classes)")
+        remedy = "" if logits.ndim < 3 else DENSE
+        raise CovaryError(f"the network returned logits of shape {tuple(logits.shape)}", "(inputs, classes)", remedy)
     return torch.cat([torch.zeros_like(logits), logits], dim=1) if logits.shape[1] == 1 else logits
 
 
