@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from covary.errors import CovaryError
 from covary.scoring import conformal as calibrate
 from covary.scoring import splits
+from covary.scoring.copies import Copies
 from covary.scoring.rows import Rows
 from covary.scoring.scores import Score, score_named
 from covary.scoring.scores.combined import Measured
@@ -31,6 +32,8 @@ class Verdicts:
         predicted: the network's own prediction.
         parts: each kind of evidence on its own (standardised log distance; higher = more anomalous).
         residuals: the standardised numbers behind the parts.
+        copy_of: the trusted input that an input is a copy of (see `Copies`), else empty; a copy is never flagged.
+        copy_distance: distance from that input; 0 = the same.
     """
 
     ids: list[str]
@@ -40,6 +43,8 @@ class Verdicts:
     predicted: Int[np.ndarray, " n"]
     parts: dict[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
     residuals: dict[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
+    copy_of: list[str] = field(default_factory=list)
+    copy_distance: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -120,6 +125,7 @@ class Judge:
                 f"false-alarm rate is near {self.fpr_in_force:.3g}, and guaranteed to stay under {min(bound, 1):.3g}."
             )
         self._groups()
+        self.copies_ = Copies().fit(trusted if calibration is None else Rows.concatenate([trusted, calibration]))
         return self
 
     def _keep(self, rows: Rows, positions: Int[np.ndarray, " _"], right: Bool[np.ndarray, " _"], role: str) -> Rows:
@@ -181,6 +187,9 @@ class Judge:
         """Verdicts on fresh rows."""
         measured = [score.measure(rows) for score in self.scores_]
         every = np.stack([m.score for m in measured])
+        # What is a trusted input given again ranks below everything, so p = 1 whatever is done with it later.
+        found = self.copies_.find(rows)
+        every[:, found.copies] = np.minimum(every[:, found.copies], self.calibration_scores.min())
         if self.mode != "split":
             p = calibrate.cross_conformal_p(every, self.calibration_scores, self.calibration_folds)
         elif self.groups_ is None:
@@ -191,7 +200,11 @@ class Judge:
             )
         flagged = p <= self.fpr_in_force * (1 + 1e-9)
         parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
-        return Verdicts(list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals)
+        copy_of = [name if is_copy else "" for name, is_copy in zip(found.of, found.copies, strict=True)]
+        distance = np.where(found.copies, found.distance, np.nan)
+        return Verdicts(
+            list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals, copy_of, distance
+        )  # fmt: skip
 
     @property
     def threshold(self) -> float | None:
