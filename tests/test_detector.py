@@ -339,7 +339,6 @@ def test_trusted_data_that_cannot_do():
         ((x[:10], y[:10]), "at least 20"),
         ((x, np.where(y == 3, 10, y)), "labels of the tuple given run from 0 to 10; expected 0 to 9"),
         ((x, np.where(y == 3, -2, y)), "run from -2 to 9"),
-        ((x[y != 3], y[y != 3]), "answered with class 3 (1 of 10 classes)"),
         ((np.where(x[:, None] > 300, 0, np.nan).astype(np.float32), y), "NaN or infinity"),
         ((np.zeros((40, 1, 3, 3), np.float32), y[:40]), "the network fails on inputs of shape (1, 3, 3)"),
         ((x, y[:-1]), "as many labels as inputs"),
@@ -349,10 +348,15 @@ def test_trusted_data_that_cannot_do():
         assert words in str(refused.value)
 
 
-def test_missing_classes_can_be_allowed():
+def test_missing_classes_are_told_and_can_be_refused():
     x, y = tiny.trusted()
-    detector = Detector(tiny.trained(), allow_missing_classes=True).fit((x[y != 3], y[y != 3]))
+    predicted = tiny.loaded().logits(as_floats(x)).argmax(1).numpy()
+    detector = Detector(tiny.trained()).fit((x[predicted != 3], y[predicted != 3]))
     assert len(detector.score(X)) == len(X)
+    told = [statement for statement in detector.judge.statements if "1 of 10 classes (3)" in statement]
+    assert len(told) == 1
+    with pytest.raises(CovaryError, match=r"answered with class 3 \(1 of 10 classes\)"):
+        Detector(tiny.trained(), allow_missing_classes=False).fit((x[predicted != 3], y[predicted != 3]))
 
 
 def test_inputs_that_cannot_do(fitted):

@@ -13,7 +13,15 @@ import torch
 from covary.data.source import Source, open_data
 from covary.errors import CovaryError
 from covary.features.gradient import GradientExtractor
-from covary.features.guards import check_labels, check_missing_classes, check_shape, network_at_work, shape_of_one
+from covary.features.guards import (
+    check_labels,
+    check_missing_classes,
+    check_shape,
+    missing_classes,
+    network_at_work,
+    no_gradient,
+    shape_of_one,
+)
 from covary.features.preconditioner import Metric, metric_from_arrays, metric_to_arrays
 from covary.features.projections import projection_fingerprint
 from covary.features.sampled.draws import load_bank, save_bank
@@ -47,7 +55,7 @@ class Detector:
     >>> verdicts.flagged                                    # doctest: +SKIP
 
     Args:
-        model: a trained `torch.nn.Module`, or the name `package.module:factory` of a function that makes one.
+        model: a trained `torch.nn.Module`, a function that makes one, or the name `package.module:factory` of that.
         weights: a safetensors or torch file to load into it.
         observable: `margin`, `nll`, or a function of (parameters, buffers, batch) with one scalar per sample; None
             takes the estimator's own.
@@ -56,7 +64,7 @@ class Detector:
 
     def __init__(
         self,
-        model: nn.Module | str,
+        model: Network | nn.Module | Callable[[], nn.Module] | str,
         *,
         weights: str | Path | None = None,
         observable: str | UserObservable | None = None,
@@ -120,8 +128,9 @@ class Detector:
         source = open_data(trusted, y=y, mean=mean, std=std, transform=transform)
         held = calibration
         if held is not None:
-            held = open_data(held, mean=source.mean, std=source.std, transform=source.transform)
+            held = open_data(held, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
         self.preprocessing, self._transform = source.preprocessing, source.transform
+        source, held = self._named(source), None if held is None else self._named(held)
         self.class_names = source.class_names
         self.trusted_fingerprint = source.fingerprint()
         self._look(source, source.y)
@@ -129,7 +138,9 @@ class Detector:
         if isinstance(self.extractor, SampledExtractor):
             apart = sampling
             if apart is not None:
-                apart = open_data(apart, mean=source.mean, std=source.std, transform=source.transform)
+                apart = self._named(
+                    open_data(apart, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
+                )
             source, moved_by = take_draws(self.extractor, source, apart, held)
         elif sampling is not None:
             found = f"a sampling set for the estimator {self.settings.estimator}, which takes no draws"
@@ -178,6 +189,7 @@ class Detector:
             rows, calibration = halved(rows), None if calibration is None else halved(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
         self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed).fit(rows, labels, calibration)
+        self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))
         self.explainer = Explainer(self.judge)
         return self
 
@@ -212,6 +224,8 @@ class Detector:
             flagged=np.concatenate([part.flagged for part in parts]),
             predicted=np.concatenate([part.predicted for part in parts]),
             parts={kind: np.concatenate([part.parts[kind] for part in parts]) for kind in parts[0].parts},
+            copy_of=[name for part in parts for name in part.copy_of],
+            copy_distance=np.concatenate([part.copy_distance for part in parts]),
         )
         return verdicts if fdr is None else verdicts.with_fdr(fdr)
 
@@ -224,10 +238,18 @@ class Detector:
     def open(self, inputs: Any, *, truth: Any = None) -> Source:
         """Inputs by path, name or array, preprocessed as the trusted ones were."""
         if isinstance(inputs, Source):
-            return inputs
+            return self._named(inputs)
         # The function itself where it is at hand: a lambda has no name to find it by.
         transform = self._transform or self.preprocessing["transform"]
-        return open_data(inputs, truth=truth, **{**self.preprocessing, "transform": transform})
+        return self._named(open_data(inputs, truth=truth, **{**self.preprocessing, "transform": transform}))
+
+    def _named(self, source: Source) -> Source:
+        """Inputs with those of their fields that the network's forward takes."""
+        names = self.network.names(source.reader.input_name, source.reader.fields)
+        if len(names) > 1 and isinstance(self.extractor, SampledExtractor):
+            found = f"the fields {', '.join(names[1:])} for the estimator {self.settings.estimator}"
+            raise CovaryError(found, "one input by itself", "choose --estimator first-order")
+        return source.named(names)
 
     def save(self, folder: str | Path, *, weights: bool = True) -> Path:
         """Writes the detector to a folder of safetensors and JSON, whole or not at all.
@@ -341,6 +363,8 @@ class Detector:
             return
         with network_at_work(batch):
             self.classes = self.network.logits(batch.x).shape[1]
+            if isinstance(self.extractor, GradientExtractor) and not self.network.differentiable(batch.x):
+                raise no_gradient()
         if labels is not None:
             check_labels(labels, self.classes, source.name)
 

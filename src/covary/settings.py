@@ -74,7 +74,7 @@ class Settings(BaseModel):
         coupling: name of the coupling that the first four scores read (see `COUPLINGS`).
         fpr: false-alarm rate asked for, in (0, 1).
         per_class: rank p-values within predicted classes where calibration suffices.
-        allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
+        allow_missing_classes: go on where no trusted input is answered with some of the network's classes (it is told).
         metric: how far weights may move, `identity`, `diagonal` or `kronecker` (see `METRICS`).
         damping: of the metric's factors, in units of their mean eigenvalue, > 0.
         half_rows: keep rows of trusted inputs in float16, half the space on disk.
@@ -112,7 +112,7 @@ class Settings(BaseModel):
     coupling: str = "cosine"
     fpr: float = Field(default=0.01, gt=0, lt=1)
     per_class: bool = False
-    allow_missing_classes: bool = False
+    allow_missing_classes: bool = True
     metric: Literal["identity", "diagonal", "kronecker"] = "identity"
     damping: float = Field(default=0.1, gt=0)
     half_rows: bool = False

@@ -64,14 +64,18 @@ def test_what_can_be_refused_is_refused_before_the_long_work(tiny_files, tmp_pat
         ({"inputs": None}, "run", "nothing to judge"),
         ({"inputs": "nothing.npz"}, "run", "nothing at nothing.npz"),
         ({"target": 10}, "run", "--target is 10"),
-        ({"trusted": str(tmp_path / "no-threes.npz")}, "run", "answered with class 3"),
+        (
+            {"trusted": str(tmp_path / "no-threes.npz"), "settings": {"allow_missing_classes": False}},
+            "run",
+            "answered with class 3",
+        ),
         ({"truth": "nothing"}, "run", "nothing"),
     ):
         with pytest.raises(CovaryError, match=words):
             scanning.scan(plan(tiny_files, **changes), tmp_path / out)
     with pytest.raises(Begun):
         scanning.scan(plan(tiny_files), tmp_path / "run")
-    allowed = plan(tiny_files, trusted=str(tmp_path / "no-threes.npz"), settings={"allow_missing_classes": True})
+    allowed = plan(tiny_files, trusted=str(tmp_path / "no-threes.npz"))
     with pytest.raises(Begun):
         scanning.scan(allowed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -91,8 +95,8 @@ def test_warnings_are_told_on_stderr(tiny_files, tmp_path, no_long_work, capsys)
     assert "warning Duplicates" in err
 
 
-def test_a_user_s_observable_needs_no_check(tiny_files, tmp_path, monkeypatch):
-    monkeypatch.setattr(scanning, "check_plan", None)
+def test_a_user_s_observable_needs_no_logits(tiny_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("covary.runs.check.network.answer", None)
     own = plan(tiny_files, settings={"observable": "test_detector:largest_logit", "batch_size": 128})
     summary = scanning.scan(own, tmp_path / "run")
     assert summary["auroc"] > 0.9

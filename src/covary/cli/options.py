@@ -134,9 +134,9 @@ class Method:
     ] = False
     allow_missing_classes: Annotated[
         bool,
-        Option("--allow-missing-classes", help="Go on though some classes have no trusted inputs.",
-               rich_help_panel=DETECTOR),
-    ] = False  # fmt: skip
+        Option("--allow-missing-classes/--refuse-missing-classes", help="Go on though some classes have no trusted "
+               "inputs.", rich_help_panel=DETECTOR),
+    ] = True  # fmt: skip
     amp: Amp = None
     channels_last: ChannelsLast = False
 

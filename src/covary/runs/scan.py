@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from covary.data.source import Source, open_data
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.guards import check_missing_classes, check_target
-from covary.models.network import load_network
+from covary.models.network import Network, load_network
 from covary.models.spaces import select_parameters
 from covary.objects import is_object_name
 from covary.runs.check import CheckReport, check
@@ -86,17 +87,52 @@ class Plan(Pile):
         """The trusted inputs."""
         return open_data(self.trusted, **self.preprocessing)
 
-    def open_calibration(self) -> Source | None:
-        """The separate calibration inputs, if any."""
-        return None if self.calibration is None else open_data(self.calibration, **self.preprocessing)
+    def open_calibration(self, mode: str | None = None) -> Source | None:
+        """The separate calibration inputs, if any; images in the mode of the trusted ones."""
+        return None if self.calibration is None else open_data(self.calibration, mode=mode, **self.preprocessing)
 
-    def open_sampling(self) -> Source | None:
+    def open_sampling(self, mode: str | None = None) -> Source | None:
         """The separate sampling inputs, if any."""
-        return None if self.sampling is None else open_data(self.sampling, **self.preprocessing)
+        return None if self.sampling is None else open_data(self.sampling, mode=mode, **self.preprocessing)
 
-    def open_inputs(self) -> Source | None:
+    def open_inputs(self, mode: str | None = None) -> Source | None:
         """The inputs to judge, if any."""
-        return None if self.inputs is None else open_data(self.inputs, truth=self.truth, **self.preprocessing)
+        if self.inputs is None:
+            return None
+        return open_data(self.inputs, truth=self.truth, mode=mode, **self.preprocessing)
+
+
+class Material:
+    """What a plan names, opened once: check, fit and score see the same network and the same data."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @cached_property
+    def network(self) -> Network:
+        """The network with its weights."""
+        s = self.plan.settings
+        return load_network(self.plan.model, self.plan.weights, device=s.device, output=s.output)
+
+    @cached_property
+    def trusted(self) -> Source:
+        """The trusted inputs."""
+        return self.plan.open_trusted()
+
+    @cached_property
+    def calibration(self) -> Source | None:
+        """The separate calibration inputs, if any, decoded as the trusted ones are."""
+        return self.plan.open_calibration(self.trusted.mode)
+
+    @cached_property
+    def sampling(self) -> Source | None:
+        """The separate sampling inputs, if any."""
+        return self.plan.open_sampling(self.trusted.mode)
+
+    @cached_property
+    def inputs(self) -> Source | None:
+        """The inputs to judge, if any."""
+        return self.plan.open_inputs(self.trusted.mode)
 
 
 # What the features of one input cost, in forward passes, for the estimate before the work.
@@ -109,33 +145,33 @@ def _draws(s: Settings) -> int:
     return (estimator.draws if s.draws is None else s.draws) * s.chains if estimator.preset else 0
 
 
-def check_plan(plan: Plan) -> CheckReport:
+def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
     """Looks at network and data before any long work."""
-    s = plan.settings
-    network = load_network(plan.model, plan.weights, device=s.device, output=s.output)
+    s, material = plan.settings, material or Material(plan)
     draws = _draws(s)
-    moves = len(select_parameters(network.module, s.space)) if s.layerwise else 1
+    moves = len(select_parameters(material.network.module, s.space)) if s.layerwise else 1
     return check(
-        network,
-        plan.open_trusted(),
-        plan.open_inputs(),
+        material.network,
+        material.trusted,
+        material.inputs,
         fpr=s.fpr,
-        calibration=plan.open_calibration(),
+        calibration=material.calibration,
         batch_size=s.batch_size,
         forwards_per_input=1.0 + draws * moves if draws else FORWARDS[s.engine],
         draws=draws,
+        # A user's own observable may need no logits at all.
+        own_observable=is_object_name(s.observable),
     )
 
 
-def _checked(plan: Plan, display: Display) -> list[dict[str, Any]] | None:
+def _checked(plan: Plan, material: Material, display: Display) -> list[dict[str, Any]]:
     """Looks before the long work, and refuses what can not end well."""
-    if is_object_name(plan.settings.observable):
-        # A user's own observable may need no logits at all, which is all a check could look at.
-        return None
     with display.waiting("looking at network and data"):
-        report = check_plan(plan)
+        report = check_plan(plan, material)
     errors = list(report.of_level("error"))
     if errors:
+        # The one that ends it may follow from another, such as weights that were never loaded.
+        display.findings([f for f in report.to_json()["findings"] if f["text"] != errors[0].text])
         change = errors[0].change
         raise CovaryError(f"{errors[0].title}: {errors[0].text}".rstrip(". "), "", change[:1].lower() + change[1:])
     counts = np.asarray(report.figures.get("predicted_per_class", []), np.int64)
@@ -149,17 +185,16 @@ def _checked(plan: Plan, display: Display) -> list[dict[str, Any]] | None:
     return findings
 
 
-def _fitted(plan: Plan, display: Display) -> Detector:
+def _fitted(plan: Plan, material: Material, display: Display) -> Detector:
     if plan.text is not None:
         with display.waiting("loading the language model"):
             reader = LanguageDetector(plan.model, text=plan.text, **plan.settings.model_dump())
         with display.progress("trusted texts") as bar:
             return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
-    detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
-    sampling = plan.open_sampling()
+    detector = Detector(material.network, **plan.settings.model_dump())
     with display.progress("trusted inputs") as bar:
         return detector.fit(
-            plan.open_trusted(), calibration=plan.open_calibration(), sampling=sampling, progress=bar
+            material.trusted, calibration=material.calibration, sampling=material.sampling, progress=bar
         )  # fmt: skip
 
 
@@ -170,9 +205,10 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
     if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
     texts = None if plan.text is None else read_texts(plan.inputs)
-    inputs = plan.open_inputs() if texts is None else None
-    findings = _checked(plan, display) if texts is None else None
-    detector = _fitted(plan, display)
+    material = Material(plan)
+    inputs = material.inputs if texts is None else None
+    findings = _checked(plan, material, display) if texts is None else None
+    detector = _fitted(plan, material, display)
     if inputs is None:
         with display.waiting("asking for the answers"):
             inputs = detector.open(texts)
@@ -188,8 +224,9 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
 def fit(plan: Plan, out: Path, *, weights: bool = True, display: Display = SILENT) -> dict[str, Any]:
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
     folders.check_replaceable(out, "detector")
-    _checked(plan, display)
-    _fitted(plan, display).save(out, weights=weights)
+    material = Material(plan)
+    _checked(plan, material, display)
+    _fitted(plan, material, display).save(out, weights=weights)
     return describe(out)
 
 

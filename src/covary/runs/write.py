@@ -25,7 +25,7 @@ from covary.storage.fingerprints import digest_file, versions
 from covary.storage.receipts import write_receipt
 
 COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
-MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by"]
+MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by", "copy_of"]
 PARTS = ("functional", "latent", "confidence")
 
 
@@ -37,6 +37,7 @@ class _Kept:
         self.p_value: list[np.ndarray] = []
         self.flagged: list[np.ndarray] = []
         self.predicted: list[np.ndarray] = []
+        self.copies: list[tuple[str, str, float]] = []
         self.parts: dict[str, list[np.ndarray]] = {kind: [] for kind in PARTS}
 
     def joined(self, name: str) -> np.ndarray:
@@ -87,6 +88,10 @@ def write_run(
         _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
         summary = _summary(detector, inputs, kept, flagged, fdr, target)
         summary["checked"] = findings is not None
+        summary["left_out"] = inputs.left_out
+        summary["statements"] += [f"Inputs: {left} left out." for left in inputs.reader.left_out]
+        summary["statements"] += inputs.notes
+        _tell_copies(summary, inputs, kept)
         summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
         cards = shown(detector, inputs, scores, flagged)
         judge = detector.judge
@@ -154,8 +159,11 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
                     [name, _number(verdicts.score[i]), _number(verdicts.p_value[i]), "", int(verdicts.predicted[i])]
                     + parts
                     + [raised[i], _number(explanation.unexplained[i]), least[i], ";".join(w.id for w in witnesses)]
+                    + [verdicts.copy_of[i] if verdicts.copy_of else ""]
                     + [int(column[i]) for column in (batch.y, batch.truth) if column is not None]
                 )
+            pairs = zip(verdicts.ids, verdicts.copy_of, verdicts.copy_distance, strict=bool(verdicts.copy_of))
+            kept.copies += [(name, of, float(distance)) for name, of, distance in pairs if of]
             kept.score.append(verdicts.score)
             kept.p_value.append(verdicts.p_value)
             kept.flagged.append(verdicts.flagged)
@@ -163,6 +171,17 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
             for kind in verdicts.parts:
                 kept.parts[kind].append(verdicts.parts[kind])
     return kept
+
+
+def _tell_copies(summary: dict[str, Any], inputs: Source, kept: _Kept) -> None:
+    """Which inputs are trusted ones given again."""
+    summary["n_copies"] = len(kept.copies)
+    if kept.copies:
+        some = ", ".join(f"{name} of {of} ({distance:.2g} away)" for name, of, distance in kept.copies[:3])
+        summary["statements"].append(
+            f"{len(kept.copies):,} of {summary['n']:,} inputs are copies of trusted ones, closer than those are to "
+            f"each other, and never flagged: {some}{', ...' if len(kept.copies) > 3 else ''}."
+        )
 
 
 def _number(value: Any) -> str:

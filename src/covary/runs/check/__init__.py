@@ -32,6 +32,7 @@ def check(
     forwards_per_input: float = 8.0,
     gradient_bytes: int | None = 512 * 2**20,
     draws: int = 0,
+    own_observable: bool = False,
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -46,8 +47,11 @@ def check(
         forwards_per_input: cost of one input's features in forward passes, about 8 in the exact engine.
         gradient_bytes: memory that gradients of one slice of a batch may take.
         draws: of the weights, where a sampled estimator takes some in place of gradients.
+        own_observable: whether the user's own observable is looked at, which may need no logits: then data alone are.
     """
-    findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed)
+    trusted = _named(network, trusted)
+    inputs, calibration = (None if source is None else _named(network, source) for source in (inputs, calibration))
+    findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, not draws)
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
     finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr)
@@ -59,8 +63,20 @@ def check(
     return CheckReport([*findings, finding], {**figures, **more})
 
 
+def _named(network: Network, source: Source) -> Source:
+    """Inputs with those of their fields that the network's forward takes."""
+    return source.named(network.names(source.reader.input_name, source.reader.fields))
+
+
 def _look(
-    network: Network, trusted: Source, inputs: Source | None, calibration: Source | None, batch_size: int, seed: int
+    network: Network,
+    trusted: Source,
+    inputs: Source | None,
+    calibration: Source | None,
+    batch_size: int,
+    seed: int,
+    own_observable: bool,
+    by_gradients: bool,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """All but calibration and cost; without `accuracy` among the figures where the network does not run."""
     findings: list[Finding] = []
@@ -69,6 +85,7 @@ def _look(
         if source is not None:
             finding, seen = sets.described(source, role)
             findings.append(finding)
+            findings += sets.left_out(source, role)
             if seen is not None:
                 about[role] = seen
                 findings += sets.repeatable(source, role)
@@ -77,16 +94,26 @@ def _look(
         return findings, figures
     for role in about.keys() - {"Trusted inputs"}:
         findings += sets.alike(about["Trusted inputs"], about[role], role)
+    findings += sets.enough(trusted)
     findings += about_network.modes(network)
+    if own_observable:
+        return findings, figures
     x = next(trusted.batches(min(batch_size, 16))).x
     logits, wrong = about_network.answer(network, x)
     findings += wrong
     if logits is None or any(finding.level == "error" for finding in wrong):
         return findings, figures
     findings += about_network.steadiness(network, x, logits)
+    if by_gradients:
+        findings += about_network.gradients(network, x)
     n_classes = logits.shape[1]
     figures["n_classes"] = n_classes
     y = trusted.y
+    told = about_network.meaning(network, x, logits, y)
+    if not wrong:
+        findings.append(told)
+    if told.level == "error":
+        return findings, figures
     mislabelled = [] if y is None else about_labels.label_range(y, n_classes, trusted)
     if inputs is not None and inputs.reader.cheap and inputs.y is not None:
         mislabelled += about_labels.label_range(inputs.y, n_classes, inputs)
@@ -95,9 +122,9 @@ def _look(
     chosen = np.sort(np.random.default_rng(seed).permutation(len(trusted))[:LIMIT])
     predicted, confidence = answers(network, trusted.take(chosen), batch_size)
     known = None if y is None else y[chosen]
-    more, numbers = about_labels.accuracy(known, predicted, confidence)
+    more, numbers = about_labels.accuracy(known, predicted, confidence, network.weights_from is not None)
     findings, figures = findings + more, {**figures, **numbers}
-    if known is not None and (order := about_labels.order_of_classes(known, predicted, n_classes, trusted.class_names)):
+    if known is not None and (order := about_labels.order_of_classes(known, predicted, trusted.class_names)):
         findings += order
         y = None  # accuracy on such labels would name the wrong suspect
     findings += about_labels.preprocessing(network, trusted, y, seed)

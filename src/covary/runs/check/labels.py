@@ -36,9 +36,12 @@ def label_range(labels: np.ndarray, n_classes: int, source: Source) -> list[Find
 
 
 def accuracy(
-    labels: np.ndarray | None, predicted: Labels, confidence: Float[np.ndarray, " n"]
+    labels: np.ndarray | None, predicted: Labels, confidence: Float[np.ndarray, " n"], weights: bool = True
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Accuracy and mean confidence (largest softmax) on trusted inputs, and a warning where they do not agree."""
+    """Accuracy and mean confidence (largest softmax) on trusted inputs, and a warning where they do not agree.
+
+    `weights`: whether a weights file was loaded; without one, untrained weights are the first thing to think of.
+    """
     figures: dict[str, Any] = {"confidence": float(confidence.mean()), "accuracy": None, "n_labelled": 0}
     known = np.zeros(len(predicted), bool) if labels is None else labels >= 0
     if labels is None or not known.any():
@@ -51,12 +54,23 @@ def accuracy(
     noise = 3 * math.sqrt(max(rate * (1 - rate), 0.25 / n) / n)
     if sure - rate > max(GAP, noise):
         text += " A network is seldom that sure and that wrong on data it was made for."
-        change = "Check scaling, --mean and --std, channel order, the weights file and the order of the classes."
-        return [Finding("warning", "Accuracy", text, change)], figures
+        return [Finding("warning", "Accuracy", text, suspects_of(weights))], figures
+    k = len(np.unique(labels[known]))
+    if k > 1 and rate <= 1 / k + 3 * math.sqrt((1 - 1 / k) / (k * n)):
+        text += f" Guessing among {k} classes is right {1 / k:.1%} of the time."
+        return [Finding("warning", "Accuracy", text, suspects_of(weights))], figures
     if n >= 200 and rate > 0.995:
         change = "If the network was trained on them, they look too well explained: take data it has not seen."
         return [Finding("note", "Accuracy", text, change)], figures
     return [Finding("ok", "Accuracy", text)], figures
+
+
+def suspects_of(weights: bool) -> str:
+    """What to look at where a network is wrong more often than it should be."""
+    change = "Check scaling, --mean and --std, channel order, {} and the order of the classes."
+    if weights:
+        return change.format("the weights file")
+    return "Pass --weights, unless the factory loads trained ones. " + change.format("the weights")
 
 
 def preprocessing(network: Network, trusted: Source, labels: np.ndarray | None, seed: int) -> list[Finding]:
@@ -106,18 +120,22 @@ def _advice(source: Source, best: Suspect) -> str:
     return f"Pass {best.flags}{' instead' if present else ''}, for trusted data and inputs alike."
 
 
-def order_of_classes(labels: Labels, predicted: Labels, n_classes: int, names: list[str] | None) -> list[Finding]:
+def order_of_classes(labels: Labels, predicted: Labels, names: list[str] | None) -> list[Finding]:
     """Whether labels are right but for another numbering of the classes."""
     known = labels >= 0
     if not known.any():
         return []
-    confusion = np.zeros((n_classes, n_classes))
-    np.add.at(confusion, (labels[known], predicted[known]), 1)
+    # Of the classes seen alone: a table of all classes by all classes grows past any memory.
+    seen_labels, own = np.unique(labels[known], return_inverse=True)
+    seen_answers, answered = np.unique(predicted[known], return_inverse=True)
+    confusion = np.zeros((len(seen_labels), len(seen_answers)))
+    np.add.at(confusion, (own, answered), 1)
     rows, columns = linear_sum_assignment(-confusion)
-    matched, now = confusion[rows, columns].sum() / known.sum(), np.trace(confusion) / known.sum()
+    matched, now = confusion[rows, columns].sum() / known.sum(), (labels[known] == predicted[known]).mean()
     if matched < 0.6 or matched - now < 0.3:
         return []
-    moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and confusion[r, c] > 0]
+    pairs_of = [(seen_labels[r], seen_answers[c], confusion[r, c]) for r, c in zip(rows, columns, strict=True)]
+    moved = [(r, c) for r, c, n in pairs_of if r != c and n > 0]
     pairs = [f"{names[r] if names and r < len(names) else r} is output {c}" for r, c in moved]
     text = f"{matched:.0%} of the labels would agree if classes were numbered another way: {listed(pairs)}."
     change = "Number classes as in training; folders of classes are numbered in sorted order ('10' before '2')."
@@ -135,8 +153,10 @@ def classes(labels: np.ndarray | None, predicted: Labels, n_classes: int) -> tup
     found = []
     absent = np.flatnonzero(counts == 0).tolist()
     if absent:
-        text = f"No trusted input is predicted as class {listed(absent, 8)}; answers of these classes have no peers."
-        found.append(Finding("warning", "Classes without trusted inputs", text, "Add trusted inputs of these classes."))
+        text = f"No trusted input is predicted as class {listed(absent, 8)} ({len(absent)} of {n_classes} classes): "
+        text += "answers of these are judged by what all classes have in common."
+        change = "Add trusted inputs of these classes if you have some."
+        found.append(Finding("note", "Classes without trusted inputs", text, change))
     thin = [f"{c} ({counts[c]})" for c in np.flatnonzero((counts > 0) & (counts < THIN))]
     if thin:
         text = f"Fewer than {THIN} trusted inputs are predicted as class {listed(thin, 8)}."
@@ -144,7 +164,7 @@ def classes(labels: np.ndarray | None, predicted: Labels, n_classes: int) -> tup
         found.append(Finding("note", "Thin classes", text, change))
     if labels is not None and (labels >= 0).any():
         own = np.bincount(labels[labels >= 0], minlength=n_classes)
-        few = [f"{c} ({own[c]})" for c in np.flatnonzero(own < THIN) if c not in absent and 0 < counts[c] >= THIN]
+        few = [f"{c} ({own[c]})" for c in np.flatnonzero((own < THIN) & (counts >= THIN))]
         if few:
             text = f"Fewer than {THIN} trusted inputs are labelled as class {listed(few, 8)}."
             found.append(Finding("note", "Thin labels", text, "Add trusted inputs of these classes."))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.errors import CovaryError
-from covary.models.network import Network
+from covary.models.blame import first_line, is_their_own, line_of
+from covary.models.network import Network, select_output
 from covary.runs.check.findings import Finding, listed
 
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)
@@ -19,7 +23,7 @@ SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)
 TOLERANCE = 1e-3
 
 
-def answer(network: Network, x: Tensor) -> tuple[Tensor | None, list[Finding]]:
+def answer(network: Network, x: Any) -> tuple[Tensor | None, list[Finding]]:
     """Logits of a first batch, or None and, in one sentence, why there are none."""
     entered: list[tuple[str, nn.Module, Any]] = []
 
@@ -40,10 +44,14 @@ def answer(network: Network, x: Tensor) -> tuple[Tensor | None, list[Finding]]:
     return logits, outputs(logits)
 
 
-def failure(network: Network, x: Tensor, error: Exception, entered: list[tuple[str, nn.Module, Any]]) -> Finding:
-    """The layer a batch failed in and what it expected, in one sentence."""
+def failure(network: Network, inputs: Any, error: Exception, entered: list[tuple[str, nn.Module, Any]]) -> Finding:
+    """The layer a batch failed in and what it expected, or the line of the network's own code, in one sentence."""
+    x = tree_leaves(inputs)[0]
     shape = "x".join(map(str, x.shape[1:]))
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_their_own(error):
+        text = f"The network's own code fails with {first_line(error)}; at {line_of(error)}."
+        return Finding("error", "Network", text, "Mend it, or bring inputs to what it was trained on.")
     if "out of memory" in str(error).lower():
         return Finding("error", "Memory", f"A batch of {len(x)} inputs does not fit: {reason}.", "Lower --batch-size.")
     if not entered:
@@ -65,16 +73,21 @@ def failure(network: Network, x: Tensor, error: Exception, entered: list[tuple[s
     if isinstance(module, nn.Embedding) and not x.is_floating_point():
         text = f"Token ids run from {int(x.min())} to {int(x.max())}, and `{name}` holds {module.num_embeddings}."
         return Finding("error", "Input range", text, "Use the tokenizer the network was trained with.")
+    if x.dtype in (torch.int64, torch.int32) and not isinstance(module, nn.Embedding):
+        text = f"Inputs are integers, which are taken as token ids, and layer `{name}` ({type(module).__name__}) fails."
+        return Finding("error", "Input type", text, "Store pixels as uint8 or uint16, and other numbers as floats.")
     if isinstance(module, nn.Linear) and got_shape and got_shape[-1] != module.in_features:
         text = f"Layer `{name}` takes {module.in_features} features and gets {got_shape[-1]} from inputs of {shape}."
         sides = [side for side in SIDES if runs(network, x, side)]
         change = f"Resize to {sides[0]}x{sides[0]}, which it takes, with --transform." if sides else ""
         return Finding("error", "Input shape", text, change or "Bring inputs to the shape the network was trained on.")
-    text = f"Layer `{name}` ({type(module).__name__}) fails on inputs of shape {shape}: {reason}."
+    line = line_of(error)
+    at = f", called at {line}" if line else ""
+    text = f"Layer `{name}` ({type(module).__name__}) fails on inputs of shape {shape}: {reason}{at}."
     return Finding("error", "Input shape", text, "Bring inputs to the shape and type the network was trained on.")
 
 
-def runs(network: Network, x: Tensor, side: int) -> bool:
+def runs(network: Network, x: Any, side: int) -> bool:
     """Whether the network takes square images of that side."""
     if x.ndim != 4:
         return False
@@ -83,6 +96,33 @@ def runs(network: Network, x: Tensor, side: int) -> bool:
     except Exception:
         return False
     return True
+
+
+# What to do where answers are no classes that exclude each other.
+OBSERVABLE = "If it answers otherwise, pass --observable package.module:function, one number an input."
+
+
+def meaning(network: Network, x: Any, logits: Tensor, labels: np.ndarray | None) -> Finding:
+    """What the output is taken for: classes that exclude each other, or the log-odds of one class against another."""
+    with torch.no_grad():
+        shape = tuple(select_output(network.module(network.inputs(x)), network.output).shape[1:])
+    known = np.arange(0) if labels is None else labels[labels >= 0]
+    if math.prod(shape) == 1:
+        odd = known[known > 1]
+        if len(odd):
+            text = f"The network has one output, and labels go up to {odd.max()}: it predicts a number, or one class."
+            return Finding("error", "Output", text, "Pass --observable package.module:function, one number an input.")
+        text = "One output an input, read as the log-odds of class 1 against class 0."
+        if len(known):
+            return Finding("ok", "Output", text)
+        return Finding("note", "Output", f"{text} Without labels nobody can tell it from a regression.", OBSERVABLE)
+    read = f"read as logits of {logits.shape[1]} classes that exclude each other"
+    if len(shape) > 1:
+        return Finding("note", "Output", f"Outputs of shape {shape} an input, {read}.", OBSERVABLE)
+    if bool(((logits >= 0) & (logits <= 1)).all()) and not bool((logits.sum(1) - 1).abs().max() < 1e-3):
+        text = "Every output lies between 0 and 1 and they do not sum to 1, as if classes did not exclude each other"
+        return Finding("warning", "Output", f"{text}; {read}.", OBSERVABLE)
+    return Finding("ok", "Output", f"{logits.shape[1]} numbers an input, {read}.")
 
 
 def outputs(logits: Tensor) -> list[Finding]:
@@ -113,10 +153,12 @@ def modes(network: Network) -> list[Finding]:
     parameters = list(network.module.parameters())
     frozen = sum(not p.requires_grad for p in parameters)
     if parameters and frozen:
-        text = f"{frozen} of {len(parameters)} parameters do not require gradients."
-        level = "error" if frozen == len(parameters) else "note"
+        if frozen == len(parameters):
+            text = "No parameter requires gradients: the network was frozen as a whole, and all of them may move."
+        else:
+            text = f"{frozen} of {len(parameters)} parameters do not require gradients and stay as they are."
         change = "Set requires_grad in the factory for the layers whose mechanism should be looked at."
-        found.append(Finding(level, "Frozen parameters", text, change))
+        found.append(Finding("note", "Frozen parameters", text, change))
     return found
 
 
@@ -127,15 +169,16 @@ def is_fresh(norm: Any) -> bool:
     return bool((norm.running_mean == 0).all() and (norm.running_var == 1).all())
 
 
-def steadiness(network: Network, x: Tensor, logits: Tensor) -> list[Finding]:
+def steadiness(network: Network, x: Any, logits: Tensor) -> list[Finding]:
     """Whether an input gets the same answer twice, and alone as well as in company."""
     allowed = TOLERANCE * (1 + float(logits.abs().max()))
     if float((network.logits(x) - logits).abs().max()) > allowed:
         text = "The same batch gets different answers twice: something random stays on in eval mode."
         change = "Look for functional.dropout without training=self.training, or for sampling in forward()."
         return [Finding("error", "Random answers", text, change)]
-    alone = torch.cat([network.logits(x[i : i + 1]) for i in range(min(4, len(x)))])
-    if len(x) > 1 and float((alone - logits[: len(alone)]).abs().max()) > allowed:
+    n = len(logits)
+    alone = torch.cat([network.logits(tree_map(lambda leaf, i=i: leaf[i : i + 1], x)) for i in range(min(4, n))])
+    if n > 1 and float((alone - logits[: len(alone)]).abs().max()) > allowed:
         named = network.module.named_modules()
         guilty = [name for name, m in named if isinstance(m, _BatchNorm) and not m.track_running_stats]
         where = f" ({listed(guilty)} use the statistics of the batch)" if guilty else ""
@@ -144,8 +187,16 @@ def steadiness(network: Network, x: Tensor, logits: Tensor) -> list[Finding]:
     return []
 
 
+def gradients(network: Network, x: Any) -> list[Finding]:
+    """Whether the logits depend on the weights in a way that gradients follow."""
+    if network.differentiable(tree_map(lambda leaf: leaf[:1], x)):
+        return []
+    text = "No gradient reaches the weights: forward runs under torch.no_grad(), or detaches what it returns."
+    return [Finding("error", "Gradients", text, "Take torch.no_grad() and .detach() out of forward.")]
+
+
 def cost(
-    network: Network, x: Tensor, n: int, batch_size: int, forwards_per_input: float, budget: int | None, draws: int = 0
+    network: Network, x: Any, n: int, batch_size: int, forwards_per_input: float, budget: int | None, draws: int = 0
 ) -> tuple[Finding, dict[str, float]]:
     """Estimated time and memory of exact first-order features of `n` inputs.
 
@@ -156,8 +207,9 @@ def cost(
     network.logits(x)  # the first pass is slower and says nothing
     start = time.perf_counter()
     network.logits(x).cpu()
-    forward = (time.perf_counter() - start) / len(x)
-    parameters = sum(p.numel() for p in network.module.parameters() if p.requires_grad)
+    forward = (time.perf_counter() - start) / len(tree_leaves(x)[0])
+    moving = [p for p in network.module.parameters() if p.requires_grad] or list(network.module.parameters())
+    parameters = sum(p.numel() for p in moving)
     one = 4 * parameters
     at_once = min(batch_size, max(1, budget // max(one, 1))) if budget else batch_size
     seconds, peak = n * forwards_per_input * forward, one * (draws or at_once)

@@ -12,6 +12,7 @@ from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.runs.check.findings import Finding, listed
 from covary.scoring.conformal import needed, smallest_p
+from covary.scoring.judge import LEAST_TRUSTED
 from covary.scoring.splits import CROSS_CONFORMAL_BELOW, FOLDS, SHARES
 
 
@@ -32,6 +33,17 @@ def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None
     return Finding("ok", role, text), about
 
 
+def left_out(source: Source, role: str) -> list[Finding]:
+    """What a set holds and nobody looks at, and what is read in a way that somebody may not expect."""
+    change = "Take them away, or convert them to what is read."
+    found = []
+    for left in source.reader.left_out:
+        hidden = left.kind.startswith("hidden")
+        level, what = ("note", "") if hidden else ("warning", change)
+        found.append(Finding(level, f"{role} left out", f"{left} of {source.name} left out.", what))
+    return found + [Finding("note", role, text) for text in source.notes]
+
+
 def repeatable(source: Source, role: str) -> list[Finding]:
     """Whether reading an input twice gives the same values; a random transform left on does not."""
     first = source.take([0])
@@ -39,6 +51,14 @@ def repeatable(source: Source, role: str) -> list[Finding]:
         return []
     text = f"Input {first.ids[0]!r} is another one each time it is read: a random transform is on."
     return [Finding("error", role, text, "Switch off augmentation in the dataset and in --transform.")]
+
+
+def enough(trusted: Source) -> list[Finding]:
+    """Whether there are as many trusted inputs as a detector takes."""
+    if len(trusted) >= LEAST_TRUSTED:
+        return []
+    text = f"There are {len(trusted)} trusted inputs, and a detector takes {LEAST_TRUSTED} at least."
+    return [Finding("error", "Too few trusted inputs", text, "Trust some more.")]
 
 
 def shape_of(about: dict[str, Any]) -> str:
