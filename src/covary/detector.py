@@ -82,6 +82,8 @@ class Detector:
         self.classes, self.class_names = 0, None
         self.trusted_fingerprint = ""
         self.thumbnails: dict[str, np.ndarray] = {}
+        # (fingerprint of the trusted data, roles) of a fit to be done again; those data then keep their roles.
+        self.dealt_before: tuple[str, dict[str, list[str]]] | None = None
         self.network: Network = load_network(model, weights, device=s.device, output=s.output)
         self._function = function
         self.metric: Metric | None = None
@@ -141,7 +143,7 @@ class Detector:
                 apart = self._named(
                     open_data(apart, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
                 )
-            source, moved_by = take_draws(self.extractor, source, apart, held)
+            source, moved_by = take_draws(self.extractor, source, apart, held, self._roles_before())
         elif sampling is not None:
             found = f"a sampling set for the estimator {self.settings.estimator}, which takes no draws"
             raise CovaryError(found, "no --sampling", "or choose --estimator paper or sgld")
@@ -182,16 +184,28 @@ class Detector:
         self.metric = moments.metric(self.settings.damping)
         self.extractor = self._extractor()
 
-    def fit_rows(self, rows: Rows, labels: np.ndarray | None = None, calibration: Rows | None = None) -> Detector:
-        """The same on rows that are there already."""
+    def fit_rows(
+        self,
+        rows: Rows,
+        labels: np.ndarray | None = None,
+        calibration: Rows | None = None,
+        roles: dict[str, list[str]] | None = None,
+    ) -> Detector:
+        """The same on rows that are there already; `roles` as they were dealt out once (see `Judge.fit`)."""
         s = self.settings
         if s.half_rows:
             rows, calibration = halved(rows), None if calibration is None else halved(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
-        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed).fit(rows, labels, calibration)
+        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed).fit(
+            rows, labels, calibration, roles or self._roles_before()
+        )
         self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))
         self.explainer = Explainer(self.judge)
         return self
+
+    def _roles_before(self) -> dict[str, list[str]] | None:
+        fingerprint, roles = self.dealt_before or (None, None)
+        return roles if fingerprint == self.trusted_fingerprint else None
 
     def rows(self, inputs: Source, progress: Progress | None = None) -> Rows:
         """Rows of a set of inputs; those of very many are mapped from temporary files instead of kept in memory."""
@@ -343,7 +357,7 @@ class Detector:
         if what.metric:
             self.metric = metric_from_arrays(what.metric, self.extractor.layers)
             self.extractor = self._extractor()
-        self.fit_rows(what.trusted, what.labels, what.calibration)
+        self.fit_rows(what.trusted, what.labels, what.calibration, what.roles)
         if "sampling" in what.roles:
             self.judge.roles["sampling"] = what.roles["sampling"]
         if not np.allclose(self.judge.calibration_scores, what.calibration_scores, rtol=1e-4, atol=1e-4):

@@ -130,8 +130,8 @@ def test_roles_are_disjoint_and_those_of_the_split():
     judge = Judge("class-max").fit(trusted, labels)
     roles = [set(judge.roles[role]) for role in ("reference", "fit", "calibration")]
     assert len(set.union(*roles)) == sum(map(len, roles))
-    positions = split(trusted.ids, trusted.predicted, 0)
-    assert judge.roles["calibration"] == [trusted.ids[i] for i in positions[2]]
+    dealt = split(trusted.ids, trusted.predicted, 0)
+    assert judge.roles["calibration"] == [trusted.ids[i] for i in dealt.calibration]
     small = Judge("class-max").fit(*trusted_and_queries(100, 1, 6)[:2])
     for k in range(5):
         own = [set(small.roles[f"{role} {k}"]) for role in ("reference", "fit", "calibration")]

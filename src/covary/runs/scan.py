@@ -135,6 +135,8 @@ class Material:
         return self.plan.open_inputs(self.trusted.mode)
 
 
+Dealt = tuple[str, dict[str, list[str]]]
+
 # What the features of one input cost, in forward passes, for the estimate before the work.
 FORWARDS = {"hooks": 4.0, "exact": 8.0}
 
@@ -185,21 +187,26 @@ def _checked(plan: Plan, material: Material, display: Display) -> list[dict[str,
     return findings
 
 
-def _fitted(plan: Plan, material: Material, display: Display) -> Detector:
+def _fitted(plan: Plan, material: Material, display: Display, before: Dealt | None = None) -> Detector:
     if plan.text is not None:
         with display.waiting("loading the language model"):
             reader = LanguageDetector(plan.model, text=plan.text, **plan.settings.model_dump())
+        reader.dealt_before = before
         with display.progress("trusted texts") as bar:
             return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
     detector = Detector(material.network, **plan.settings.model_dump())
+    detector.dealt_before = before
     with display.progress("trusted inputs") as bar:
         return detector.fit(
             material.trusted, calibration=material.calibration, sampling=material.sampling, progress=bar
         )  # fmt: skip
 
 
-def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
-    """Check, fit and score in one go; returns the summary of the RUN written to `out`."""
+def scan(plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | None = None) -> dict[str, Any]:
+    """Check, fit and score in one go; returns the summary of the RUN written to `out`.
+
+    `before` are the trusted data's fingerprint and roles in a RUN that is done again: the same data keep their roles.
+    """
     started = time.perf_counter()
     folders.check_replaceable(out, "RUN")
     if plan.inputs is None:
@@ -208,7 +215,7 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT) -> dict[str, Any]:
     material = Material(plan)
     inputs = material.inputs if texts is None else None
     findings = _checked(plan, material, display) if texts is None else None
-    detector = _fitted(plan, material, display)
+    detector = _fitted(plan, material, display, before)
     if inputs is None:
         with display.waiting("asking for the answers"):
             inputs = detector.open(texts)
@@ -273,7 +280,8 @@ def replay(run: Path, out: Path | None = None, *, display: Display = SILENT) -> 
     if out == run.absolute():
         raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
     with working_in(Path(old["folder"])):
-        summary = scan(Plan(**old["plan"]), out, display=display)
+        before = (old["fingerprints"]["trusted"], old["roles"])
+        summary = scan(Plan(**old["plan"]), out, display=display, before=before)
     new = folders.read_json(out / "run.json", "the RUN just written")
     changed = {
         name: [value, new["fingerprints"].get(name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -65,8 +66,9 @@ class Verdicts:
 class Judge:
     """Fits a score on trusted rows and gives calibrated verdicts on others.
 
-    Trusted rows are split into reference, fit and calibration (35/35/30 %, stratified by predicted class); below 330
-    of them 5-fold cross-conformal ranking lets every one calibrate; a separate calibration set replaces the split.
+    Trusted rows are split into reference, fit and calibration (35/35/30 %): calibration by lot, the rest stratified by
+    predicted class. Below 330 of them 5-fold cross-conformal ranking lets every one calibrate, folds by lot too. A
+    separate calibration set replaces the split.
     Trusted samples the network gets wrong, where labels tell, leave reference and fit but never calibration, since
     clean queries contain such samples too.
 
@@ -92,8 +94,17 @@ class Judge:
             raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
         self.score, self.coupling, self.fpr, self.per_class, self.seed = score, coupling, fpr, per_class, seed
 
-    def fit(self, trusted: Rows, labels: Int[np.ndarray, " n"] | None = None, calibration: Rows | None = None) -> Judge:
-        """Learns from trusted rows; `labels` only tell which of them the network gets wrong."""
+    def fit(
+        self,
+        trusted: Rows,
+        labels: Int[np.ndarray, " n"] | None = None,
+        calibration: Rows | None = None,
+        roles: Mapping[str, Sequence[str]] | None = None,
+    ) -> Judge:
+        """Learns from trusted rows; `labels` only tell which of them the network gets wrong.
+
+        `roles` are those of a judge fitted before on the same rows, which keeps its split.
+        """
         if len(trusted) < LEAST_TRUSTED:
             raise CovaryError(
                 f"the trusted set has {len(trusted)} inputs", f"at least {LEAST_TRUSTED}", "trust some more inputs"
@@ -108,18 +119,16 @@ class Judge:
                 f"The network gets {int((~right).sum())} of {len(trusted)} trusted inputs wrong; they are kept out of "
                 "reference and fit, but calibrate like any other."
             )
-        self.mode = "split"
-        if calibration is None and len(trusted) < splits.CROSS_CONFORMAL_BELOW:
-            self._fit_across(trusted, right)
-        else:
-            self._fit_split(trusted, right, calibration)
+        self.splits_ = self._deal(trusted, calibration, roles)
+        self.mode = "split" if len(self.splits_) == 1 else f"cross-conformal {len(self.splits_)}-fold"
+        self._fit_splits(trusted, right, calibration)
         n = len(self.calibration_scores)
         resolution = calibrate.resolve(self.fpr, n)
         self.fpr_in_force, self.p_min = resolution.fpr, resolution.p_min
         if resolution.statement:
             self.statements.append(resolution.statement)
         if self.mode != "split":
-            bound = calibrate.cross_conformal_bound(self.fpr_in_force, n, splits.FOLDS)
+            bound = calibrate.cross_conformal_bound(self.fpr_in_force, n, len(self.splits_))
             self.statements.append(
                 f"With {len(trusted)} trusted inputs every one takes part in 5-fold cross-conformal calibration: the "
                 f"false-alarm rate is near {self.fpr_in_force:.3g}, and guaranteed to stay under {min(bound, 1):.3g}."
@@ -138,37 +147,40 @@ class Judge:
             )
         return rows.take(kept)
 
-    def _fit_split(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
-        shares = splits.SHARES if calibration is None else {"reference": 0.5, "fit": 0.5}
-        positions = splits.split(trusted.ids, trusted.predicted, self.seed, shares)
-        reference = self._keep(trusted, positions[0], right, "reference")
-        fit = self._keep(trusted, positions[1], right, "fit")
-        calibration = trusted.take(positions[2]) if calibration is None else calibration
-        self.reference = reference
-        self.roles = {"reference": list(reference.ids), "fit": list(fit.ids), "calibration": list(calibration.ids)}
-        self.scores_: list[Score] = [score_named(self.score, self.coupling).fit(reference, fit)]
-        self.calibration_scores = self.scores_[0].measure(calibration).score
-        self.calibration_classes = calibration.predicted
-        self.calibration_folds = np.zeros(len(calibration), np.int64)
+    def _deal(
+        self, trusted: Rows, calibration: Rows | None, roles: Mapping[str, Sequence[str]] | None
+    ) -> list[splits.Roles]:
+        apart = calibration is not None
+        if roles is not None:
+            return splits.recorded(trusted.ids, roles, calibration_apart=apart)
+        if not apart and len(trusted) < splits.CROSS_CONFORMAL_BELOW:
+            return splits.across(trusted.ids, trusted.predicted, self.seed)
+        return [splits.split(trusted.ids, trusted.predicted, self.seed, calibration_apart=apart)]
 
-    def _fit_across(self, trusted: Rows, right: Bool[np.ndarray, " n"]) -> None:
-        self.mode = f"cross-conformal {splits.FOLDS}-fold"
-        folds = splits.cross_folds(trusted.ids, trusted.predicted, self.seed)
-        self.scores_ = []
-        self.calibration_scores = np.empty(len(trusted))
-        for k in range(splits.FOLDS):
-            inside = np.flatnonzero(folds != k)
-            rows = trusted.take(inside)
-            halves = splits.split(rows.ids, rows.predicted, self.seed, {"reference": 0.5, "fit": 0.5})
-            reference = self._keep(rows, halves[0], right[inside], "reference")
-            fit = self._keep(rows, halves[1], right[inside], "fit")
-            score = score_named(self.score, self.coupling).fit(reference, fit)
-            self.calibration_scores[folds == k] = score.measure(trusted.take(folds == k)).score
-            self.scores_.append(score)
-            self.roles |= {f"reference {k}": list(reference.ids), f"fit {k}": list(fit.ids)}
-            self.roles[f"calibration {k}"] = [trusted.ids[i] for i in np.flatnonzero(folds == k).tolist()]
-        self.reference = trusted.take(right)
-        self.calibration_classes, self.calibration_folds = trusted.predicted, folds
+    def _fit_splits(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
+        """One score for each split, and the scores of the calibration samples it has not seen."""
+        self.scores_: list[Score] = []
+        references: list[Rows] = []
+        held: list[tuple[Rows, Float[np.ndarray, " _"]]] = []
+        for k, dealt in enumerate(self.splits_):
+            suffix = "" if len(self.splits_) == 1 else f" {k}"
+            reference = self._keep(trusted, dealt.reference, right, "reference")
+            fit = self._keep(trusted, dealt.fit, right, "fit")
+            references.append(reference)
+            own = trusted.take(dealt.calibration) if calibration is None else calibration
+            self.scores_.append(score_named(self.score, self.coupling).fit(reference, fit))
+            held.append((own, self.scores_[-1].measure(own).score))
+            for role, rows in (("reference", reference), ("fit", fit), ("calibration", own)):
+                self.roles[role + suffix] = list(rows.ids)
+        self.reference = references[0] if len(references) == 1 else trusted.take(right)
+        # In the order of the role for one split, of the trusted set for several.
+        every = np.concatenate([dealt.calibration for dealt in self.splits_])
+        order = np.arange(len(held[0][0])) if len(held) == 1 else np.argsort(every)
+        self.calibration_scores = np.concatenate([scores for _, scores in held])[order]
+        self.calibration_ids = [name for own, _ in held for name in own.ids]
+        self.calibration_ids = [self.calibration_ids[i] for i in order.tolist()]
+        self.calibration_classes = np.concatenate([own.predicted for own, _ in held])[order]
+        self.calibration_folds = np.repeat(np.arange(len(held)), [len(own) for own, _ in held])[order]
 
     def _groups(self) -> None:
         self.groups_: dict[int, int] | None = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
@@ -21,33 +23,99 @@ LEAST_SAMPLING = 32
 Index = Int[np.ndarray, " _"]
 
 
+@dataclass(frozen=True)
+class Roles:
+    """Disjoint positions within the trusted set, each in random order; none calibrate where another set does."""
+
+    reference: Index
+    fit: Index
+    calibration: Index
+
+
 def random_order(ids: Sequence[str], seed: int, purpose: str) -> Index:
     """A random order of samples that depends on their ids alone, not on the order they came in."""
     keys = [hashlib.sha256(f"{seed}\x1f{purpose}\x1f{name}".encode()).digest() for name in ids]
     return np.array(sorted(range(len(ids)), key=lambda i: keys[i]), dtype=np.int64)
 
 
-def split(ids: Sequence[str], classes: Index, seed: int, shares: dict[str, float] | None = None) -> list[Index]:
-    """Positions by role, in the shares given (default 35/35/30 %), stratified by class.
+def calibration_size(n: int) -> int:
+    """How many of n trusted samples one split calibrates on: 30 %, to the nearest."""
+    return round(SHARES["calibration"] * n)
 
-    Stratified where every role gets at least two of a class; samples of thinner classes are dealt out together.
+
+def split(ids: Sequence[str], classes: Index, seed: int, *, calibration_apart: bool = False) -> Roles:
+    """One split: calibration by lot, the rest halved into reference and fit, stratified by class.
+
+    By lot, since a calibration sample has to meet the reference as a fresh input does. Stratified, it would always find
+    siblings of its class there, which a fresh input of a rare class may lack: 5.5 % alarms where 5 % were asked for.
     """
-    wanted = np.array(list((shares or SHARES).values()))
+    order = random_order(ids, seed, "calibration")
+    calibration = order[: 0 if calibration_apart else calibration_size(len(ids))]
+    return _halved(ids, classes, np.sort(order[len(calibration) :]), calibration, seed)
+
+
+def across(ids: Sequence[str], classes: Index, seed: int) -> list[Roles]:
+    """A split for each fold of cross-conformal ranking: the fold calibrates, the rest is halved (see `halves`)."""
+    folds = cross_folds(ids, seed)
+    result = []
+    for k in range(FOLDS):
+        inside = np.flatnonzero(folds != k)
+        result.append(_halved(ids, classes, inside, np.flatnonzero(folds == k), seed))
+    return result
+
+
+def _halved(ids: Sequence[str], classes: Index, inside: Index, calibration: Index, seed: int) -> Roles:
+    names = [ids[int(i)] for i in inside]
+    reference, fit = halves(names, classes[inside], seed)
+    return Roles(inside[reference], inside[fit], calibration)
+
+
+def recorded(ids: Sequence[str], roles: Mapping[str, Sequence[str]], *, calibration_apart: bool = False) -> list[Roles]:
+    """The splits behind the roles of a fitted judge (`Judge.roles`), however they were dealt out then.
+
+    Raises:
+        CovaryError: a role names an input that is not a trusted one.
+    """
+    place = {name: i for i, name in enumerate(ids)}
+
+    def at(role: str) -> Index:
+        names = () if calibration_apart and role == "calibration" else roles.get(role, ())
+        if unknown := [name for name in names if name not in place]:
+            found = f"{unknown[0]!r} has the role {role} and no rows"
+            raise CovaryError(found, "rows of every trusted input", "fit again")
+        return np.array([place[name] for name in names], dtype=np.int64)
+
+    suffixes = [""] if "reference" in roles else [f" {k}" for k in range(FOLDS)]
+    return [Roles(at(f"reference{k}"), at(f"fit{k}"), at(f"calibration{k}")) for k in suffixes]
+
+
+def cross_folds(ids: Sequence[str], seed: int, folds: int = FOLDS) -> Index:
+    """Fold of every trusted sample for cross-conformal ranking: sizes differ by one at most, members by lot."""
+    result = np.empty(len(ids), dtype=np.int64)
+    result[random_order(ids, seed, "folds")] = np.arange(len(ids)) % folds
+    return result
+
+
+def halves(ids: Sequence[str], classes: Index, seed: int) -> tuple[Index, Index]:
+    """Positions of two halves, stratified by class.
+
+    Stratified where both get at least two of a class; samples of thinner classes are dealt out together.
+    """
     order = random_order(ids, seed, "roles")
-    thin = {int(c) for c in np.unique(classes) if (np.bincount(_deal(int((classes == c).sum()), wanted),
-            minlength=len(wanted))[wanted > 0] < 2).any()}  # fmt: skip
-    groups = np.array([-1 if int(c) in thin else int(c) for c in classes[order]], dtype=np.int64)
-    role = np.empty(len(order), dtype=np.int64)
-    for group in np.unique(groups):
-        own = np.flatnonzero(groups == group)
-        role[own] = _deal(len(own), wanted)
-    return [order[role == r] for r in range(len(wanted))]
+    labels, place, counts = np.unique(classes[order], return_inverse=True, return_counts=True)
+    thin = counts < 4
+    group = np.where(thin, -1, np.arange(len(labels)))[place]
+    half = np.empty(len(order), dtype=np.int64)
+    for g in np.unique(group):
+        own = np.flatnonzero(group == g)
+        half[own] = np.arange(len(own)) % 2
+    return order[half == 0], order[half == 1]
 
 
 def sampling_split(ids: Sequence[str], labels: Index | None, seed: int) -> tuple[Index, Index]:
     """Positions of the inputs that move the weights, and of those that are left for all other roles.
 
-    Half of the inputs whose class is known (a label of -1 says nobody knows), stratified by class. Disjoint from
+    Half of the inputs whose class is known (a label of -1 says nobody knows), by lot as calibration is. Disjoint from
     reference, fit and calibration, since a chain's loss would tie it to its own sampling inputs.
 
     Raises:
@@ -57,12 +125,11 @@ def sampling_split(ids: Sequence[str], labels: Index | None, seed: int) -> tuple
     if labels is None:
         raise CovaryError("the trusted inputs have no labels", "the true class of each, for chains to descend", own_set)
     known = np.flatnonzero(labels >= 0)
-    shares = {"sampling": SAMPLING_SHARE, "rest": 1 - SAMPLING_SHARE}
-    dealt = split([ids[i] for i in known.tolist()], labels[known], seed, shares)
-    if len(dealt[0]) < LEAST_SAMPLING:
-        found = f"half of the trusted inputs with known classes are {len(dealt[0])}"
+    drawn = random_order([ids[i] for i in known.tolist()], seed, "sampling")[: math.ceil(SAMPLING_SHARE * len(known))]
+    if len(drawn) < LEAST_SAMPLING:
+        found = f"half of the trusted inputs with known classes are {len(drawn)}"
         raise CovaryError(found, f"at least {LEAST_SAMPLING} to sample with", f"trust more inputs, {own_set}")
-    sampling = np.sort(known[dealt[0]])
+    sampling = np.sort(known[drawn])
     return sampling, np.setdiff1d(np.arange(len(ids)), sampling)
 
 
@@ -73,24 +140,5 @@ def not_calibrating(ids: Sequence[str], classes: Index, seed: int, calibration_a
     """
     if calibration_apart or len(ids) < CROSS_CONFORMAL_BELOW:
         return np.arange(len(ids))
-    reference, fit, _ = split(ids, classes, seed)
-    return np.sort(np.concatenate([reference, fit]))
-
-
-def _deal(n: int, shares: np.ndarray) -> Index:
-    """Role of each of n samples in turn, so that every prefix is as near to the shares as it can be."""
-    given = np.zeros(len(shares))
-    result = np.empty(n, dtype=np.int64)
-    for i in range(n):
-        result[i] = int(np.argmax(shares * (i + 1) - given))
-        given[result[i]] += 1
-    return result
-
-
-def cross_folds(ids: Sequence[str], classes: Index, seed: int, folds: int = FOLDS) -> Index:
-    """Fold of every trusted sample for cross-conformal ranking, classes spread evenly."""
-    order = random_order(ids, seed, "folds")
-    result = np.empty(len(order), dtype=np.int64)
-    by_class = order[np.argsort(classes[order], kind="stable")]
-    result[by_class] = np.arange(len(order)) % folds
-    return result
+    dealt = split(ids, classes, seed)
+    return np.sort(np.concatenate([dealt.reference, dealt.fit]))

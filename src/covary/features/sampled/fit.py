@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from covary.data.source import Source
@@ -16,12 +18,16 @@ from covary.scoring.splits import LEAST_SAMPLING, not_calibrating, sampling_spli
 
 
 def take_draws(
-    extractor: SampledExtractor, trusted: Source, sampling: Source | None, calibration: Source | None
+    extractor: SampledExtractor,
+    trusted: Source,
+    sampling: Source | None,
+    calibration: Source | None,
+    roles: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Source, list[str]]:
     """Takes the extractor's draws; what is left of the trusted inputs, and the ids of those that moved the weights.
 
     Chains descend on the `sampling` set where there is one, else on half of the trusted inputs, which then have no
-    other role. Sigma, and when to stop, are chosen on inputs that will not calibrate.
+    other role. Sigma, and when to stop, are chosen on inputs that will not calibrate. `roles` are kept where given.
 
     Raises:
         CovaryError: sampling inputs that are too few, unlabelled, given in vain, or also among the others.
@@ -35,6 +41,9 @@ def take_draws(
     else:
         if sampling is None:
             own, rest = sampling_split(trusted.ids, trusted.y, s.seed)
+            if roles is not None:
+                moving = np.isin(trusted.ids, roles["sampling"])
+                own, rest = np.flatnonzero(moving), np.flatnonzero(~moving)
             sampling, trusted = trusted.take(own), trusted.take(rest)
         else:
             if len(sampling) < LEAST_SAMPLING:
@@ -47,7 +56,10 @@ def take_draws(
         data, ids = sampling_data(extractor.network, sampling.batches(s.batch_size)), sampling.ids
     found = [predictions(extractor.network, extractor.network.place(b.x)) for b in trusted.batches(s.batch_size)]
     classes = np.concatenate([part.cpu().numpy() for part in found]).astype(np.int64)
-    free = not_calibrating(trusted.ids, classes, s.seed, calibration is not None)
+    if roles is not None and "calibration" in roles:
+        free = np.flatnonzero(~np.isin(trusted.ids, [] if calibration is not None else roles["calibration"]))
+    else:
+        free = not_calibrating(trusted.ids, classes, s.seed, calibration is not None)
     chosen = trusted.take(free[:: max(1, len(free) // LOOKED_AT)][:LOOKED_AT])
     extractor.draw(list(chosen.batches(s.batch_size)), data)
     return trusted, list(ids)

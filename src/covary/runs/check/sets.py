@@ -13,7 +13,7 @@ from covary.errors import CovaryError
 from covary.runs.check.findings import Finding, listed
 from covary.scoring.conformal import needed, smallest_p
 from covary.scoring.judge import LEAST_TRUSTED
-from covary.scoring.splits import CROSS_CONFORMAL_BELOW, FOLDS, SHARES
+from covary.scoring.splits import CROSS_CONFORMAL_BELOW, FOLDS, SHARES, calibration_size
 
 
 def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None]:
@@ -140,7 +140,7 @@ def resolution(n_trusted: int, n_calibration: int | None, fpr: float) -> tuple[F
     elif n_trusted < CROSS_CONFORMAL_BELOW:
         n, how = n_trusted, f"{n_trusted:,} trusted inputs, all of them ranked in {FOLDS}-fold cross-conformal fashion"
     else:
-        n = int(SHARES["calibration"] * n_trusted)
+        n = calibration_size(n_trusted)
         how = f"{n:,} calibration inputs ({SHARES['calibration']:.0%} of {n_trusted:,} trusted ones)"
     p_min = smallest_p(n)
     figures = {"fpr_target": fpr, "p_min": p_min, "n_calibration": n}
