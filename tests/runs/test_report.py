@@ -64,6 +64,17 @@ def test_policy_admits_exactly_the_style_and_script_of_the_page(page: Page) -> N
     assert not [a for _, a in page.elements if "style" in a], "the policy forbids style attributes"
 
 
+def test_a_run_tells_its_own_evidence_parts(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", n=60)
+    record = json.loads((run / "run.json").read_text())
+    record["parts"] = [{"name": "latent", "title": "Hidden", "source": "the states", "layered": True}]
+    (run / "run.json").write_text(json.dumps(record))
+    page = Page(write_report(run))
+    assert "Hidden evidence: the states" in page.text
+    assert "Functional evidence" not in page.text
+    assert "Functional evidence: the gradient" in make(tmp_path / "before").text, "of before parts were recorded"
+
+
 @pytest.mark.parametrize("truth", [True, False])
 def test_hostile_strings_stay_text(tmp_path: Path, truth: bool) -> None:
     run = write_fake_run(tmp_path / "run", n=60, ids=HOSTILE, flag="all", truth=truth, text=True)

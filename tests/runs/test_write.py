@@ -39,7 +39,7 @@ def run(fitted, tmp_path_factory):
 def test_results_are_the_verdicts_in_input_order(run, fitted):
     folder, _ = run
     rows, verdicts = table(folder), fitted.score(X)
-    assert list(rows[0]) == [*COLUMNS, *MORE_COLUMNS, "y", "truth"]
+    assert list(rows[0]) == [*COLUMNS, *verdicts.parts, *MORE_COLUMNS, "y", "truth"]
     assert [row["id"] for row in rows] == verdicts.ids
     np.testing.assert_allclose(column(rows, "score"), verdicts.score, rtol=1e-6)
     np.testing.assert_allclose(column(rows, "p_value"), verdicts.p_value, rtol=1e-6)
@@ -93,7 +93,8 @@ def test_the_rest_of_the_folder(run, fitted):
     card = report["flagged"][0]
     assert card["thumbnail"].startswith("data:image/png;base64,")
     assert card["explained_by"][0]["thumbnail"].startswith("data:image/png;base64,")
-    assert len(report["layers"]) == len(card["layers"]["functional"]) == len(report["layer_range"]["functional"])
+    for part in ("functional", "latent"):
+        assert len(report["layers"][part]) == len(card["layers"][part]) == len(report["layer_range"][part])
     assert set(report["roc"]) == {"all", "masked"}
     scores = [card["score"] for card in report["flagged"]]
     assert scores == sorted(scores, reverse=True)
@@ -134,9 +135,11 @@ def test_a_score_without_parts(score, tmp_path):
     detector = tiny.detector(score=score)
     summary = write_run(detector, open_data((X, Y), truth=TRUTH), tmp_path / "run", report=write_report)
     rows = table(tmp_path / "run")
-    assert list(rows[0])[:8] == COLUMNS
-    assert all(row["latent"] == "" and row["confidence"] == "" for row in rows)
-    assert (rows[0]["functional"] == "") == (score != "profile")
+    parts = ["functional"] if score == "profile" else []
+    assert list(rows[0])[: 5 + len(parts)] == [*COLUMNS, *parts]
+    assert not {"latent", "confidence"} & set(rows[0])
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [part["name"] for part in record["parts"]] == parts
     assert summary["auroc"] is not None
 
 

@@ -11,8 +11,9 @@ import pytest
 import slow
 from core_cases import synthetic
 from covary.scoring.rows import Rows
-from covary.scoring.scores.combined import Combined, Part, confidence_numbers
+from covary.scoring.scores.combined import Combined
 from covary.scoring.scores.layers import LayerProfile, functional_numbers
+from covary.scoring.scores.parts import PARTS, EvidencePart, Part, confidence_numbers
 from covary.scoring.standardise import ClassStandardiser
 
 KINDS = ("functional", "latent", "confidence")
@@ -215,3 +216,25 @@ def test_confidence_numbers_keep_their_columns():
     rows, _ = synthetic(3, 1)
     np.testing.assert_array_equal(confidence_numbers(rows)[:, 0], rows.confidence["margin"])
     np.testing.assert_array_equal(confidence_numbers(rows)[:, 1], rows.confidence["energy"])
+
+
+@pytest.mark.parametrize(("sides", "odd_at"), [("one", (9.0,)), ("two", (9.0, -9.0))])
+def test_a_part_added_to_the_table_joins_the_score(sides, odd_at, monkeypatch):
+    """`one`: odd where it is high alone. `two`: odd on either side."""
+    entry = EvidencePart("Length", "the length", numbers=lambda rows: rows.confidence["length"][:, None], sides=sides)
+    monkeypatch.setitem(PARTS, "length", entry)
+
+    def with_length(rows: Rows, shift: float = 0.0) -> Rows:
+        length = np.random.default_rng(len(rows)).normal(size=len(rows)) + shift
+        return replace(rows, confidence={**rows.confidence, "length": length})
+
+    reference, fit, queries = (synthetic(n, seed)[0] for n, seed in ((60, 1), (120, 2), (100, 3)))
+    combined = Combined().fit(with_length(reference), with_length(fit))
+    plain = combined.measure(with_length(queries))
+    assert list(plain.parts) == [*KINDS, "length"]
+    for shift in (9.0, -9.0):
+        found = combined.measure(with_length(queries, shift))
+        odd = shift in odd_at
+        assert (np.median(found.parts["length"]) > 2) == odd
+        if sides == "one":
+            np.testing.assert_array_equal(found.parts["latent"], plain.parts["latent"])

@@ -78,7 +78,7 @@ def judged_together(detector: Detector, inputs: Source, progress: Callable[[int,
     together, offline = copy.copy(detector), copy.copy(judge)
     remembered = CachedExtractor(detector.extractor, queries, scores)
     scored: list[Score] = [remembered]
-    offline.calibration_scores, offline.scores_ = calibration, scored
+    offline.calibration_scores, offline.scores_, offline.parts = calibration, scored, []
     offline.statements = [*judge.statements, STATEMENT]
     vars(together).update(judge=offline, extractor=remembered)
     return together

@@ -20,25 +20,26 @@ from covary.runs.summary import standing
 from covary.runs.transductive import judged_together
 from covary.scoring import conformal
 from covary.scoring.scores.layers import per_layer_deviation
+from covary.scoring.scores.parts import PARTS
 from covary.storage import folders
 from covary.storage.fingerprints import digest_file, versions
 from covary.storage.receipts import write_receipt
 
-COLUMNS = ["id", "score", "p_value", "flagged", "predicted", "functional", "latent", "confidence"]
+# Of results.csv: these, the RUN's own evidence parts, more, and `y` and `truth` where they are known.
+COLUMNS = ["id", "score", "p_value", "flagged", "predicted"]
 MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by", "copy_of"]
-PARTS = ("functional", "latent", "confidence")
 
 
 class _Kept:
     """What stays in memory of every input: a few numbers, no rows and no names."""
 
-    def __init__(self) -> None:
+    def __init__(self, parts: list[str]) -> None:
         self.score: list[np.ndarray] = []
         self.p_value: list[np.ndarray] = []
         self.flagged: list[np.ndarray] = []
         self.predicted: list[np.ndarray] = []
         self.copies: list[tuple[str, str, float]] = []
-        self.parts: dict[str, list[np.ndarray]] = {kind: [] for kind in PARTS}
+        self.parts: dict[str, list[np.ndarray]] = {kind: [] for kind in parts}
 
     def joined(self, name: str) -> np.ndarray:
         return np.concatenate(getattr(self, name))
@@ -85,7 +86,7 @@ def write_run(
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
         flagged = kept.joined("flagged") if fdr is None else conformal.benjamini_hochberg(p, fdr)
-        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs)
+        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs, detector.judge.parts)
         summary = _summary(detector, inputs, kept, flagged, fdr, target)
         summary["checked"] = findings is not None
         summary["left_out"] = inputs.left_out
@@ -102,8 +103,7 @@ def write_run(
                 "calibration_scores": [float(s) for s in np.sort(judge.calibration_scores)],
                 "roc": _roc(inputs, kept, target, detector.classes),
                 "diagnostics": findings or [],
-                "layers": detector.explainer.layer_names["functional"],
-                "latent_layers": detector.explainer.layer_names["latent"],
+                "layers": {kind: names for kind, names in detector.explainer.layer_names.items() if names},
                 "layer_range": _layer_range(detector),
                 "sampling": getattr(detector.extractor, "told", None),
                 **cards,
@@ -124,6 +124,7 @@ def write_run(
                 "folder": str(Path.cwd()),
                 "versions": versions(),
                 "seed": detector.settings.seed,
+                "parts": [{"name": kind, **PARTS[kind].words()} for kind in judge.parts],
                 "fingerprints": {
                     "network": detector.network.fingerprint,
                     "trusted": detector.trusted_fingerprint,
@@ -144,7 +145,7 @@ def write_run(
 
 
 def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress | None) -> _Kept:
-    kept = _Kept()
+    kept = _Kept(detector.judge.parts)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         for batch, rows, verdicts in detector.stream(inputs, progress):
@@ -154,7 +155,7 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
             least, raised = detector.explainer.least_explained(verdicts), verdicts.raised_by
             for i, name in enumerate(verdicts.ids):
                 witnesses = detector.explainer.witnesses(explanation, units, i)[:3]
-                parts = [_number(verdicts.parts[kind][i]) if kind in verdicts.parts else "" for kind in PARTS]
+                parts = [_number(verdicts.parts[kind][i]) for kind in detector.judge.parts]
                 writer.writerow(
                     [name, _number(verdicts.score[i]), _number(verdicts.p_value[i]), "", int(verdicts.predicted[i])]
                     + parts
@@ -188,15 +189,16 @@ def _number(value: Any) -> str:
     return f"{float(value):.8g}"
 
 
-def _results(verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source) -> None:
+def _results(verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source, parts: list[str]) -> None:
     """The second pass over the verdicts: who is flagged can depend on all of them."""
     known = [name for name, values in (("y", inputs.y), ("truth", inputs.truth)) if values is not None]
     with open(verdicts, newline="", encoding="utf-8") as old, open(results, "w", newline="", encoding="utf-8") as new:
         writer = csv.writer(new)
-        writer.writerow(COLUMNS + MORE_COLUMNS + known)
+        writer.writerow(COLUMNS + parts + MORE_COLUMNS + known)
+        raised_by = len(COLUMNS) + len(parts)
         for row, flag in zip(csv.reader(old), flagged, strict=True):
             row[3] = "true" if flag else "false"
-            row[8] = row[8] if flag else ""
+            row[raised_by] = row[raised_by] if flag else ""
             writer.writerow(row)
     verdicts.unlink()
 
@@ -246,9 +248,8 @@ def _roc(inputs: Source, kept: _Kept, target: int | str | None, classes: int) ->
 def _layer_range(detector: Detector) -> dict[str, list[list[float]]]:
     """1st, 50th and 99th percentile of each layer's deviation over held-out fit samples."""
     score = detector.judge.scores_[0]
-    parts = getattr(score, "parts_", {}) or {"functional": getattr(score, "part_", None)}
     return {
         kind: np.quantile(per_layer_deviation(part.fit_residuals_), [0.01, 0.5, 0.99], axis=0).T.tolist()
-        for kind, part in parts.items()
-        if part is not None and kind != "confidence"
+        for kind, part in getattr(score, "parts_", {}).items()
+        if part.part.layers is not None
     }

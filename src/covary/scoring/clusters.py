@@ -16,6 +16,7 @@ from sklearn.neighbors import NearestNeighbors
 from covary.scoring.judge import Verdicts
 from covary.scoring.rows import Rows
 from covary.scoring.scores.layers import LAMBDA, Layers, unit
+from covary.scoring.scores.parts import PARTS
 
 LEAST_MEMBERS, FEWEST = 8, 5
 SHARE_OF_FLAGGED = 0.15
@@ -132,6 +133,7 @@ def mechanism_axis(verdicts: Verdicts) -> Float[np.ndarray, " n"]:
     The mean of the functional and latent parts minus `uncertainty`; higher = another mechanism behind a sure answer,
     lower = an answer the network is unsure of, whose gradients and activations are odd for that alone.
     """
-    parts = [values for kind, values in verdicts.parts.items() if kind != "confidence"]
+    two_sided = [kind for kind in verdicts.parts if PARTS[kind].sides == "two" and not PARTS[kind].unsure]
+    parts = [verdicts.parts[kind] for kind in two_sided]
     evidence = np.mean(parts, axis=0) if parts else np.zeros(len(verdicts))
     return evidence - uncertainty(verdicts)

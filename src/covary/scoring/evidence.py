@@ -15,6 +15,7 @@ from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.rows import Rows
 from covary.scoring.scores.explained import Explanation, explain
 from covary.scoring.scores.layers import per_layer_deviation, unit
+from covary.scoring.scores.parts import PARTS
 
 WITNESSES = 5
 LEAST_WEIGHT = 1e-3
@@ -44,7 +45,7 @@ class Evidence:
     Attributes:
         id: its name.
         score, p_value, flagged, predicted: the verdict.
-        parts: functional, latent, confidence: standardised log distances, about 0 +- 1 on trusted samples.
+        parts: evidence by part (see `PARTS`): standardised log distances, about 0 +- 1 on trusted samples.
         raised_by: the part that stands out most.
         unexplained: share of the query's direction that trusted samples leave over, in [0, 1].
         explained_by: the witnesses, by falling weight; empty where nothing explains it.
@@ -77,8 +78,7 @@ class Explainer:
     def __init__(self, judge: Judge) -> None:
         self.reference = judge.reference
         self.layer_names = {
-            "functional": list(judge.reference.functional),
-            "latent": list(judge.reference.latent),
+            kind: list(part.layers(judge.reference)) for kind, part in PARTS.items() if part.layers is not None
         }
 
     @functools.cached_property
@@ -126,7 +126,7 @@ class Explainer:
         classes = np.stack([reach[:, self.reference.predicted == label].mean(1) for label in labels], axis=1)
         layers = {
             kind: per_layer_deviation(verdicts.residuals[kind])
-            for kind in ("functional", "latent")
+            for kind in self.layer_names
             if kind in verdicts.residuals
         }
         least, raised = self.least_explained(verdicts), verdicts.raised_by

@@ -80,6 +80,9 @@ class Judge:
         fpr: the false-alarm rate asked for, in (0, 1).
         per_class: rank within the predicted class where its calibration samples suffice (see `class_groups`).
         seed: of the split.
+
+    Attributes:
+        parts: names of the evidence parts that verdicts carry (see `PARTS`).
     """
 
     def __init__(
@@ -169,7 +172,9 @@ class Judge:
             references.append(reference)
             own = trusted.take(dealt.calibration) if calibration is None else calibration
             self.scores_.append(score_named(self.score, self.coupling).fit(reference, fit))
-            held.append((own, self.scores_[-1].measure(own).score))
+            measured = self.scores_[-1].measure(own)
+            self.parts = list(measured.parts)
+            held.append((own, measured.score))
             for role, rows in (("reference", reference), ("fit", fit), ("calibration", own)):
                 self.roles[role + suffix] = list(rows.ids)
         self.reference = references[0] if len(references) == 1 else trusted.take(right)

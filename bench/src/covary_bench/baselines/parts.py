@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring.scores.combined import Part
+from covary.scoring.scores.parts import Part
 from covary_bench.baselines.material import Material
 
 

@@ -14,14 +14,14 @@ from covary.runs.report.axis import axis_for
 from covary.runs.report.draws import draws
 from covary.runs.report.mechanism_section import mechanisms
 from covary.runs.report.panels import panels
-from covary.runs.report.run_folder import PARTS, RunFolder, items, number, section
+from covary.runs.report.run_folder import RunFolder, items, number, section
 
 TABLE_ROWS = 10_000
 FIRST_PAGE = 25
 SHOWN_BARS = 8
 CALIBRATIONS = {"split": "trusted data that nothing else has seen"}
 LEVELS = {"error": 0, "warning": 1, "note": 2, "ok": 3}
-# Columns of the table of inputs: key, heading, how a cell is written and sorted.
+# Columns of the table of inputs: key, heading, how a cell is written and sorted; before the evidence parts, and after.
 HEADS = (
     ("row", "#", "count"),
     ("id", "Input", "id"),
@@ -31,9 +31,8 @@ HEADS = (
     ("predicted", "Predicted", "class"),
     ("y", "True class", "class"),
     ("truth", "Truth", "truth"),
-    ("functional", "Functional", "number"),
-    ("latent", "Latent", "number"),
-    ("confidence", "Confidence", "number"),
+)
+MORE_HEADS = (
     ("raised_by", "Raised by", "text"),
     ("unexplained", "Unexplained", "share"),
     ("least_explained_layer", "Least explained in", "text"),
@@ -58,6 +57,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "measures": words.measures(run),
         "where": _where(run),
         "evidence": evidence,
+        "parts": [part for part in run.parts.values() if part.get("meaning")],
         "n_flagged": int(run.results.flagged.sum()),
         "draws": draws(run),
         "diagnostics": _diagnostics(run),
@@ -173,7 +173,7 @@ def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
     results = run.results
     score = results.numbers["score"]
     order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:TABLE_ROWS]
-    names = ["score", "p_value", "predicted", *PARTS, "unexplained", "y", "truth"]
+    names = ["score", "p_value", "predicted", *run.parts, "unexplained", "y", "truth"]
     names = [name for name in names if np.isfinite(results.numbers[name]).any()]
     names = [name for name in names if name != "predicted" or not run.ungrouped]
     texts = [name for name in ("raised_by", "least_explained_layer", "explained_by") if any(results.words[name])]
@@ -188,7 +188,9 @@ def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
     }
     labels = np.unique(np.concatenate([results.numbers[name] for name in ("predicted", "y")]))
     classes = {f"{value:g}": run.class_name(float(value)) for value in labels[np.isfinite(labels)]}
-    heads = [{"key": key, "title": title, "kind": kind} for key, title, kind in HEADS if key in columns]
+    parts = [(name, str(part["title"]), "number") for name, part in run.parts.items()]
+    every = [*HEADS, *parts, *MORE_HEADS]
+    heads = [{"key": key, "title": title, "kind": kind} for key, title, kind in every if key in columns]
     return {
         "columns": columns,
         "classes": classes,

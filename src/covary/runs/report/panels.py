@@ -11,10 +11,9 @@ import numpy as np
 from covary.runs.report import charts
 from covary.runs.report.answers import answer
 from covary.runs.report.axis import Axis, axis_for
-from covary.runs.report.run_folder import PARTS, RunFolder, items, number, section
+from covary.runs.report.run_folder import RunFolder, items, number, section
 from covary.runs.report.words import layer, p_value, signed, whole
 
-FAMILIES = {"functional": "Functional evidence: the gradient", "latent": "Latent evidence: the activations"}
 PROFILE_HEIGHT = 112
 SHOWN_CLASSES = 8
 SHOWN_TEXT = 2000
@@ -66,18 +65,20 @@ def image(value: Any) -> str | None:
 
 def _scales(run: RunFolder, entries: list[dict[str, Any]]) -> Scales:
     results = run.results
-    stacked = np.concatenate([results.numbers[name] for name in PARTS])
-    calm = np.concatenate([results.numbers[name][~results.flagged] for name in PARTS])
-    shown = [v for entry in entries for v in (number(section(entry, "parts").get(n)) for n in PARTS) if v is not None]
+    empty = np.empty(0)
+    stacked = np.concatenate([empty, *(results.numbers[name] for name in run.parts)])
+    calm = np.concatenate([empty, *(results.numbers[name][~results.flagged] for name in run.parts)])
+    told = [number(section(entry, "parts").get(name)) for entry in entries for name in run.parts]
+    shown = [value for value in told if value is not None]
     stacked, calm = np.append(stacked[np.isfinite(stacked)], shown), calm[np.isfinite(calm)]
     bands = {}
-    for name in PARTS:
+    for name in run.parts:
         values = results.numbers[name][~results.flagged]
         values = values[np.isfinite(values)]
         if len(values) >= 20:
             bands[name] = (float(np.quantile(values, 0.01)), float(np.quantile(values, 0.99)))
     layers, ranges = {}, {}
-    for family in FAMILIES:
+    for family in (name for name, part in run.parts.items() if part.get("layered")):
         ranges[family] = [_triple(value) for value in items(section(run.evidence, "layer_range"), family)]
         trusted = np.array([v for triple in ranges[family] if triple for v in triple], dtype=np.float64)
         own = np.array([v for entry in entries for v in _numbers(entry, family) if v is not None], dtype=np.float64)
@@ -110,7 +111,7 @@ def _panel(
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
         "sentence": _sentence(raised_by, unexplained, worst, "trace" if run.sampled else "gradient"),
         "trusted": _trusted(run, entry),
-        "parts": _parts(scales, entry),
+        "parts": _parts(run, scales, entry),
         "classes": [] if run.ungrouped else _classes(run, entry),
         "more_classes": max(0, len(items(entry, "classes")) - SHOWN_CLASSES),
         "profiles": _profiles(run, scales, entry),
@@ -143,9 +144,9 @@ def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _parts(scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
     shown = []
-    for name in PARTS:
+    for name in run.parts:
         value = number(section(entry, "parts").get(name))
         if value is not None:
             band = scales.bands.get(name)
@@ -184,7 +185,9 @@ def _profiles(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dic
             ranges = scales.ranges[family]
             drawing = charts.layer_profile(values, ranges, axis, PROFILE_HEIGHT, family)
             readout = _furthest(run.layers(family), values, ranges)
-            shown.append({"family": family, "title": FAMILIES[family], "drawing": drawing, "readout": readout})
+            part = run.parts[family]
+            title = f"{part['title']} evidence: {part['source']}"
+            shown.append({"family": family, "title": title, "drawing": drawing, "readout": readout})
     return shown
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from covary.errors import CovaryError
+from covary.scoring.scores.parts import PARTS
 
-PARTS = ("functional", "latent", "confidence")
-NUMBERS = ("score", "p_value", *PARTS, "unexplained", "predicted", "y", "truth")
+NUMBERS = ("score", "p_value", "unexplained", "predicted", "y", "truth")
 WORDS = ("raised_by", "least_explained_layer", "explained_by")
 
 
@@ -56,13 +56,19 @@ class RunFolder:
     mechanisms: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """The run's own evidence parts by name: `title` of the column, `source`, and whether it is drawn by layer."""
+        return _parts(self.run)
+
+    @property
     def sampled(self) -> bool:
         """Whether scores come from traces along draws rather than from gradients."""
         return bool(section(self.evidence, "sampling"))
 
     def layers(self, family: str) -> list[str]:
         """Names of the layers in the order in which a family's per-layer lists are written."""
-        own = items(self.evidence, f"{family}_layers")
+        # Runs of before named one list for all families, or one apart.
+        own = items(section(self.evidence, "layers"), family) or items(self.evidence, f"{family}_layers")
         return [str(name) for name in own or items(self.evidence, "layers")]
 
     @property
@@ -84,11 +90,12 @@ def read_run(path: Path) -> RunFolder:
     """Reads a RUN folder; raises CovaryError where `results.csv` is missing or a file cannot be read."""
     if not (path / "results.csv").is_file():
         raise CovaryError(f"no results.csv in {path}", "a folder written by `covary scan --out`", "check the path")
+    run = _read_json(path / "run.json")
     return RunFolder(
         path,
-        _read_results(path / "results.csv"),
+        _read_results(path / "results.csv", [*NUMBERS, *_parts(run)]),
         _read_json(path / "summary.json"),
-        _read_json(path / "run.json"),
+        run,
         _read_json(path / "report.json"),
         _read_json(path / "mechanisms.json"),
     )
@@ -117,6 +124,13 @@ def section(mapping: Any, key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _parts(run: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if not isinstance(run.get("parts"), list):  # a run of before they were recorded
+        return {name: part.words() for name, part in PARTS.items()}
+    named = [part for part in run["parts"] if isinstance(part, dict) and isinstance(part.get("name"), str)]
+    return {part["name"]: {"title": part["name"], "source": f"the {part['name']}", **part} for part in named}
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
@@ -129,8 +143,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_results(path: Path) -> Results:
-    kept: dict[str, list[str]] = {name: [] for name in ("id", "flagged", *NUMBERS, *WORDS)}
+def _read_results(path: Path, numeric: list[str]) -> Results:
+    kept: dict[str, list[str]] = {name: [] for name in ("id", "flagged", *numeric, *WORDS)}
     n = 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -149,7 +163,7 @@ def _read_results(path: Path) -> Results:
     except (csv.Error, UnicodeDecodeError) as error:
         raise CovaryError(f"{path} is not readable CSV ({error})", "an intact run folder", "scan again") from error
     flagged = np.zeros(n, bool) if not kept["flagged"] else np.isin(np.char.lower(kept["flagged"]), ("true", "1"))
-    numbers = {name: _floats(kept[name], n) for name in NUMBERS}
+    numbers = {name: _floats(kept[name], n) for name in numeric}
     return Results(kept["id"], flagged, numbers, {name: kept[name] or [""] * n for name in WORDS})
 
 

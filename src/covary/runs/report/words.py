@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from covary.runs.report.run_folder import PARTS, RunFolder, number, section
+from covary.runs.report.run_folder import RunFolder, number, section
 
 SPACE = "\u00a0"
 MEANING = (
@@ -164,7 +164,7 @@ def measures(run: RunFolder) -> list[tuple[str, str, str]]:
     interval = summary.get("fpr_interval")
     low, high = (number(v) for v in interval) if isinstance(interval, list) and len(interval) == 2 else (None, None)
     law = "" if low is None or high is None else f" Expected by chance: {percent(low)} to {percent(high)}."
-    areas = {name: number(section(summary, "auroc_parts").get(name)) for name in PARTS}
+    areas = {name: number(section(summary, "auroc_parts").get(name)) for name in run.parts}
     known = [f"{name} {quality(area)}" for name, area in areas.items() if area is not None]
     ceiling = get.get("der_ceiling")
     limit = "" if ceiling is None else f" Its ceiling here is {quality(ceiling)}."

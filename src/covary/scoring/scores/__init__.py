@@ -18,10 +18,11 @@ from jaxtyping import Float, Int
 from covary.errors import unknown_name
 from covary.scoring.couplings import couple, vectors
 from covary.scoring.rows import Rows
-from covary.scoring.scores.combined import Combined, Measured, Part
+from covary.scoring.scores.combined import Combined, Measured
 from covary.scoring.scores.coupling import class_max, mean, own_class, top_k
 from covary.scoring.scores.explained import explain
 from covary.scoring.scores.layers import unit
+from covary.scoring.scores.parts import Part
 
 
 @runtime_checkable
@@ -83,12 +84,12 @@ class Profile:
 
     def fit(self, reference: Rows, fit: Rows) -> Profile:
         """Profile from the reference, standardisation from the fit samples."""
-        self.part_ = Part("functional").fit(reference, fit)
+        self.parts_ = {"functional": Part("functional").fit(reference, fit)}
         return self
 
     def measure(self, rows: Rows) -> Measured:
         """Scores of fresh rows."""
-        distance, residuals = self.part_.measure(rows)
+        distance, residuals = self.parts_["functional"].measure(rows)
         return Measured(distance, {"functional": distance}, {"functional": residuals})
 
 

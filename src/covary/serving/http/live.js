@@ -100,7 +100,6 @@
   };
 
   // ---- the latest flagged --------------------------------------------------------------------------------------
-  const RAISED = { functional: "the gradient", latent: "the activations", confidence: "the confidence" };
   const card = (entry) => {
     const tiles = make("div", "tiles");
     if (entry.picture) tiles.append(image(entry.picture, 64, "the input"));
@@ -108,7 +107,7 @@
     if (entry.picture && near.length) tiles.append(make("span", "near"), make("div", "small", null, ...near.map((w) => image(w.picture, 48, `trusted: ${w.predicted}`))));
     const head = make("p", "head", null, make("b", null, `Answered ${entry.predicted}`), make("span", "id", entry.id));
     const told = [];
-    if (entry.raised_by) told.push(`Raised by ${RAISED[entry.raised_by] ?? entry.raised_by}${entry.layer ? `, least explained in ${entry.layer}` : ""}.`);
+    if (entry.raised_by) told.push(`Raised by ${entry.raised_by}${entry.layer ? `, least explained in ${entry.layer}` : ""}.`);
     if (entry.unexplained !== null) told.push(`Trusted samples leave ${percent(entry.unexplained)} of its direction unexplained.`);
     if (entry.near.length) told.push(`Nearest trusted: ${entry.near.map((w) => w.predicted).join(", ")}.`);
     if (entry.score === null) told.push("Network or gradient is not finite on it.");

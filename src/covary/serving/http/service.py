@@ -25,6 +25,7 @@ from covary.runs.cards import data_uri
 from covary.scoring.evidence import Evidence
 from covary.scoring.judge import Verdicts
 from covary.scoring.rows import Batch
+from covary.scoring.scores.parts import PARTS
 from covary.serving.http import protocol
 from covary.serving.http.audit import AuditLog
 from covary.serving.http.batching import Batcher, Job
@@ -255,7 +256,7 @@ class Service:
         }
         if evidence is not None:
             card |= {
-                "raised_by": evidence.raised_by,
+                "raised_by": PARTS[evidence.raised_by].source if evidence.raised_by else "",
                 "layer": evidence.least_explained_layer,
                 "unexplained": evidence.unexplained,
                 "near": [

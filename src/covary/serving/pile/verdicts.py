@@ -18,8 +18,9 @@ from covary.serving.pile.output_store import TROUBLE, OutputStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PARTS = ("functional", "latent", "confidence")
-COLUMNS = ("id", "score", "p_value", "flagged", "predicted", *PARTS, "raised_by", "least_explained_layer")
+# Columns before and after the evidence parts, which are the detector's own.
+COLUMNS = ("id", "score", "p_value", "flagged", "predicted")
+MORE_COLUMNS = ("raised_by", "least_explained_layer")
 KEY = b"covary"
 
 
@@ -33,10 +34,9 @@ def arrow() -> Any:
     return pyarrow
 
 
-def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]]) -> pa.Table:
-    """The verdicts of a partition's batches as one table; parts that the score has none of are null."""
+def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Sequence[str] = ()) -> pa.Table:
+    """The verdicts of a partition's batches as one table, with a column for each of the evidence `parts`."""
     pa = arrow()
-    n = sum(len(v) for v in verdicts)
 
     def joined(values: list[np.ndarray], dtype: Any) -> Any:
         return pa.array(np.concatenate(values) if values else np.empty(0), dtype)
@@ -48,9 +48,7 @@ def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]]) -> pa.Tab
         "flagged": joined([v.flagged for v in verdicts], pa.bool_()),
         "predicted": joined([v.predicted for v in verdicts], pa.int64()),
     }
-    for kind in PARTS:
-        known = bool(verdicts) and kind in verdicts[0].parts
-        columns[kind] = joined([v.parts[kind] for v in verdicts], pa.float64()) if known else pa.nulls(n, pa.float64())
+    columns |= {kind: joined([v.parts[kind] for v in verdicts], pa.float64()) for kind in parts}
     columns["raised_by"] = pa.array([name for v in verdicts for name in v.raised_by], pa.string())
     columns["least_explained_layer"] = pa.array([name for names in least for name in names], pa.string())
     return pa.table(columns)
@@ -59,7 +57,9 @@ def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]]) -> pa.Tab
 def digest_of(table: pa.Table) -> str:
     """sha256 over ids, scores, p-values, predictions and parts, in order; to the bit, and blind to who is flagged."""
     digest = hashlib.sha256()
-    for name in ("id", "score", "p_value", "predicted", *PARTS):
+    for name in table.column_names:
+        if name in ("flagged", *MORE_COLUMNS):
+            continue
         column = table[name].combine_chunks()
         digest.update(f"{name};{len(column)};".encode())
         if name == "id":
@@ -78,8 +78,8 @@ def write_part(place: OutputStore, name: str, table: pa.Table, record: dict[str,
     place.write(name, sink.getvalue())
 
 
-def read_part(place: OutputStore, name: str, columns: Sequence[str] = COLUMNS) -> tuple[pa.Table, dict[str, Any]]:
-    """Columns of a partition, and the record in its footer.
+def read_part(place: OutputStore, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns of a partition (None = all), and the record in its footer.
 
     Raises:
         CovaryError: the file is damaged or not ours.
@@ -89,7 +89,7 @@ def read_part(place: OutputStore, name: str, columns: Sequence[str] = COLUMNS) -
     try:
         with place.open(name) as raw, pa.parquet.ParquetFile(raw) as file:
             text = (file.schema_arrow.metadata or {}).get(KEY)
-            table = file.read(columns=list(columns))
+            table = file.read(columns=None if columns is None else list(columns))
     except (*TROUBLE, pa.lib.ArrowException) as problem:
         raise CovaryError(f"{name} of {place.where} is damaged ({problem})", "an intact partition", remedy) from problem
     if text is None:

@@ -140,7 +140,7 @@ class Scorer:
                 for _, _, verdicts in self.detector.stream(source):
                     kept.append(replace(verdicts, residuals={}))
                     least.append(self.detector.explainer.least_explained(verdicts))
-        table = table_of(kept, least)
+        table = table_of(kept, least, self.detector.judge.parts)
         took = {
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - processor,

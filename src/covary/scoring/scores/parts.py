@@ -1,0 +1,140 @@
+"""Evidence parts, one table: how numbers come from rows, which side of them counts, what a report calls each part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from covary.errors import unknown_name
+from covary.scoring.rows import Rows
+from covary.scoring.scores.distances import Standardised, TopLayersDistance, WholeDistance
+from covary.scoring.scores.layers import LayerProfile
+
+Layers = Mapping[str, Float[np.ndarray, "n _"]]
+
+
+@dataclass(frozen=True)
+class EvidencePart:
+    """One kind of evidence as data; give either `numbers` or `layers`.
+
+    Attributes:
+        title: heading of its column in a report.
+        source: what a sentence says it comes from, such as `the gradient`.
+        meaning: what the report's glossary says of it.
+        numbers: from rows to its numbers, (n, d); None where the rows carry none.
+        layers: from rows to vectors by layer, of which its numbers are the profile (see `LayerProfile`).
+        norms: exact norms of those vectors, (n, L), where the rows know them.
+        centred: whether the profile takes the reference mean off first.
+        top_layers: whether the distance of its most striking layers is added to that of all.
+        sides: `two` = far from trusted numbers either way is odd; `one` = a single number, odd where it is high.
+        unsure: its numbers that are high where the network is unsure, by name, with the sign that makes them so.
+    """
+
+    title: str
+    source: str
+    meaning: str = ""
+    numbers: Callable[[Rows], Float[np.ndarray, "n d"] | None] | None = None
+    layers: Callable[[Rows], Layers] | None = None
+    norms: Callable[[Rows], Float[np.ndarray, "n L"]] | None = None
+    centred: bool = False
+    top_layers: bool = False
+    sides: Literal["two", "one"] = "two"
+    unsure: Mapping[str, float] = field(default_factory=dict)
+
+    def words(self) -> dict[str, object]:
+        """What a RUN records of it for its report."""
+        return {"title": self.title, "source": self.source, "meaning": self.meaning, "layered": self.layers is not None}
+
+    def is_in(self, rows: Rows) -> bool:
+        """Whether rows carry what it is made of."""
+        if self.layers is not None:
+            return bool(self.layers(rows))
+        return self.numbers is not None and self.numbers(rows) is not None
+
+
+def confidence_numbers(rows: Rows) -> Float[np.ndarray, "n c"]:
+    """The network's own confidence at w*, one column per kind."""
+    return np.stack([np.asarray(values, np.float64) for values in rows.confidence.values()], axis=1)
+
+
+# In the order of columns. Activations of different layers depend less on each other than gradients do, and what is odd
+# in a few of them drowns in the whole: hence `top_layers`.
+PARTS: dict[str, EvidencePart] = {
+    "functional": EvidencePart(
+        "Functional",
+        "the gradient",
+        "How the answer depends on the weights: the gradient of the network's own answer, layer by layer, against the "
+        "gradients of trusted samples.",
+        layers=lambda rows: rows.functional,
+        norms=lambda rows: rows.functional_norms,
+    ),
+    "latent": EvidencePart(
+        "Latent",
+        "the activations",
+        "The same comparison on the activations of the layers.",
+        layers=lambda rows: rows.latent,
+        centred=True,
+        top_layers=True,
+    ),
+    "confidence": EvidencePart(
+        "Confidence",
+        "the confidence",
+        "How sure the network is, against how sure it is on trusted samples; unusual in either direction counts.",
+        numbers=confidence_numbers,
+        unsure={"margin": -1.0, "energy": 1.0},
+    ),
+}
+
+
+class Part:
+    """An evidence part fitted on trusted rows: its numbers, standardised per class, and their standardised distance.
+
+    The standardised log of the Mahalanobis distance over all numbers (of a one-sided part: its number, standardised).
+    """
+
+    def __init__(self, kind: str) -> None:
+        if kind not in PARTS:
+            raise unknown_name("evidence part", kind, PARTS)
+        self.kind, self.part = kind, PARTS[kind]
+
+    def numbers(self, rows: Rows) -> Float[np.ndarray, "n d"]:
+        """The numbers this kind of evidence is made of."""
+        part = self.part
+        if part.layers is not None:
+            norms = None if part.norms is None else part.norms(rows)
+            return self.profile_.numbers(part.layers(rows), rows.predicted, norms)
+        found = None if part.numbers is None else part.numbers(rows)
+        assert found is not None
+        return found
+
+    def fit(self, reference: Rows, fit: Rows) -> Part:
+        """Profile from the reference; standardisation from the fit samples, by held-out distances."""
+        if self.part.layers is not None:
+            self.profile_ = LayerProfile(centred=self.part.centred).fit(
+                self.part.layers(reference), reference.predicted
+            )
+        numbers = self.numbers(fit)
+        if self.part.sides == "one":
+            self.standardised_ = Standardised().fit(numbers[:, 0])
+            self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.standardised_.fit_[:, None]
+            return self
+        self.whole_ = WholeDistance().fit(numbers, fit.predicted)
+        self.distances_: list[WholeDistance | TopLayersDistance] = [self.whole_]
+        if self.part.top_layers:
+            self.distances_.append(TopLayersDistance().fit(numbers, fit.predicted))
+        self.standardised_ = Standardised().fit(np.sum([distance.fit_ for distance in self.distances_], axis=0))
+        self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.whole_.residuals_
+        return self
+
+    def measure(self, rows: Rows) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d"]]:
+        """Standardised log distance (about 0 and spread 1 on trusted samples; higher = odder) and the residuals."""
+        numbers = self.numbers(rows)
+        if self.part.sides == "one":
+            found = self.standardised_(numbers[:, 0])
+            return found, found[:, None]
+        total = np.sum([distance(numbers, rows.predicted) for distance in self.distances_], axis=0)
+        return self.standardised_(total), self.whole_.standardiser_.residuals(numbers, rows.predicted)
