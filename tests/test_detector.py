@@ -209,7 +209,7 @@ def peak_of(detector, n):
 
 
 def test_memory_does_not_grow_with_the_number_of_inputs(fitted):
-    peak_of(fitted, 64)
+    peak_of(fitted, 384)
     few, many = peak_of(fitted, 128), peak_of(fitted, 384)
     # Names grow, at some 200 bytes an input; its rows alone would be ten times that.
     assert sum(part.shape[1] for part in fitted.trusted_rows.functional.values()) * 4 > 2000
