@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 
 from covary.errors import CovaryError
 from covary_bench import plots
-from covary_bench.baselines import BASELINES
+from covary_bench.baselines.images import BASELINES
 from covary_bench.cell import Cell
 from covary_bench.figures import best_der, bootstrap, figures
 from covary_bench.outputs import as_csv, as_markdown, write_outputs
 from covary_bench.page import page
 from covary_bench.prepared import Inputs
+from covary_bench.records import read_record, rounded
 from covary_bench.scoring import Scored
 from covary_bench.summary import by_case, by_distance, means, ranks, record, wins
 from covary_bench.table import TABLES, from_toml, read, table
@@ -217,12 +217,40 @@ def test_plots_and_page_compare_like_with_like(monkeypatch):
     assert "<td>0.950 (0.725)</td>" in html
 
 
+def test_a_record_says_the_same_from_its_file(tmp_path):
+    """What tables, pages and plots use survives writing; curves and what can be told from the rest do not."""
+    cells = {"a/x/0": cell(0.91234, 0.8, energy=0.95), "a/x/1": cell(0.8, 0.8, energy=0.7)}
+    cells["c/x/0"] = {"missing": "gone"}
+    for own in (cells["a/x/0"], cells["a/x/1"]):
+        own["detectors"]["combined"]["der"] = {"calibrated": 0.7, "best": 0.8, "ceiling": 0.9, "accuracy": 0.85,
+                                               "attack_success": 0.8}  # fmt: skip
+        own["detectors"]["combined"]["same_class"] = {"auroc": 0.77}
+        own["about"] = {"device": "a"}
+    found = from_toml("vision", "small", {**read("vision"), "tuning": []})
+    made = record(found, rounded(cells), {})
+    again = record(found, read_record(write_outputs(made, tmp_path)[0])["cells"], {})
+    assert as_markdown(again) == as_markdown(made)
+    assert {k: v for k, v in again.items() if k != "cells"} == {k: v for k, v in made.items() if k != "cells"}
+    assert again["cells"]["a/x/0"]["about"] == {"device": "a"}
+    assert "roc" not in again["cells"]["a/x/0"]["detectors"]["combined"]
+    assert not plots.roc(plots_figure(), again)
+
+
+def plots_figure():
+    from matplotlib.figure import Figure
+
+    return Figure()
+
+
 def test_files_of_a_record(tmp_path):
     cells = {"a/x/0": cell(0.9, 0.8, energy=0.95), "a/x/1": cell(0.8, 0.8, energy=0.7), "c/x/0": {"missing": "<b>"}}
     made = record(from_toml("vision", "small", {**read("vision"), "tuning": []}), cells, {})
     written = write_outputs(made, tmp_path)
     assert [path.name for path in written] == [f"vision-small.{kind}" for kind in ("json", "csv", "md", "html")]
-    assert json.loads(written[0].read_text())["cells"]["a/x/0"]["detectors"]["energy"]["masked"]["auroc"] == 0.95
+    kept = read_record(written[0])
+    assert kept["cells"]["a/x/0"]["detectors"]["energy"]["masked"]["auroc"] == 0.95
+    assert kept["mean_auroc_masked"] == pytest.approx(made["mean_auroc_masked"], abs=1e-4)
+    assert sum("energy" in line for line in written[0].read_text().splitlines()) == 2, "one line a cell and detector"
     rows = list(csv.DictReader(io.StringIO(as_csv(made))))
     assert len(rows) == 2 * 2 * 2 + 1
     assert rows[-1]["mark"] == "missing: <b>"

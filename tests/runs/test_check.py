@@ -17,7 +17,7 @@ from covary.runs.check import network as about_network
 from covary.runs.check.findings import CheckReport, Finding
 from covary.runs.check.suspects import NORMALISATIONS, REVERSE, Suspect, first_norm, statistics_gap, suspects
 from covary.scoring.splits import split
-from covary_bench import datasets, public
+from covary_bench.images import datasets, public
 
 CLASSES, SIDE = 4, 8
 torch.set_num_threads(1)
@@ -469,7 +469,7 @@ IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 def test_public_networks_get_the_right_advice(name, factory, data, given, advice):
     images = datasets.load(data)
     chosen = np.random.default_rng(0).permutation(len(images.x))[:200]
-    network = load_network(f"covary_bench.public:{factory}", public.weights_path(name))
+    network = load_network(f"covary_bench.images.public:{factory}", public.weights_path(name))
     x, y = images.x[chosen], images.y[chosen]
     for trusted in ((x, y), x):
         assert advice in the(check(network, open_data(trusted, **given)), "Preprocessing").change
@@ -481,7 +481,7 @@ def test_public_networks_prepared_as_they_were_trained_pass(name):
     known = public.NETWORKS[name]
     images = datasets.load(known.dataset)
     chosen = np.random.default_rng(1).permutation(len(images.x))[:200]
-    network = load_network(f"covary_bench.public:{known.factory.__name__}", public.weights_path(name))
+    network = load_network(f"covary_bench.images.public:{known.factory.__name__}", public.weights_path(name))
     source = open_data((images.x[chosen], images.y[chosen]), mean=known.mean, std=known.std)
     report = check(network, source, fpr=0.05)
     assert titles(report, "warning", "error") == []
@@ -495,7 +495,7 @@ def test_a_digit_network_without_stored_statistics():
     images = datasets.mnist_small()
     chosen = np.random.default_rng(0).permutation(len(images.x))[:200]
     weights = public.weights_path("mnist_badnet_white5_t1")
-    network = load_network("covary_bench.public:lenet_mnist", weights)
+    network = load_network("covary_bench.images.public:lenet_mnist", weights)
     source = open_data((images.x[chosen], images.y[chosen]), mean=0.5, std=0.5)
     assert "Preprocessing" not in titles(check(network, source))
     worse = check(network, open_data((images.x[chosen], images.y[chosen]), std=1 / 255))

@@ -26,11 +26,15 @@ from covary.cli.options import (
     settings,
 )
 from covary.cli.verbosity import App
+from covary_bench.table import TABLES
 
-SPEED = "Of speed, whose cells are its sections"
 Cells = Annotated[list[str] | None, Option("--cell", help="Only this cell, as in badnets/cifar10/0; may be repeated.")]
 Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished results.")]
-
+Out = Annotated[Path, Option("--out", help="Folder of the records, tables and pages.")]
+Scale = Annotated[str, Option("--scale", help="ci (two minutes), small (two cores) or paper (a GPU).")]
+Threads = Annotated[int, Option("--threads", min=1, help="Of the network; figures are the same for the same number.")]
+Tables = Annotated[str, Argument(help=f"{', '.join(TABLES)}, or all.")]
+RESULTS = Path("bench/results")
 
 app = App(name="covary-bench", help="The benchmark of covary.", no_args_is_help=True, add_completion=False,
             rich_markup_mode="markdown", pretty_exceptions_enable=False)  # fmt: skip
@@ -38,36 +42,20 @@ app = App(name="covary-bench", help="The benchmark of covary.", no_args_is_help=
 
 @app.command()
 def run(
-    what: Annotated[
-        str,
-        Argument(
-            help="vision, adaptive, adversarial, ood, mechanisms, hard, sensitivity, language, all; speed; tune; pack."
-        ),
-    ],
-    scale: Annotated[str, Option("--scale", help="ci (two minutes), small (two cores) or paper (a GPU).")] = "ci",
+    what: Tables,
+    scale: Scale = "ci",
     cell: Cells = None,
     cache: Cache = Path("cache"),
-    out: Annotated[Path, Option("--out", help="Folder of the records, tables and pages.")] = Path("bench/results"),
+    out: Out = RESULTS,
     chains: Annotated[
         bool, Option("--chains", help="Also the baselines that take hours, such as the published sampler.")
     ] = False,
     again: Annotated[bool, Option("--again", help="Score anew, from cached victims and cases.")] = False,
     device: Device = "cpu",
-    dataset: Annotated[str, Option("--dataset", help="What to pack.")] = "cifar10",
-    limit: Annotated[float, Option("--limit", help="Largest size of a pack, in MB.")] = 60.0,
-    peer: Annotated[
-        Path | None,
-        Option("--peer", help="Python of an environment with devinterp 1.3.2.", rich_help_panel=SPEED),
-    ] = None,
-    threads: Annotated[
-        int, Option("--threads", min=1, help="Of the network; figures are the same for the same number.")
-    ] = 1,
-    docs: Annotated[
-        Path | None, Option("--docs", help="Page and chart to fill, such as docs/speed.md.", rich_help_panel=SPEED)
-    ] = None,
+    threads: Threads = 1,
     json: Json = False,
 ) -> None:
-    """Run a table of the benchmark, or go on with it; choose the baselines' settings; pack a data set.
+    """Run a table of the benchmark, or go on with it.
 
     **Examples**
 
@@ -76,28 +64,115 @@ def run(
     `covary-bench run vision --scale small`
 
     `covary-bench run vision --scale small --cell badnets/cifar10/0 --again`
-
-    `covary-bench run tune --scale small`
-
-    `covary-bench run pack --dataset cifar10 --out packs --limit 60`
-
-    `covary-bench run speed --cell score_only --peer peer/bin/python`
     """
-    if what == "speed":
-        from covary_bench.speed.told import measure
+    from covary_bench import commands
 
-        record = measure(cell or [], out, cache / "cases", peer, threads, again, docs, quiet=json)
-        if json:
-            print_json(record)
-        return
-    from covary_bench import runner, whole
-
-    made = whole.run(
-        what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, device=device,
-        dataset=dataset, limit=limit, threads=threads, say=runner.silent if json else whole.aloud,
+    made = commands.run(
+        what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, device=device, threads=threads,
+        say=_say(json),
     )  # fmt: skip
     if json:
         print_json(made)
+
+
+@app.command()
+def cases(
+    what: Tables, scale: Scale = "ci", cell: Cells = None, cache: Cache = Path("cache"), device: Device = "cpu",
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Make the cases of a table and score nothing."""
+    from covary_bench import commands
+
+    made = commands.make_cases(what, scale, cache=cache, only=cell or [], device=device, say=_say(json))
+    if json:
+        print_json(made)
+
+
+@app.command()
+def victims(
+    kind: Annotated[list[str] | None, Option("--kind", help="Kind of victim; may be repeated.")] = None,
+    attack: Annotated[list[str] | None, Option("--attack", help="An attack, or none; may be repeated.")] = None,
+    seed: Annotated[list[int] | None, Option("--seed", help="May be repeated.")] = None,
+    target: Annotated[str, Option("--target", help="A class number, or all-to-all.")] = "0",
+    ratio: Annotated[float | None, Option("--ratio", help="Poisoned fraction instead of the attack's own.")] = None,
+    device: Device = "cpu",
+    threads: Threads = 1,
+    out: Annotated[Path, Option("--out", help="Folder of the victims.")] = Path("cache/victims"),
+) -> None:
+    """Train the victims that are missing, cheap attacks first; killed, the same command goes on where it was.
+
+    **Example**
+
+    `covary-bench victims --kind cifar10 --kind gtsrb --seed 0 --seed 1`
+    """
+    from covary_bench.images import victim_queue
+
+    print(victim_queue.run(kind or ["cifar10", "gtsrb"], attack or [], seed or [0, 1], out, target=target, ratio=ratio,
+                           device=device, threads=threads))  # fmt: skip
+
+
+@app.command()
+def tune(
+    scale: Scale = "small", cache: Cache = Path("cache"), out: Out = RESULTS, device: Device = "cpu", json: Json = False
+) -> None:  # fmt: skip
+    """Choose the baselines' settings on the tuning cells; covary's own are not touched."""
+    from covary_bench import tune
+
+    made = tune.run(scale, cache, out, device=device, say=_say(json))
+    if json:
+        print_json(made)
+
+
+@app.command()
+def pack(
+    dataset: Annotated[str, Option("--dataset", help="What to pack.")] = "cifar10",
+    limit: Annotated[float, Option("--limit", help="Largest size of a pack, in MB.")] = 60.0,
+    out: Annotated[Path, Option("--out", help="Folder of the packs; COVARY_PACKS names it to who reads them.")] = Path(
+        "packs"
+    ),
+) -> None:
+    """Make one data set small enough to carry to a machine without a network."""
+    from covary_bench.images.pack import write_pack
+
+    print_json(write_pack(dataset, out, limit))
+
+
+@app.command()
+def speed(
+    cell: Annotated[list[str] | None, Option("--cell", help="Only this section; may be repeated.")] = None,
+    peer: Annotated[Path | None, Option("--peer", help="Python of an environment with devinterp 1.3.2.")] = None,
+    cache: Cache = Path("cache"),
+    out: Out = RESULTS,
+    again: Annotated[bool, Option("--again", help="Measure anew.")] = False,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Measure what it all costs; what is there already is not measured again."""
+    from covary_bench.speed.page import measure
+
+    record = measure(cell or [], out, cache / "cases", peer, threads, again, quiet=json)
+    if json:
+        print_json(record)
+
+
+@app.command()
+def docs(
+    results: Annotated[Path, Option("--results", help="Folder of the records.")] = RESULTS,
+    pages: Annotated[Path, Option("--docs", help="Folder of the pages.")] = Path("docs"),
+    check: Annotated[bool, Option("--check", help="Change nothing; exit with 1 where a figure differs.")] = False,
+) -> None:
+    """Put every figure of the documentation between its marks, from the records, and draw its plots."""
+    from covary_bench import docs
+
+    changed = docs.differences(results, pages) if check else docs.write(results, pages)
+    print("\n".join(changed) or "every figure agrees with its record")
+    raise Exit(int(check and bool(changed)))
+
+
+def _say(json: bool) -> Any:
+    from covary_bench import commands, runner
+
+    return runner.silent if json else commands.print_line
 
 
 @app.command()
@@ -128,7 +203,7 @@ def scan(
     `covary-bench scan record/cifar10_badnet_0_1 --out runs/e`
     """
     from covary.runs import scan as scanning
-    from covary_bench.backdoorbench.material import names_of_record
+    from covary_bench.images.backdoorbench.material import names_of_record
 
     names: dict[str, Any] = {"trusted": trusted, "inputs": inputs, **preparation.given(), **pile.given()}
     given: dict[str, Any] = {

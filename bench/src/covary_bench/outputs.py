@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from covary.storage import folders
 from covary_bench.page import cells_of_ours, page
+from covary_bench.records import write_record
 from covary_bench.scoring import OURS
 from covary_bench.summary import mark_of
 
@@ -23,9 +23,8 @@ def write_outputs(record: Mapping[str, Any], out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     name = f"{record['table']}-{record['scale']}"
     json_path = out / f"{name}.json"
-    part = json_path.with_suffix(".json.part")
-    folders.write_json(part, dict(record))
-    part.rename(json_path)
+    main = {key: value for key, value in record.items() if key.startswith("mean_")}
+    write_record(json_path, {key: record[key] for key in ("table", "scale", "title", "fpr")} | main, record["cells"])
     written = [json_path]
     for suffix, text in (("csv", as_csv(record)), ("md", as_markdown(record)), ("html", page(record))):
         part = out / f"{name}.{suffix}.part"
@@ -45,9 +44,9 @@ def as_csv(record: Mapping[str, Any]) -> str:
             writer.writerow({"cell": name, "mark": f"missing: {cell['missing']}"})
         for detector, found in cell.get("detectors", {}).items():
             for view in VIEWS:
-                if found[view] is None:
+                if not found[view]:
                     continue
-                low, high = found[view]["auroc_interval"] or (None, None)
+                low, high = found[view].get("auroc_interval") or (None, None)
                 writer.writerow({
                     **found[view], "cell": name, "detector": detector, "view": view, "auroc_low": low,
                     "auroc_high": high, "seconds_a_query": found["seconds_a_query"], "mark": mark_of(cell),

@@ -102,7 +102,8 @@ def roc(figure: Any, record: Record) -> bool:
     order = sorted(everywhere, key=lambda name: -(record["baselines"][name]["mean_auroc_masked"] or 0))
     shown = False
     for name in [OURS, *order[:5]]:
-        curves = [cell[name]["roc"] for cell in cells if None not in cell[name]["roc"]]
+        # A record from its file has no curves; the cells that were run here have.
+        curves = [curve for cell in cells if (curve := cell[name].get("roc")) and None not in curve]
         if curves:
             axis.plot(GRID, np.mean(curves, axis=0), label=name, linewidth=2.2 if name == OURS else 1.2)
             shown = True

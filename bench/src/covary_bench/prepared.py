@@ -19,8 +19,8 @@ from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.storage import folders
 from covary.storage.detector import rows_from_arrays, rows_to_arrays
-from covary_bench.baselines import Material, Probe
-from covary_bench.baselines.knn import last_features
+from covary_bench.baselines.images.knn import last_features
+from covary_bench.baselines.material import Material, Probe
 from covary_bench.cached import read_cached
 
 KEPT = "rows.safetensors"

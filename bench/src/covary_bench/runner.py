@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -17,69 +16,50 @@ import torch
 from covary.errors import CovaryError
 from covary.storage import folders
 from covary.storage.fingerprints import versions
-from covary_bench import extras
-from covary_bench.baselines import BASELINES, Baseline
+from covary_bench.baselines.material import Baseline
+from covary_bench.case import Case, Say, modality
 from covary_bench.cell import Cell
-from covary_bench.figures import figures
-from covary_bench.makers import checked, maker
-from covary_bench.prepared import Prepared
+from covary_bench.records import rounded
 from covary_bench.scoring import OURS, anew, ours, scored, scores_path, stale, with_chain
-from covary_bench.settings import chosen
-from covary_bench.summary import record
 from covary_bench.table import Table
-
-Say = Callable[[str], None]
-COUNTS = ("trusted", "clean", "anomalous", "sampling")
 
 
 def silent(line: str) -> None:
     """Says nothing."""
 
 
-def wanted_baselines(table: Table, work: Path, chains: bool, known: Mapping[str, Baseline] = BASELINES) -> list[str]:
+def wanted_baselines(table: Table, case: Case, chains: bool) -> list[str]:
     """Names in the table's order; those that take hours only if asked for, or if their scores are there already."""
+    known = case.baselines
     names = list(table.size.baselines) or list(known)
     for name in names:
         if name not in known:
             raise CovaryError(f"the table {table.name} names the baseline {name!r}", f"one of: {', '.join(known)}")
-    return [n for n in names if known[n].needs != "chain" or chains or scores_path(work, n).is_file()]
+    return [n for n in names if known[n].needs != "chain" or chains or scores_path(case.work, n).is_file()]
 
 
 def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
              say: Say = silent) -> dict[str, Any]:  # fmt: skip
     """Everything about one cell; stages that are there already are not done again."""
-    work = work_folder(table, cell, cache)
-    case = work / "case"
-    began = time.perf_counter()
-    if not same_size(table, work):
-        shutil.rmtree(work)
-    if not (case / "case.json").is_file():
-        maker(table.maker).make(cell, table.size, cache, case, device)
-        folders.write_json(work / "size.json", sizes(table))
-        say(f"{cell}: case made in {time.perf_counter() - began:.0f} s")
-    prepared = Prepared(case, work, table.fpr, device)
-    judged = ours(prepared)
-    inputs = prepared.inputs
-    kept = inputs.group != "hard"
-    found = {OURS: judged}
-    errors = {}
-    for name in wanted_baselines(table, work, chains):
+    case = modality(table).case(table, cell, cache)
+    case.make(device, say)
+    prepared = case.prepared(device)
+    found, errors = {OURS: ours(prepared)}, {}
+    for name in wanted_baselines(table, case, chains):
+        began = time.perf_counter()
         try:
-            found[name] = scored(prepared, name, BASELINES[name], chosen(name))
+            found[name] = scored(prepared, name, case.baselines[name], case.settings(name))
         except CovaryError as problem:
             errors[name] = str(problem)
-    found = with_chain(found, BASELINES, work, len(inputs.truth) + len(prepared.folds()[0][2]))
-    shown = inputs.take(kept)
-    detectors = {}
-    for name, one in found.items():
-        own = type(one)(one.score[kept], one.p_value[kept], one.seconds)
-        detectors[name] = figures(own, shown, table.fpr)
-    facts = {k: v for k, v in prepared.facts.items() if k not in ("model", "weights", "mean", "std")}
+        if (seconds := time.perf_counter() - began) > 30:
+            say(f"{cell}: {name}, {seconds:.0f} s")
+    asked = len(prepared.queries) + len(prepared.folds()[0][2])
+    found = with_chain(found, case.baselines, case.work, asked)
     return {
-        **facts, "cell": str(cell), "detectors": detectors, "errors": errors,
+        **case.facts(prepared, found), "cell": str(cell),
+        "detectors": {name: case.figures(one, prepared) for name, one in found.items()}, "errors": errors,
         "calibration": prepared.judge.mode, "n_calibration": len(prepared.judge.calibration_scores),
         "about": about(device),
-        **extras.more(table.maker, prepared, found),
     }  # fmt: skip
 
 
@@ -91,6 +71,19 @@ def work_folder(table: Table, cell: Cell, cache: Path) -> Path:
 def cell_path(table: Table, cell: Cell, cache: Path) -> Path:
     """Where a cell's result is kept."""
     return work_folder(table, cell, cache) / "result.json"
+
+
+def cells_of(table: Table, cache: Path, only: Sequence[str] = ()) -> list[tuple[Cell, Case]]:
+    """The cells of a table with their cases, or those of `only`.
+
+    Raises:
+        CovaryError: a cell of `only` that no such table can have.
+    """
+    cells = [Cell.parse(name) for name in only] or table.cells
+    every = [(cell, modality(table).case(table, cell, cache)) for cell in cells]
+    for _, case in every if only else ():
+        case.check()
+    return every
 
 
 def run_table(
@@ -113,17 +106,18 @@ def run_table(
     Raises:
         CovaryError: a cell that no such table can have, or one of `only` that cannot be made.
     """
-    chosen_cells = [checked(table.maker, Cell.parse(name)) for name in only] or table.cells
-    for cell in chosen_cells:
+    told = modality(table)
+    every = cells_of(table, cache, only)
+    for cell, case in every:
         path = cell_path(table, cell, cache)
-        if not again and finished(table, path, chains):
+        if not again and finished(table, case, chains):
             continue
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        result = score_anew(path, cell, made, BASELINES, chains) if again else keep(path, cell, made)
-        say(one_line(result))
+        result = score_anew(path, cell, made, case.baselines, chains) if again else keep(path, cell, made)
+        say(f"{cell}: missing, {result['missing']}" if "missing" in result else f"{cell}: {told.line(result)}")
         if only:
             check_complete(result)
-    return record(table, results(table, cache, chosen_cells, known), about(device))
+    return told.record(table, rounded(results(table, cache, [cell for cell, _ in every], known)), about(device))
 
 
 def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -163,27 +157,17 @@ def check_complete(result: Mapping[str, Any]) -> None:
         raise CovaryError(f"the cell {result['cell']} cannot be made: {result['missing']}")
 
 
-def sizes(table: Table) -> dict[str, int]:
-    """What the cases of a table depend on."""
-    return {name: getattr(table.size, name) for name in COUNTS}
-
-
-def same_size(table: Table, work: Path) -> bool:
-    """Whether what is there of a cell, if anything, was made at the table's present sizes."""
-    path = work / "size.json"
-    return not path.is_file() or json.loads(path.read_text()) == sizes(table)
-
-
-def finished(table: Table, path: Path, chains: bool) -> bool:
-    """Whether a result has all that is wanted of it: it is not missing, and no baseline is."""
-    if not path.is_file() or not same_size(table, path.parent):
+def finished(table: Table, case: Case, chains: bool) -> bool:
+    """Whether there is a result of the case as it is now, with all that is wanted of it."""
+    path = case.work / "result.json"
+    if not path.is_file() or not case.current():
         return False
     result = json.loads(path.read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
-    wanted = wanted_baselines(table, path.parent, chains)
+    wanted = wanted_baselines(table, case, chains)
     if "missing" in result or not set(wanted) <= there:
         return False
-    return not any(stale(path.parent, name, chosen(name)) for name in wanted)
+    return not any(stale(case.work, name, case.settings(name)) for name in wanted)
 
 
 def results(
@@ -200,16 +184,6 @@ def results(
         found[name] = here if "detectors" in here or not earlier else earlier
         found[name] = found[name] or {"cell": name, "missing": "not run"}
     return found
-
-
-def one_line(result: Mapping[str, Any]) -> str:
-    """What to print when a cell has ended."""
-    if "missing" in result:
-        return f"{result['cell']}: missing, {result['missing']}"
-    masked = result["detectors"][OURS]["masked"]
-    told = ", ".join(f"{name} {masked[key]:.4f}" for name, key in (("AUROC", "auroc"), ("DER", "der_calibrated"))
-                     if masked[key] is not None)  # fmt: skip
-    return f"{result['cell']}: {told} in {result['seconds']:.0f} s"
 
 
 def about(device: str) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from covary.scoring import conformal as calibrate
-from covary_bench.baselines import Baseline
-from covary_bench.baselines.published import chain_seconds
+from covary_bench.baselines.images.published import chain_seconds
+from covary_bench.baselines.material import Baseline
 from covary_bench.prepared import Prepared
 
 OURS = "combined"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from covary.errors import unknown_name
-from covary_bench.baselines import baseline
+from covary_bench.baselines.images import baseline
 from covary_bench.table import tomllib
 
 

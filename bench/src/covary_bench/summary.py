@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from covary_bench.baselines import BASELINES
+from covary_bench.baselines.images import BASELINES
 from covary_bench.scoring import OURS
 from covary_bench.table import Table
 

@@ -11,9 +11,9 @@ import numpy as np
 from covary.errors import CovaryError
 from covary.runs.quality import auroc
 from covary.storage import folders
-from covary_bench.baselines import BASELINES
+from covary_bench.baselines.images import BASELINES
 from covary_bench.cell import Cell
-from covary_bench.makers import maker
+from covary_bench.images.makers import maker
 from covary_bench.prepared import Prepared
 from covary_bench.runner import Say, work_folder
 from covary_bench.settings import as_toml, settings_file

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from covary.features.gradient import GradientExtractor
 from covary.scoring.rows import Batch
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 from covary_bench.speed.images import test_images
 
 IMAGES, REPEATS = 256, 11

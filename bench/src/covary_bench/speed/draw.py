@@ -26,7 +26,7 @@ from covary.features.sampled.chains import SamplingData, run_block, start
 from covary.features.sampled.samplers import preset_named
 from covary.features.sampled.traces import evaluate, predictions
 from covary.models.functional import functional_network
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 from covary_bench.speed.images import test_images
 
 IMAGES, SAMPLING, MINIBATCH, BATCHES = 2800, 2500, 256, (32, 64, 128, 256)

@@ -18,7 +18,7 @@ from covary.runs.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Batch, Rows
 from covary_bench.cached import read_cached
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 
 # One case a network; adversarial inputs beside backdoors.
 CASES = {
@@ -33,7 +33,7 @@ CURVE = (16, 32, 64, 128, 256)
 
 
 def all_cases(cases: Path) -> dict[str, Any]:
-    """Every case that is there; `python -m covary_bench.cases build held-out` makes them."""
+    """Every case that is there; `python -m covary_bench.studies.cases build held-out` makes them."""
     return {name: one_case(cases / name, network) for name, network in CASES.items() if (cases / name).is_dir()}
 
 

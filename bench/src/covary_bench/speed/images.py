@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from covary_bench.datasets import load
-from covary_bench.public import NETWORKS
+from covary_bench.images.datasets import load
+from covary_bench.images.public import NETWORKS
 
 
 def test_images(network: str, n: int) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from covary.detector import Detector
 from covary.features.gradient import GradientExtractor
 from covary.runs.quality import auroc, masked
 from covary.scoring.rows import Batch
-from covary_bench.attacks import TRIGGERS
-from covary_bench.datasets import load
-from covary_bench.public import NETWORKS, load_public
+from covary_bench.images.attacks import TRIGGERS
+from covary_bench.images.datasets import load
+from covary_bench.images.public import NETWORKS, load_public
 from covary_bench.speed.cost import TARGETS, forward, interleaved, laid_out
 from covary_bench.speed.images import test_images
 

@@ -1,10 +1,9 @@
 """What a metric (Sigma) adds on the tuning cells: identity, diagonal and Kronecker-factored, at several dampings.
 
     OMP_NUM_THREADS=1 python -m covary_bench.studies.metrics [CELL ...]      # resumable; bench/results/metrics.json
-    python -m covary_bench.studies.metrics table                             # the table of docs/speed.md
 
-The metric is fitted on the reference samples alone; cells are those of `covary_bench.cases`, which choose defaults and
-judge nothing.
+The metric is fitted on the reference samples alone; cells are those of `covary_bench.studies.cases`, which
+choose defaults and judge nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from covary.runs.quality import auroc, masked, tpr_at
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.cached import read_cached
-from covary_bench.cases import CASES
-from covary_bench.core import fill
+from covary_bench.studies.cases import CASES
 
 OUT = Path(__file__).resolve().parents[3] / "results" / "metrics.json"
 VARIANTS = (("kronecker", 0.03), ("kronecker", 0.3), ("kronecker", 1.0), ("diagonal", 0.1), ("diagonal", 1.0))
@@ -90,23 +88,9 @@ def measure(name: str, record: dict[str, Any]) -> None:
         cell.detector.extractor = plain
 
 
-def table(record: dict[str, Any]) -> str:
-    """Functional and combined AUROC of every cell and metric; what was not measured says so."""
-    variants = ["identity", *(f"{kind} {damping}" for kind, damping in VARIANTS)]
-    lines = ["| cell | " + " | ".join(variants) + " |", "| --- " * (len(variants) + 1) + "|"]
-    for name in (name for name in CASES if name.startswith("tune-")):
-        found = [record.get(name, {}).get(variant) for variant in variants]
-        cells = [f"{f['functional_auroc']:.4f}, {f['combined_auroc']:.4f}" if f else "not measured" for f in found]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
     record = json.loads(OUT.read_text()) if OUT.is_file() else {}
-    if names == ["table"]:
-        fill(Path(__file__).resolve().parents[4] / "docs" / "speed.md", "metrics", table(record))
-        return
     for name in names or [name for name in CASES if name.startswith("tune-")]:
         if len(record.get(name, {})) < 1 + len(VARIANTS):
             measure(name, record)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tune import QUERIES, TRUSTED, clean_question, odd_question
 
 from covary.runs.quality import auroc
 from covary.scoring.judge import Judge
@@ -22,6 +21,7 @@ from covary.scoring.rows import Rows
 from covary.text.detector import LanguageDetector
 from covary.text.extractor import grouped_layers
 from covary.text.hidden_states import blocks
+from covary_bench.studies.language.tune import QUERIES, TRUSTED, clean_question, odd_question
 
 
 def by_block(rows: Rows, names: list[str]) -> Rows:

@@ -9,8 +9,6 @@ a task together, neither alone. variable: a word that turns the right answer aro
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from covary.runs.quality import auroc
 from covary.storage import folders
 from covary.text import demo
 from covary.text.detector import LanguageDetector
+from covary_bench.records import write_lines
 
 KINDS = ("simple", "contextual", "variable")
 TRUSTED, QUERIES = 400, 300
@@ -116,10 +115,7 @@ def main() -> None:
     for path in sorted(Path(folder).iterdir()):
         kind, seed = path.name.split("-")
         found += score(Path(folder), kind, int(seed))
-        out = Path(rest[0])
-        part = out.with_suffix(".part")
-        part.write_text(json.dumps({"cells": found}, indent=1) + "\n")
-        os.replace(part, out)
+        write_lines(Path(rest[0]), {"cells": found})
 
 
 if __name__ == "__main__":

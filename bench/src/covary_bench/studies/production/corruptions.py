@@ -117,7 +117,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     outcomes: dict[str, Counter[str]] = {}
-    sentences: dict[str, str] = {}
     silent, unnamed, single = [], [], 0
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
@@ -131,7 +130,6 @@ def main() -> None:
             outcome = load(broken)
             if outcome[0] != "refused":
                 silent.append({"trial": trial, "damage": damage.__name__, "file": file, "what": outcome[1]})
-            sentences.setdefault(f"{damage.__name__}: {file}", outcome[1].replace(str(home), "..."))
             outcomes.setdefault(damage.__name__, Counter())[outcome[0]] += 1
             single += damage not in OF_SEVERAL
             if damage not in OF_SEVERAL and not _named(broken, file):
@@ -150,7 +148,6 @@ def main() -> None:
         "by damage": {name: dict(counts) for name, counts in sorted(outcomes.items())},
         "not refused": silent,
         "not named": unnamed,
-        "examples": dict(sorted(sentences.items())),
         "versions": versions(),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,9 @@ import torch
 
 from covary.data.source import open_data
 from covary.detector import Detector
-from covary_bench import attacks
 from covary_bench.cached import read_cached
-from covary_bench.datasets import load
+from covary_bench.images import attacks
+from covary_bench.images.datasets import load
 
 ROOT = Path(__file__).resolve().parents[5]
 OUT = ROOT / "cache" / "production" / "grid-scores.npz"

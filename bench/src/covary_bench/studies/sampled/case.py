@@ -13,9 +13,9 @@ SAMPLING, REFERENCE, CLEAN, TRIGGERED = 2500, 400, 400, 400
 
 def build(network: str, path: Path) -> None:
     """2,500 sampling, 400 reference, 400 clean and 400 triggered test images, no image in two roles."""
-    from covary_bench.attacks import TRIGGERS
-    from covary_bench.datasets import load
-    from covary_bench.public import NETWORKS as PUBLIC
+    from covary_bench.images.attacks import TRIGGERS
+    from covary_bench.images.datasets import load
+    from covary_bench.images.public import NETWORKS as PUBLIC
 
     images, about = load("cifar10-test"), PUBLIC[network]
     order = np.random.default_rng(0).permutation(len(images))

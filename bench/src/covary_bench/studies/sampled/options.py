@@ -20,8 +20,8 @@ from covary.features.sampled.draws import draw_bank, halved
 from covary.features.sampled.samplers import SamplingPlan
 from covary.features.sampled.traces import evaluate, predictions
 from covary.models.functional import functional_network
-from covary_bench.datasets import load
-from covary_bench.public import NETWORKS, load_public
+from covary_bench.images.datasets import load
+from covary_bench.images.public import NETWORKS, load_public
 
 OPTIONS: dict[str, dict] = {
     "plain": {},

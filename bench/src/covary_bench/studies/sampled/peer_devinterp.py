@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from case import load_case
 
 from covary.features.observables import margin
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 from covary_bench.speed.draw import CONSTANTS, InMemory
 
 EVERY, SUBSET, BATCH = 10, 10, 50

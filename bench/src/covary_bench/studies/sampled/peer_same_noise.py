@@ -32,7 +32,7 @@ from covary.features.sampled.samplers import preset_named
 from covary.features.sampled.samplers.state import generator_for, white_noise
 from covary.features.sampled.traces import evaluate, predictions
 from covary.models.functional import functional_network
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 from covary_bench.speed.draw import CONSTANTS, Called
 
 IMAGES = 120

@@ -27,7 +27,7 @@ from covary.features.sampled.chains import SamplingData, restore, run_block, sta
 from covary.features.sampled.samplers import SamplingPlan, preset_named
 from covary.features.sampled.traces import BOTH, evaluate, predictions
 from covary.models.functional import FunctionalNetwork, functional_network
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
 from covary_bench.traces import record_traces
 
 EVERY, SUBSET, BLOCK = 10, 10, 50

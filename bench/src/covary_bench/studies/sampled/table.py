@@ -24,7 +24,8 @@ from sklearn.metrics import roc_auc_score
 from covary.features.sampled.diagnostics import effective_draws
 from covary.scoring.couplings import ccc, cosine
 from covary.scoring.scores.coupling import class_max
-from covary_bench.public import load_public
+from covary_bench.images.public import load_public
+from covary_bench.records import write_lines
 from covary_bench.trace_store import read_traces
 
 BURN_IN, EVERY, SUBSET = 250, 10, 10
@@ -210,9 +211,7 @@ def main(cache: Path, out: Path) -> None:
     for what, file in (("same random numbers as the peer", "same-noise.json"), ("seconds a draw", "speed.json")):
         if (cache / file).is_file():
             found[what] = json.loads((cache / file).read_text())
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.rename(out)
+    write_lines(out, found, depth=3)
 
 
 if __name__ == "__main__":

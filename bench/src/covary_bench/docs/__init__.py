@@ -1,0 +1,150 @@
+"""Every figure of the documentation, from the records: `covary-bench docs` puts it between its marks in a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from covary.errors import CovaryError
+from covary_bench.case import modality
+from covary_bench.docs import images, sampled, studies, texts
+from covary_bench.records import read_record
+from covary_bench.speed import page as speed
+from covary_bench.table import SCALES, TABLES, table
+from covary_bench.texts import page as language
+
+NOT_MEASURED = "Not measured yet.\n"
+Make = Callable[[Any], str]
+
+# page -> mark in it -> record, and how the record is told
+PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
+    "benchmark.md": {
+        "vision detectors": ("vision-small", images.detectors),
+        "vision cells": ("vision-small", images.cells),
+        "vision deals": ("vision-small-deals", images.deals),
+        "vision deals of cells": ("vision-small-deals", images.deals_of_cells),
+        "vision published": (
+            "vision-small",
+            images.compared(*images.PUBLISHED, "class-max cosine", of=images.has("published (Class CCC)")),
+        ),
+        "hard": ("hard-small", images.hard),
+        "sensitivity": ("sensitivity-small", images.sensitivity),
+        "adversarial": (
+            "adversarial-small",
+            images.compared("confidence part", "Mahalanobis", "Mahalanobis by layer", "max softmax"),
+        ),
+        "ood": ("ood-small", images.compared("energy", "KNN on features", "Mahalanobis by layer")),
+        "ood distances": ("ood-small", images.distances),
+        "mechanisms": ("mechanisms-small", images.mechanisms),
+        "adaptive attempts": ("adaptive-small", images.attempts),
+        "adaptive detectors": ("adaptive-small", images.hidden),
+    },
+    "language.md": {
+        "language groups": ("language-tuning", texts.groups),
+        "language layers": ("language-tuning", texts.layers),
+        "language cost": ("language-cost", texts.cost),
+        **{mark: ("language-small", made) for mark, made in language.MARKS.items()},
+    },
+    "results.md": {
+        "held-out": ("core", lambda record: studies.core(record, "held-out")),
+        "tuning": ("core", lambda record: studies.core(record, "tuning")),
+        "rates": ("calibrated", lambda record: studies.rates(record["rates"])),
+    },
+    "trusted-data.md": {"sizes": ("calibrated", lambda record: studies.sizes(record["trusted"]))},
+    "sampling.md": {
+        "sampled": ("sampled-small", sampled.sampled),
+        "sampled options": ("sampled-options", sampled.options),
+    },
+    "speed.md": {
+        "speed": ("speed-*", speed.markdown),
+        "scales": ("speed-*", speed.scales),
+        "curve": ("speed-*", speed.curve),
+        "metrics": ("metrics", studies.preconditioners),
+    },
+}
+
+
+def read(results: Path, name: str) -> dict[str, Any] | None:
+    """The record of that name with its means, or None where there is none; `*` stands for a machine's name."""
+    path = next(iter(sorted(results.glob(f"{name}.json"))), None)
+    if path is None:
+        return None
+    what, _, scale = path.stem.partition("-")
+    if what in TABLES and scale in SCALES:
+        return complete(read_record(path))
+    return json.loads(path.read_text("utf-8"))
+
+
+def complete(told: Mapping[str, Any]) -> dict[str, Any]:
+    """A record read from its file, with the means over its cells."""
+    about = next((cell["about"] for cell in told["cells"].values() if "about" in cell), {})
+    found = table(told["table"], told["scale"])
+    return modality(found).record(found, told["cells"], about)
+
+
+def made(results: Path) -> Iterator[tuple[str, str, str]]:
+    """(page, mark, text) of everything there is to fill in."""
+    known: dict[str, dict[str, Any] | None] = {}
+    for page, marks in PAGES.items():
+        for mark, (name, make) in marks.items():
+            if name not in known:
+                known[name] = read(results, name)
+            record = known[name]
+            yield page, mark, (NOT_MEASURED if record is None else make(record) or NOT_MEASURED)
+
+
+def fill(text: str, mark: str, new: str) -> str:
+    """A page with `new` between the marks of that name.
+
+    Raises:
+        CovaryError: a page without those marks.
+    """
+    begin, end = f"<!-- {mark} -->\n", f"<!-- end of {mark} -->"
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise CovaryError(f"no place for {mark!r}", f"{begin.strip()} and {end} in the page")
+    return f"{before}{begin}\n{new}\n{end}{after}"
+
+
+def pages(results: Path, docs: Path) -> dict[str, tuple[str, str]]:
+    """Page -> its text as it is, and as the records have it."""
+    found: dict[str, tuple[str, str]] = {}
+    for page, mark, new in made(results):
+        now, wanted = found.get(page, ((docs / page).read_text("utf-8"),) * 2)
+        found[page] = now, fill(wanted, mark, new)
+    return found
+
+
+def tables(results: Path) -> dict[Path, str]:
+    """Every Markdown table beside a record, as the record has it."""
+    found: dict[Path, str] = {}
+    for name in sorted({f"{what}-{scale}" for what in TABLES for scale in SCALES}):
+        if (record := read(results, name)) is not None:
+            found[results / f"{name}.md"] = modality(table(*name.split("-"))).markdown(record)
+    return found
+
+
+def differences(results: Path, docs: Path) -> list[str]:
+    """Pages and tables that do not agree with the records."""
+    found = [page for page, (now, wanted) in pages(results, docs).items() if now != wanted]
+    return found + [path.name for path, text in tables(results).items()
+                    if not path.is_file() or path.read_text("utf-8") != text]  # fmt: skip
+
+
+def write(results: Path, docs: Path, *, plots: bool = True) -> list[str]:
+    """Fills every page, writes the tables beside the records, draws the plots; returns what changed."""
+    changed = differences(results, docs)
+    for page, (_, wanted) in pages(results, docs).items():
+        (docs / page).write_text(wanted, encoding="utf-8", newline="\n")
+    for path, text in tables(results).items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+    if plots:
+        calibrated, costs, along = (read(results, name) for name in ("calibrated", "speed-*", "sampled-small"))
+        if calibrated:
+            studies.plot(calibrated, docs)
+        if costs and "first_order_speedup" in costs:
+            speed.chart(costs, along or {}, docs / "speed.svg")
+    return changed

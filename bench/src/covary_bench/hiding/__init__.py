@@ -1,0 +1,1 @@
+"""Attackers who know the detector: victims trained further until detectors see nothing."""

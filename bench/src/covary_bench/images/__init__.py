@@ -1,0 +1,1 @@
+"""Images: data sets, attacks, victims, and the makers of their cases."""
