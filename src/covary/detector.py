@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,6 +118,7 @@ class Detector:
         mean: Any = None,
         std: Any = None,
         transform: Any = None,
+        class_names: Sequence[str] | None = None,
         progress: Progress | None = None,
     ) -> Detector:
         """Learns from trusted inputs: anything `open_data` takes, such as a path, a Dataset, an array or (x, y).
@@ -125,7 +126,7 @@ class Detector:
         Labels `y`, where there are any, only tell which trusted inputs the network gets wrong. A separate
         `calibration` set replaces the split of the trusted one. Chains of the estimators `paper` and `sgld` descend on
         the labelled `sampling` set, or on half of the trusted inputs. `mean`, `std` and `transform` are remembered and
-        applied to every later input.
+        applied to every later input. `class_names` are for reports, in the order of the network's outputs.
         """
         source = open_data(trusted, y=y, mean=mean, std=std, transform=transform)
         held = calibration
@@ -133,9 +134,11 @@ class Detector:
             held = open_data(held, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
         self.preprocessing, self._transform = source.preprocessing, source.transform
         source, held = self._named(source), None if held is None else self._named(held)
-        self.class_names = source.class_names
+        self.class_names = source.class_names if class_names is None else [str(name) for name in class_names]
         self.trusted_fingerprint = source.fingerprint()
         self._look(source, source.y)
+        if class_names is not None and len(class_names) != self.classes:
+            raise CovaryError(f"{len(class_names)} class names", f"{self.classes}, as many as the network has outputs")
         moved_by: list[str] = []
         if isinstance(self.extractor, SampledExtractor):
             apart = sampling

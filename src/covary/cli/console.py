@@ -250,6 +250,8 @@ def print_summary(summary: dict[str, Any], where: Any) -> None:
     stdout.print(f"[bold]{summary['n_flagged']:,} of {summary['n']:,} inputs flagged[/] at {rule}.")
     for statement in summary["statements"]:
         stdout.print(f"  {escape(statement)}")
+    for row in summary.get("highest", []):
+        stdout.print(f"  highest: {escape(row['id'])}, score {row['score']:.2f}, p-value {row['p_value']:.2g}")
     table = Table(show_header=False, box=None, padding=(0, 2))
     n = summary
     table.add_row("trusted", f"{n['n_reference']} reference, {n['n_fit']} fit, {n['n_calibration']} calibration"

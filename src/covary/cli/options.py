@@ -85,11 +85,15 @@ class Preparation:
         str | None,
         Option("--transform", help="`package.module:function` of one input tensor.", rich_help_panel=DATA),
     ] = None
+    class_names: Annotated[
+        str | None,
+        Option("--class-names", help="File with a name for every class: one a line, or JSON.", rich_help_panel=DATA),
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """Mean and std as numbers, transform by name."""
         mean, std = numbers(self.mean, "--mean"), numbers(self.std, "--std")
-        return {"mean": mean, "std": std, "transform": self.transform}
+        return {"mean": mean, "std": std, "transform": self.transform, "class_names": self.class_names}
 
 
 @dataclass(frozen=True)

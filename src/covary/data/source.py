@@ -128,6 +128,18 @@ class Source:
         return self.reader.mode
 
     @property
+    def columns(self) -> list[str] | None:
+        """Names of the columns where an input is a row of a table, numbered where the data have none; else None."""
+        sample = np.asarray(self.reader.read(self.index[:1])[0]) if len(self) else np.empty(0)
+        if sample.ndim != 1 or sample.dtype != np.float32:
+            return None
+        return self.reader.columns or [f"column {i}" for i in range(len(sample))]
+
+    def raw(self, name: str) -> np.ndarray:
+        """The input of that name as it is stored, before all preprocessing."""
+        return np.asarray(self.reader.read(self.index[[self.ids.index(name)]])[0])
+
+    @property
     def left_out(self) -> list[dict[str, Any]]:
         """What the data hold and no verdict is given on, as JSON: kind, number and names (hidden ones by number)."""
         return [

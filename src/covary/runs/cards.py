@@ -12,6 +12,7 @@ from PIL import Image
 
 from covary.data.source import Source
 from covary.detector import Detector
+from covary.runs.columns import column_cards
 from covary.scoring.evidence import Evidence
 
 SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
@@ -20,13 +21,19 @@ SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
 def shown(
     detector: Detector, inputs: Source, scores: Float[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
 ) -> dict[str, Any]:
-    """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison."""
+    """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison.
+
+    Where nothing is flagged, on those with the highest scores.
+    """
     order = np.argsort(-scores, kind="stable")
     odd = order[flagged[order]][:SHOWN_FLAGGED]
     ordinary = order[~flagged[order]]
     middle = len(ordinary) // 2
-    ordinary = ordinary[max(middle - SHOWN_CLEAN // 2, 0) : middle + SHOWN_CLEAN // 2]
+    highest = not flagged.any()
+    first = 0 if highest else max(middle - SHOWN_CLEAN // 2, 0)
+    ordinary = ordinary[first : SHOWN_CLEAN if highest else middle + SHOWN_CLEAN // 2]
     return {
+        "highest": highest,
         "flagged": _cards(detector, inputs, odd, flagged),
         "clean_examples": _cards(detector, inputs, ordinary, flagged),
     }
@@ -42,6 +49,9 @@ def _cards(
         _card(detector, evidence, some.thumbnail(i), int(positions[i]), bool(flagged[positions[i]]))
         for i, evidence in enumerate(detector.explain(some))
     ]
+    columns = column_cards(detector, some)
+    if columns is not None:
+        cards = [{**card, **own} for card, own in zip(cards, columns, strict=True)]
     # Detectors of other things than pictures show their inputs in their own way.
     tell = getattr(detector, "cards", None)
     return cards if tell is None else [{**card, **own} for card, own in zip(cards, tell(some), strict=True)]

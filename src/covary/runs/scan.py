@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from covary.data.class_names import read_class_names
 from covary.data.source import Source, open_data
 from covary.detector import Detector
 from covary.errors import CovaryError
@@ -65,6 +66,7 @@ class Plan(Pile):
     mean: list[float] | None = None
     std: list[float] | None = None
     transform: str | None = None
+    class_names: str | None = None
     settings: Settings = Settings()
     # Of language models alone, whose folder `model` then names.
     text: TextSettings | None = None
@@ -196,9 +198,11 @@ def _fitted(plan: Plan, material: Material, display: Display, before: Dealt | No
             return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
     detector = Detector(material.network, **plan.settings.model_dump())
     detector.dealt_before = before
+    names = None if plan.class_names is None else read_class_names(plan.class_names)
     with display.progress("trusted inputs") as bar:
         return detector.fit(
-            material.trusted, calibration=material.calibration, sampling=material.sampling, progress=bar
+            material.trusted, calibration=material.calibration, sampling=material.sampling, class_names=names,
+            progress=bar,
         )  # fmt: skip
 
 
@@ -213,6 +217,8 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | No
         raise CovaryError("there is nothing to judge", "--inputs")
     texts = None if plan.text is None else read_texts(plan.inputs)
     material = Material(plan)
+    if plan.class_names is not None:
+        read_class_names(plan.class_names)  # a wrong file is told before the long work
     inputs = material.inputs if texts is None else None
     findings = _checked(plan, material, display) if texts is None else None
     detector = _fitted(plan, material, display, before)

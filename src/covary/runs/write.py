@@ -14,6 +14,7 @@ import numpy as np
 from covary.data.source import Source
 from covary.detector import Detector, Progress
 from covary.features.guards import check_labels, check_target
+from covary.models.spaces import ROOT
 from covary.runs.cards import shown
 from covary.runs.quality import auroc, evaluate, masked, thinned_roc
 from covary.runs.summary import standing
@@ -28,6 +29,8 @@ from covary.storage.receipts import write_receipt
 # Of results.csv: these, the RUN's own evidence parts, more, and `y` and `truth` where they are known.
 COLUMNS = ["id", "score", "p_value", "flagged", "predicted"]
 MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by", "copy_of"]
+# Inputs named where nothing is flagged.
+HIGHEST = 5
 
 
 class _Kept:
@@ -92,7 +95,9 @@ def write_run(
         summary["left_out"] = inputs.left_out
         summary["statements"] += [f"Inputs: {left} left out." for left in inputs.reader.left_out]
         summary["statements"] += inputs.notes
-        _tell_copies(summary, inputs, kept)
+        _tell_copies(summary, kept)
+        if not flagged.any():
+            summary["highest"] = _highest(folder / "results.csv", scores)
         summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
         cards = shown(detector, inputs, scores, flagged)
         judge = detector.judge
@@ -104,6 +109,7 @@ def write_run(
                 "roc": _roc(inputs, kept, target, detector.classes),
                 "diagnostics": findings or [],
                 "layers": {kind: names for kind, names in detector.explainer.layer_names.items() if names},
+                "layer_kinds": _layer_kinds(detector),
                 "layer_range": _layer_range(detector),
                 "sampling": getattr(detector.extractor, "told", None),
                 **cards,
@@ -174,7 +180,25 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
     return kept
 
 
-def _tell_copies(summary: dict[str, Any], inputs: Source, kept: _Kept) -> None:
+def _layer_kinds(detector: Detector) -> dict[str, str]:
+    """What each layer is, by its name: `features.0` is a Conv2d."""
+    wanted = {name for names in detector.explainer.layer_names.values() for name in names}
+    modules = detector.network.module.named_modules(remove_duplicate=False)
+    return {name or ROOT: type(module).__name__ for name, module in modules if (name or ROOT) in wanted}
+
+
+def _highest(results: Path, scores: np.ndarray) -> list[dict[str, Any]]:
+    """The inputs with the highest scores, for whoever wants to look where nothing is flagged."""
+    wanted = {int(i): rank for rank, i in enumerate(np.argsort(-scores, kind="stable")[:HIGHEST])}
+    found: dict[int, dict[str, Any]] = {}
+    with open(results, newline="", encoding="utf-8") as file:
+        for i, row in enumerate(csv.DictReader(file)):
+            if i in wanted:
+                found[wanted[i]] = {"id": row["id"], "score": float(row["score"]), "p_value": float(row["p_value"])}
+    return [found[rank] for rank in sorted(found)]
+
+
+def _tell_copies(summary: dict[str, Any], kept: _Kept) -> None:
     """Which inputs are trusted ones given again."""
     summary["n_copies"] = len(kept.copies)
     if kept.copies:

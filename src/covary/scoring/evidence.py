@@ -51,6 +51,7 @@ class Evidence:
         explained_by: the witnesses, by falling weight; empty where nothing explains it.
         classes: mean cosine with the trusted samples of each predicted class.
         layers: per part and layer, root mean square of the standardised numbers; about 1 on trusted samples.
+        copy_of: the trusted input that it is a copy of; empty for nearly all.
         least_explained_layer: where the share unexplained is furthest above what trusted samples show.
     """
 
@@ -66,6 +67,7 @@ class Evidence:
     classes: dict[int, float]
     layers: dict[str, dict[str, float]]
     least_explained_layer: str
+    copy_of: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -147,6 +149,7 @@ class Explainer:
                     for kind, values in layers.items()
                 },
                 least_explained_layer=least[i],
+                copy_of=verdicts.copy_of[i] if verdicts.copy_of else "",
             )
             for i in range(len(rows))
         ]

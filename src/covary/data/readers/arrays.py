@@ -32,7 +32,14 @@ class ArrayReader(Reader):
     cheap = True
 
     def __init__(
-        self, x: np.ndarray | Mapped, y: Any = None, *, ids: Any = None, truth: Any = None, where: str = "x"
+        self,
+        x: np.ndarray | Mapped,
+        y: Any = None,
+        *,
+        ids: Any = None,
+        truth: Any = None,
+        columns: Any = None,
+        where: str = "x",
     ) -> None:
         pixels = x.dtype == np.uint8 or (x.dtype == np.uint16 and x.ndim != 2)
         expected = f"(N, H, W, C) or (N, H, W) for {x.dtype} images" if pixels else "(N, ...), one row an input"
@@ -48,6 +55,9 @@ class ArrayReader(Reader):
         self.notes = integers_taken(np.dtype(x.dtype), tuple(x.shape[1:]))
         self.ids = checked_ids(ids, len(x), where)
         self.y = None if y is None else checked_labels(y, len(x), where)
+        self.columns = None if columns is None else [str(name) for name in np.asarray(columns).tolist()]
+        if self.columns is not None and x.shape[1:] != (len(self.columns),):
+            raise CovaryError(f"{where} has {len(self.columns)} names of columns for inputs of shape {x.shape[1:]}")
         self.truth = None if truth is None else checked_truth(truth, len(x), where)
 
     def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:
@@ -66,14 +76,20 @@ class ArrayReader(Reader):
         return array_bytes(np.asarray(self.x[i]))
 
 
+def is_array(value: object) -> bool:
+    """Whether a value is an array, a tensor or a table with named columns (a DataFrame)."""
+    return isinstance(value, np.ndarray | torch.Tensor) or (hasattr(value, "to_numpy") and hasattr(value, "columns"))
+
+
 def accepts(spec: object) -> bool:
-    """Whether `spec` is an array, a tensor or a pair (x, y) of them."""
-    if isinstance(spec, tuple):
-        return len(spec) == 2 and isinstance(spec[0], np.ndarray | torch.Tensor)
-    return isinstance(spec, np.ndarray | torch.Tensor)
+    """Whether `spec` is an array, a tensor, a DataFrame or a pair (x, y) of them."""
+    return is_array(spec[0]) and len(spec) == 2 if isinstance(spec, tuple) and spec else is_array(spec)
 
 
 def open_arrays(spec: Any) -> ArrayReader:
-    """A reader over an array, a tensor or a pair (x, y)."""
+    """A reader over an array, a tensor, a DataFrame or a pair (x, y)."""
     x, y = spec if isinstance(spec, tuple) else (spec, None)
+    if hasattr(x, "to_numpy"):
+        names = [str(name) for name in x.columns]
+        return ArrayReader(x.to_numpy(), y, ids=list(map(str, x.index)), columns=names, where="the table")
     return ArrayReader(from_tensor(x, batched=True) if isinstance(x, torch.Tensor) else x, y, where="the array")

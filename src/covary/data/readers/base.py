@@ -37,6 +37,7 @@ class Reader(ABC):
         class_names: names of the classes in the order of the labels, where the data say.
         left_out: what is there and not read.
         notes: what is read in a way that somebody may not expect, in sentences.
+        columns: names of the numbers of a sample, where the data are a table and say.
         input_name: the input's own name, where samples have fields.
         fields: what a sample has beside its input, by name; a network gets those its forward takes.
         mode: `L` (grey) or `RGB` of images that are decoded; None of everything else.
@@ -48,6 +49,7 @@ class Reader(ABC):
     class_names: list[str] | None = None
     left_out: Sequence[LeftOut] = ()
     notes: Sequence[str] = ()
+    columns: list[str] | None = None
     input_name: str | None = None
     fields: tuple[str, ...] = ()
     mode: str | None = None

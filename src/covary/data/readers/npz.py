@@ -78,9 +78,12 @@ def open_npz(spec: Any) -> ArrayReader:
     keys = keys_of(path)
     if "x" not in keys:
         raise CovaryError(f"{path} has no array 'x' (it holds {', '.join(keys) or 'nothing'})", "inputs in 'x'", REMEDY)
-    y, ids, truth = (read_array(path, key) if key in keys else None for key in ("y", "id", "truth"))
+    y, ids, truth, columns = (
+        read_array(path, key) if key in keys else None for key in ("y", "id", "truth", "columns")
+    )
     try:
         x = mapped(path, "x")
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
         raise CovaryError(f"{path} cannot be read as .npz ({error})", "an intact .npz file", REMEDY) from error
-    return ArrayReader(read_array(path, "x") if x is None else x, y, ids=ids, truth=truth, where=str(path))
+    x = read_array(path, "x") if x is None else x
+    return ArrayReader(x, y, ids=ids, truth=truth, columns=columns, where=str(path))

@@ -59,6 +59,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "evidence": evidence,
         "parts": [part for part in run.parts.values() if part.get("meaning")],
         "n_flagged": int(run.results.flagged.sum()),
+        "highest": run.evidence.get("highest") is True,
         "draws": draws(run),
         "diagnostics": _diagnostics(run),
         "mechanisms": mechanisms(run),

@@ -51,7 +51,7 @@ def panels(run: RunFolder) -> dict[str, Any]:
         "ranges": drawings,
         "bands": bool(scales.bands),
         "data": {
-            "layers": {name: [layer(own) for own in run.layers(name)] for name in scales.layers},
+            "layers": {name: [layer(own, run.layer_kinds) for own in run.layers(name)] for name in scales.layers},
             "ranges": {name: scales.ranges[name] for name in scales.layers},
             "values": [{name: _numbers(entry, name) for name in scales.layers} for entry in flagged + clean],
         },
@@ -93,7 +93,6 @@ def _panel(
 ) -> dict[str, Any]:
     unexplained = number(entry.get("unexplained"))
     raised_by = _text(entry.get("raised_by")) if flagged else ""
-    worst = run.results.words["least_explained_layer"][row] if row is not None else ""
     text = entry.get("text")
     return {
         "index": index,
@@ -109,22 +108,54 @@ def _panel(
         "answer": answer(entry),
         "unexplained": whole(unexplained) if unexplained is not None else "",
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
-        "sentence": _sentence(raised_by, unexplained, worst, "trace" if run.sampled else "gradient"),
+        "sentence": _sentence(run, scales, entry, raised_by, unexplained),
         "trusted": _trusted(run, entry),
-        "parts": _parts(run, scales, entry),
+        "columns": _columns(entry),
+        "more_columns": max(0, int(number(entry.get("n_columns")) or 0) - len(items(entry, "columns"))),
+        "parts": _parts(run, scales, entry, raised_by),
         "classes": [] if run.ungrouped else _classes(run, entry),
         "more_classes": max(0, len(items(entry, "classes")) - SHOWN_CLASSES),
         "profiles": _profiles(run, scales, entry),
     }
 
 
-def _sentence(raised_by: str, unexplained: float | None, worst: str, moved: str) -> str:
-    sentences = [f"The {raised_by} part raised the alarm."] if raised_by else []
+def _sentence(
+    run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str, unexplained: float | None
+) -> str:
+    sentences = []
+    if copied := _text(entry.get("copy_of")):
+        sentences.append(f"A copy of the trusted input {copied}: closer to it than trusted inputs are to each other.")
+    if raised_by:
+        # The layer that the part's own chart calls the furthest, so that the two never name different ones.
+        beyond = _outside(_numbers(entry, raised_by), scales.ranges.get(raised_by, []))
+        layers = run.layers(raised_by)
+        where = f", most of all in {_layer(run, layers, max(beyond)[1])}" if beyond else ""
+        sentences.append(f"The {raised_by} part raised the alarm{where}.")
     if unexplained is not None:
-        where = f", most of all in {layer(worst)}" if worst else ""
-        share = f"{whole(unexplained)} of its {moved}"
-        sentences.append(f"{share} is unexplained by the best mix of trusted samples{where}.")
+        share = f"{whole(unexplained)} of its {'trace' if run.sampled else 'gradient'}"
+        sentences.append(f"{share} is unexplained by the best mix of trusted samples.")
     return " ".join(sentences)
+
+
+def _layer(run: RunFolder, layers: list[str], i: int) -> str:
+    return layer(layers[i], run.layer_kinds) if i < len(layers) else f"layer number {i + 1}"
+
+
+def _columns(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The most influential columns of a table's row: name, value, and how much it adds to what is explained."""
+    rows = [row for row in items(entry, "columns") if isinstance(row, list) and len(row) == 3]
+    most = max((abs(number(row[2]) or 0.0) for row in rows), default=0.0)
+    return [
+        {
+            "name": _text(row[0]),
+            "value": f"{value:.4g}" if (value := number(row[1])) is not None else "–",
+            "influence": signed(number(row[2])) if number(row[2]) is not None else "",
+            "bar": charts.bar(abs(number(row[2]) or 0.0) / most, css="accent" if (number(row[2]) or 0.0) < 0 else "")
+            if most > 0
+            else "",
+        }
+        for row in rows
+    ]
 
 
 def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -144,13 +175,14 @@ def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _parts(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str) -> list[dict[str, Any]]:
     shown = []
     for name in run.parts:
         value = number(section(entry, "parts").get(name))
         if value is not None:
             band = scales.bands.get(name)
-            out = band is not None and value > band[1]
+            # Of a flagged input the part that raised the alarm stands out, as the sentence says.
+            out = name == raised_by if raised_by else band is not None and value > band[1]
             drawing = charts.spot(value, band, scales.parts, out)
             shown.append({"name": name, "value": signed(value), "drawing": drawing, "out": out})
     return shown
@@ -184,24 +216,30 @@ def _profiles(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dic
         if any(value is not None for value in values):
             ranges = scales.ranges[family]
             drawing = charts.layer_profile(values, ranges, axis, PROFILE_HEIGHT, family)
-            readout = _furthest(run.layers(family), values, ranges)
+            readout = _furthest(run, family, values, ranges)
             part = run.parts[family]
             title = f"{part['title']} evidence: {part['source']}"
             shown.append({"family": family, "title": title, "drawing": drawing, "readout": readout})
     return shown
 
 
-def _furthest(layers: list[str], values: list[float | None], ranges: list[Any]) -> str:
+def _outside(values: list[float | None], ranges: list[Any]) -> list[tuple[float, int, float, Any]]:
+    """(how far outside, position, value, trusted range) of the layers that lie outside their trusted range."""
     beyond = []
     for i, value in enumerate(values):
         triple = ranges[i] if i < len(ranges) else None
         edge = charts.nearest_edge(value, triple) if value is not None else None
         if value is not None and edge is not None:
             beyond.append((abs(value - edge), i, value, triple))
+    return beyond
+
+
+def _furthest(run: RunFolder, family: str, values: list[float | None], ranges: list[Any]) -> str:
+    beyond = _outside(values, ranges)
     if not beyond:
         return "No layer outside the trusted range." if any(ranges) else "No trusted range was recorded."
     _, i, value, (low, _, high) = max(beyond)
-    name = layer(layers[i]) if i < len(layers) else f"layer number {i + 1}"
+    name = _layer(run, run.layers(family), i)
     outside = f"{len(beyond)} of {len(values)} layers outside the trusted range"
     return f"{outside}; furthest: {name} at {signed(value)} (trusted {signed(low)} to {signed(high)})."
 

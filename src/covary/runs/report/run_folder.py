@@ -72,6 +72,11 @@ class RunFolder:
         return [str(name) for name in own or items(self.evidence, "layers")]
 
     @property
+    def layer_kinds(self) -> dict[str, Any]:
+        """What each layer is, by its name."""
+        return section(self.evidence, "layer_kinds")
+
+    @property
     def ungrouped(self) -> bool:
         """Whether inputs are texts in one single group, so that a predicted class says nothing."""
         return section(section(self.run, "config"), "preprocessing").get("groups") == "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from covary.runs.report.run_folder import RunFolder, number, section
@@ -56,9 +57,11 @@ def signed(value: float | None) -> str:
     return "0.00" if text == "-0.00" else text.replace("-", "\u2212")
 
 
-def layer(name: str) -> str:
-    """A layer's name that reads as one in a sentence: modules of a Sequential are called by bare numbers."""
-    return name if any(character.isalpha() for character in name) else f"layer {name}"
+def layer(name: str, kinds: Mapping[str, Any] | None = None) -> str:
+    """A layer's name that reads as one in a sentence, with what it is: `features.0 (Conv2d)`, `layer 3 (Linear)`."""
+    text = name if any(character.isalpha() for character in name) else f"layer {name}"
+    kind = (kinds or {}).get(name)
+    return f"{text} ({kind})" if isinstance(kind, str) else text
 
 
 def p_value(value: float | None) -> str:
