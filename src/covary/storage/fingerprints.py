@@ -22,7 +22,9 @@ def canonical_json(value: Any) -> str:
     >>> canonical_json({"b": 1, "a": [1.5, None]})
     '{"a":[1.5,null],"b":1}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    # Names of files that are no UTF-8 hold lone surrogates, which JSON writes as escapes and nothing else can.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def digest_json(value: Any) -> str:

@@ -106,7 +106,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _rendered(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # A name of a file that is no UTF-8 holds lone surrogates, which JSON has an escape for.
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def read_json(path: Path, what: str) -> Any:
