@@ -142,10 +142,7 @@ class Source:
     @property
     def left_out(self) -> list[dict[str, Any]]:
         """What the data hold and no verdict is given on, as JSON: kind, number and names (hidden ones by number)."""
-        return [
-            {"kind": left.kind, "n": len(left.names), "names": [] if left.kind.startswith("hidden") else left.names}
-            for left in self.reader.left_out
-        ]
+        return [left.to_json() for left in self.reader.left_out]
 
     @property
     def notes(self) -> list[str]:

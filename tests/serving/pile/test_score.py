@@ -218,3 +218,41 @@ def test_the_command_line(run_cli, saved_folder, pile, whole, verdicts, tmp_path
     with open(tmp_path / "run" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["flagged"] == "true" for row in rows] == columns(whole)["flagged"]
+
+
+def test_what_is_left_out_is_in_the_summary(saved_folder, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.png", "notes.txt", ".b.png"):
+        (folder / name).write_bytes(pile_cases.png(X[0]))
+    summary = score_pile(saved_folder, str(folder), tmp_path / "out")
+    assert summary["n"] == 1
+    assert [left["n"] for left in summary["left_out"]] == [1, 1]
+    assert any("notes.txt" in statement for statement in summary["statements"])
+
+
+def test_fields_that_partitions_cannot_carry_are_refused(tmp_path, monkeypatch):
+    from torch import nn
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(9, 8), nn.Linear(8, 2)
+
+        def forward(self, input_ids, attention_mask):
+            return self.head((self.embedding(input_ids) * attention_mask.unsqueeze(-1)).mean(1))
+
+    (tmp_path / "masked_texts.py").write_text(
+        "import torch\n"
+        "items = [{'input_ids': torch.arange(i, i + 4) % 9, 'attention_mask': torch.ones(4, dtype=int)}\n"
+        "         for i in range(40)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    detector = Detector(Masked(), fpr=0.1).fit("masked_texts:items")
+    job = worker.Job(
+        out=str(tmp_path), plan="", data="masked_texts:items", kind="readers", detector="", model=None, weights=None,
+        device="cpu", batch_size=8, threads=1,
+    )  # fmt: skip
+    with pytest.raises(CovaryError, match="attention_mask beside the inputs"):
+        worker.Scorer(job, detector)

@@ -181,3 +181,23 @@ def test_urls_nobody_knows():
 def test_every_kind_has_a_word_of_help():
     assert list(SOURCES) == ["images", "parquet", "jsonl", "webdataset", "readers"]
     assert all(kind.help for kind in SOURCES.values())
+
+
+def test_hidden_files_are_skipped_at_every_depth_and_the_rest_is_counted_and_named(tmp_path):
+    for name in ("cat/a.png", "dog/b.tif", "cat/.ipynb_checkpoints/a.png", "__MACOSX/a.png", "dog/notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pile_cases.png(pile_cases.X[0]))
+    (tmp_path / "dog" / "._b.tif").write_bytes(b"\x00")
+    pile = cut(str(tmp_path))
+    assert [name for name, _ in read(pile)] == ["cat/a.png", "dog/b.tif"]
+    assert {left.kind: left.names for left in pile.left_out if "hidden" not in left.kind} == {
+        "files that hold no images": ["notes.txt"]
+    }
+    assert [len(left.names) for left in pile.left_out if "hidden" in left.kind] == [3]
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / ".a.png").write_bytes(b"")
+    with pytest.raises(CovaryError, match="hidden files alone"):
+        cut(str(tmp_path / "only"))
+    # A folder that somebody names is read, whatever its own name.
+    assert [name for name, _ in read(cut(str(tmp_path / "cat" / ".ipynb_checkpoints")))] == ["a.png"]

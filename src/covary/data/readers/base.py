@@ -25,6 +25,12 @@ class LeftOut(NamedTuple):
         return f"{len(self.names):,} {self.kind}" + ("" if self.kind.startswith("hidden") else f" ({some})")
 
 
+    def to_json(self) -> dict[str, Any]:
+        """Kind, number and names; hidden ones by number alone."""
+        names = [] if self.kind.startswith("hidden") else self.names
+        return {"kind": self.kind, "n": len(self.names), "names": names}
+
+
 class Reader(ABC):
     """Raw samples of one data set, read on demand.
 

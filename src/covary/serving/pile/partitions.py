@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from covary.data.readers.base import LeftOut
 from covary.errors import CovaryError
 from covary.objects import is_object_name
 from covary.serving.pile import INPUTS_PER_PARTITION
@@ -41,6 +42,7 @@ class Pile:
         parts: one JSON text a partition, in order.
         inputs: how many inputs there are, None where only reading tells.
         stored: bytes to be read.
+        left_out: what lies there and gets no verdict.
     """
 
     data: str
@@ -48,6 +50,7 @@ class Pile:
     parts: list[str]
     inputs: int | None
     stored: int
+    left_out: list[LeftOut] = field(default_factory=list)
 
     def digest(self) -> str:
         """sha256 over all partitions: names and boundaries, not contents, so that a broken file can be replaced."""
@@ -68,7 +71,7 @@ def cut(data: str, size: int = INPUTS_PER_PARTITION) -> Pile:
     """
     if "://" not in data and not is_object_name(data):
         data = str(Path(data).absolute())
-    kind, files = recognise(data)
+    kind, files, left_out = recognise(data)
     parts: list[str] = []
     inputs: int | None = 0
     stored = 0
@@ -78,7 +81,7 @@ def cut(data: str, size: int = INPUTS_PER_PARTITION) -> Pile:
         stored += part["bytes"]
     if not parts:
         raise CovaryError(f"{data} is empty", "at least one input")
-    return Pile(data, kind, parts, inputs, stored)
+    return Pile(data, kind, parts, inputs, stored, left_out)
 
 
 def plan_of(pile: Pile, detector: dict[str, Any], size: int, batch_size: int, threads: int, device: str) -> dict:

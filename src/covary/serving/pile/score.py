@@ -117,8 +117,10 @@ def score_pile(
         "partitions": len(everything),
         "actors": actors,
         "stored_bytes": pile.stored,
+        "left_out": [left.to_json() for left in pile.left_out],
         "seconds": round(time.perf_counter() - begun, 3),
     }
+    summary["statements"] += [f"Inputs: {left} left out." for left in pile.left_out]
     place.write(SUMMARY, json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
     if place.local:
         write_receipt(Path(place.root))

@@ -20,11 +20,12 @@ from covary.data.preprocessing import channel_numbers, named_transform
 from covary.data.readers import Reader
 from covary.data.source import Source
 from covary.detector import Detector
+from covary.errors import CovaryError, printable
 from covary.serving.pile.output_store import OutputStore
 from covary.serving.pile.partitions import part_name
 from covary.serving.pile.passes import Record, fixed_rule
 from covary.serving.pile.prefetch import ahead, batched
-from covary.serving.pile.sources import SOURCES
+from covary.serving.pile.sources import SOURCES, readers
 from covary.serving.pile.verdicts import digest_of, table_of, write_part
 from covary.storage.fingerprints import array_bytes
 
@@ -123,7 +124,17 @@ class Scorer:
             "transform_name": name,
         }
         shape = self.detector.input_shape
-        self.mode = "L" if shape is not None and len(shape) == 3 and shape[0] == 1 else "RGB"
+        grey = shape is not None and len(shape) == 3 and shape[0] == 1
+        # The trusted images' own mode, where they were decoded: a transform may have changed the number of channels.
+        self.mode = done.get("mode") or ("L" if grey else "RGB")
+        if job.kind == "readers":
+            self._check_fields()
+
+    def _check_fields(self) -> None:
+        opened = readers.reader(self.job.data)
+        if names := self.detector.network.names(opened.input_name, opened.fields)[1:]:
+            found = f"{', '.join(names)} beside the inputs of {self.job.data}, which the network takes too"
+            raise CovaryError(found, "one input by itself in partitions", "score it as a RUN, without --partition")
 
     def __call__(self, number: int, part: str) -> Record:
         """Scores partition `number` unless its file is there."""
@@ -135,7 +146,7 @@ class Scorer:
         read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
         with limited(self.job.threads):
             for batch in ahead(batched(read, self.job.batch_size)):
-                ids, samples = [name for name, _ in batch], [sample for _, sample in batch]
+                ids, samples = [printable(name) for name, _ in batch], [sample for _, sample in batch]
                 source = Source(Samples(ids, samples), name=self.job.data, **self.preparation)
                 for _, _, verdicts in self.detector.stream(source):
                     kept.append(replace(verdicts, residuals={}))

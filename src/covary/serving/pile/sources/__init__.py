@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from covary.errors import CovaryError
+from covary.data.readers.base import LeftOut
+from covary.data.readers.folder import is_hidden
+from covary.errors import CovaryError, printable
 from covary.objects import is_object_name
-from covary.serving.pile.output_store import files_at
+from covary.serving.pile.output_store import files_at, filesystem
 from covary.serving.pile.sources import images, jsonl, parquet, readers, webdataset
 
 Cut = Callable[[str, list[tuple[str, int]], int], Iterator[tuple[dict[str, Any], "int | None"]]]
@@ -56,15 +58,28 @@ def streamed(spec: str) -> bool:
     return path.suffix.lower() in own
 
 
-def recognise(spec: str) -> tuple[str, list[tuple[str, int]]]:
-    """Kind of the pile that `spec` names, and its files of that kind with their sizes.
+Files = list[tuple[str, int]]
+# Files that a reader opens as a whole.
+ARRAYS = (".npz", ".npy", ".pt", ".pth")
+
+
+def recognise(spec: str) -> tuple[str, Files, list[LeftOut]]:
+    """Kind of the pile that `spec` names, its files of that kind with their sizes, and what is left out.
 
     Raises:
         CovaryError: nothing there, nothing that any kind takes, or files of two kinds.
     """
-    if is_object_name(spec) or ("://" not in spec and Path(spec).suffix == ".npz"):
-        return "readers", readers.size_of(spec)
-    files, ways = files_at(spec), "; ".join(kind.help for kind in SOURCES.values())
+    if is_object_name(spec) or ("://" not in spec and Path(spec).suffix in ARRAYS):
+        return "readers", readers.size_of(spec), []
+    everything, ways = files_at(spec), "; ".join(kind.help for kind in SOURCES.values())
+    root = filesystem(spec)[1].rstrip("/")
+    # Of a pattern's files the names alone are looked at: people spell out the folders.
+    top = -1 if any(mark in spec for mark in "*?[{") else len(root.split("/")) if root else 0
+    hidden = [file for file in everything if any(map(is_hidden, file[0].split("/")[top:]))]
+    skipped = set(hidden)
+    files = [file for file in everything if file not in skipped]
+    if not files:
+        raise CovaryError(f"{spec} holds hidden files alone", ways)
     found = {
         name: [file for file in files if file[0].lower().endswith(kind.suffixes)]
         for name, kind in SOURCES.items()
@@ -75,4 +90,8 @@ def recognise(spec: str) -> tuple[str, list[tuple[str, int]]]:
         raise CovaryError(f"{spec} holds files such as {files[0][0].rsplit('/', 1)[-1]}", ways)
     if len(present) > 1:
         raise CovaryError(f"{spec} holds {' and '.join(present)}", "files of one kind", "name them by a glob")
-    return present[0], found[present[0]]
+    taken = set(found[present[0]])
+    others = [printable(name.rsplit("/", 1)[-1]) for name, size in files if (name, size) not in taken]
+    left = [LeftOut(f"files that hold no {present[0]}", others)] if others else []
+    left += [LeftOut("hidden files", [printable(name) for name, _ in hidden])] if hidden else []
+    return present[0], found[present[0]], left

@@ -22,7 +22,6 @@ def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[di
     # A single image is named by its file, what a glob finds by its whole path.
     top = f"{root.rpartition('/')[0]}/" if files[0][0] == root else f"{root}/" if root else ""
     inside = [(name[len(top) :] if name.startswith(top) else name, length) for name, length in files]
-    inside = [(name, length) for name, length in inside if not name.startswith(".")]
     depths = {"/" in name for name, _ in inside}
     if len(depths) > 1:
         loose = next(name for name, _ in inside if "/" not in name)

@@ -32,6 +32,7 @@ def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[di
 def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.ndarray]]:
     """Ids and raw samples as the reader gives them."""
     opened = reader(spec)
+    opened.set_mode(mode)
     for start in range(part["start"], part["stop"], AT_ONCE):
         index = np.arange(start, min(start + AT_ONCE, part["stop"]))
         yield from zip([opened.ids[i] for i in index.tolist()], opened.read(index), strict=True)
