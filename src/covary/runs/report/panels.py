@@ -37,11 +37,7 @@ def panels(run: RunFolder) -> dict[str, Any]:
     flagged = [entry for entry in items(run.evidence, "flagged") if isinstance(entry, dict)]
     clean = [entry for entry in items(run.evidence, "clean_examples") if isinstance(entry, dict)]
     scales = _scales(run, flagged + clean)
-    row_of = {name: i for i, name in enumerate(run.results.ids)}
-    views = [
-        _panel(run, scales, entry, i, i < len(flagged), row_of.get(_text(entry.get("id"))))
-        for i, entry in enumerate(flagged + clean)
-    ]
+    views = [_panel(run, scales, entry, i, i < len(flagged)) for i, entry in enumerate(flagged + clean)]
     drawings = {
         name: charts.layer_ranges(scales.ranges[name], axis, PROFILE_HEIGHT) for name, axis in scales.layers.items()
     }
@@ -88,9 +84,7 @@ def _scales(run: RunFolder, entries: list[dict[str, Any]]) -> Scales:
     return Scales(parts, bands, layers, ranges)
 
 
-def _panel(
-    run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, flagged: bool, row: int | None
-) -> dict[str, Any]:
+def _panel(run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, flagged: bool) -> dict[str, Any]:
     unexplained = number(entry.get("unexplained"))
     raised_by = _text(entry.get("raised_by")) if flagged else ""
     text = entry.get("text")
@@ -119,9 +113,7 @@ def _panel(
     }
 
 
-def _sentence(
-    run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str, unexplained: float | None
-) -> str:
+def _sentence(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str, unexplained: float | None) -> str:
     sentences = []
     if copied := _text(entry.get("copy_of")):
         sentences.append(f"A copy of the trusted input {copied}: closer to it than trusted inputs are to each other.")
