@@ -406,3 +406,16 @@ def test_a_metric_needs_a_trusted_set_that_can_be_split():
     x, y = tiny.trusted()
     with pytest.raises(CovaryError, match="at least 330"):
         tiny.detector(metric="diagonal").fit((x[:300], y[:300]))
+
+
+# Together ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_pile_judged_together_by_the_library(fitted):
+    together = fitted.score(X, together=True)
+    alone = fitted.score(X)
+    assert list(together.ids) == list(alone.ids)
+    assert {"pile", "pile functional", "pile latent", "pile features"} <= set(together.parts)
+    assert auroc(together.score, TRUTH) >= auroc(alone.score, TRUTH) - 0.01
+    # The detector itself has not changed.
+    same(fitted.score(X), alone)

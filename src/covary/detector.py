@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from covary.data.source import Source, open_data
 from covary.errors import CovaryError
+from covary.features.cached import CachedRows
 from covary.features.gradient import GradientExtractor
 from covary.features.guards import (
     check_labels,
@@ -34,6 +36,7 @@ from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.splits import CROSS_CONFORMAL_BELOW
+from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
 
@@ -231,8 +234,36 @@ class Detector:
         for batch, rows in self._passes(self.open(inputs), progress):
             yield batch, rows, self.judge.judge(rows)
 
-    def score(self, inputs: Any, *, fdr: float | None = None, progress: Progress | None = None) -> Verdicts:
-        """Verdicts on all inputs, in order; with `fdr`, flagged by Benjamini-Hochberg over the whole pile."""
+    def look(self, inputs: Any, progress: Progress | None = None) -> Detector:
+        """This detector after a look at a pile: it judges the pile's inputs together, and knows their rows already.
+
+        Good for that pile alone. Rows of very many inputs are mapped from temporary files.
+
+        Raises:
+            CovaryError: a score without parts, such as `class-max`.
+        """
+        self._fitted()
+        views(self.judge)  # what cannot be looked at is told before the work
+        rows = self.rows(self.open(inputs), progress)
+        seen = copy.copy(self)
+        vars(seen).update(judge=judge_together(self.judge, rows), extractor=CachedRows(self.extractor, rows))
+        return seen
+
+    def score(
+        self, inputs: Any, *, together: bool = False, fdr: float | None = None, progress: Progress | None = None
+    ) -> Verdicts:
+        """Verdicts on all inputs, in order.
+
+        Args:
+            inputs: whatever `open` takes.
+            together: judge the pile together, so that anomalies of one kind give each other away; each score then
+                depends on all inputs, and p-values hold as ever.
+            fdr: flag by Benjamini-Hochberg over the whole pile at this rate.
+            progress: called with (inputs done, inputs in all).
+        """
+        if together:
+            source = self.open(inputs)
+            return self.look(source, progress).score(source, fdr=fdr)
         parts = [verdicts for _, _, verdicts in self.stream(inputs, progress)]
         verdicts = Verdicts(
             ids=[name for part in parts for name in part.ids],

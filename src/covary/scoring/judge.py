@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -163,6 +164,9 @@ class Judge:
     def _fit_splits(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
         """One score for each split, and the scores of the calibration samples it has not seen."""
         self.scores_: list[Score] = []
+        # Fit and calibration samples of every split, for a look at piles (see `covary.scoring.together`).
+        self.held_: list[tuple[Rows, Rows]] = []
+        self.views_: list[Any] | None = None
         references: list[Rows] = []
         held: list[tuple[Rows, Float[np.ndarray, " _"]]] = []
         for k, dealt in enumerate(self.splits_):
@@ -175,6 +179,7 @@ class Judge:
             measured = self.scores_[-1].measure(own)
             self.parts = list(measured.parts)
             held.append((own, measured.score))
+            self.held_.append((fit, own))
             for role, rows in (("reference", reference), ("fit", fit), ("calibration", own)):
                 self.roles[role + suffix] = list(rows.ids)
         self.reference = references[0] if len(references) == 1 else trusted.take(right)

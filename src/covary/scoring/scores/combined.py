@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Float
 
 from covary.scoring.rows import Rows
+from covary.scoring.scores.joined import joined as cubic_norm
 from covary.scoring.scores.parts import PARTS, Part
 from covary.scoring.scores.tails import Tail
 
@@ -20,11 +21,13 @@ class Measured:
         score: higher = more anomalous.
         parts: each kind of evidence's standardised log distance, (n,).
         residuals: the standardised numbers behind it, per part, (n, d).
+        evidence: pieces that a pile's own evidence joins, -log p on held-out fit samples in nats, each (n,).
     """
 
     score: Float[np.ndarray, " n"]
     parts: dict[str, Float[np.ndarray, " n"]]
     residuals: dict[str, Float[np.ndarray, "n _"]]
+    evidence: dict[str, Float[np.ndarray, " n"]] = field(default_factory=dict)
 
 
 class Combined:
@@ -38,7 +41,8 @@ class Combined:
     go on beyond the largest (see `Tail`). Without classes (a user's observable) F4 equals F2.
 
     Further parts of the table `PARTS` join in the same way: two-sided ones in z and both sums, one-sided ones in the
-    sums alone.
+    sums alone. Parts that stand `apart`, such as survival, are joined with the score by the cubic norm of their tails
+    (see `joined`), in which a blind part drowns nothing.
     """
 
     def fit(self, reference: Rows, fit: Rows) -> Combined:
@@ -46,10 +50,12 @@ class Combined:
         self.parts_ = {kind: Part(kind).fit(reference, fit) for kind, part in PARTS.items() if part.is_in(reference)}
         signs = PARTS["confidence"].unsure
         self.unsure_ = [(column, signs[name]) for column, name in enumerate(fit.confidence) if name in signs]
-        distances = {kind: part.fit_ for kind, part in self.parts_.items()}
+        distances = {kind: part.fit_ for kind, part in self.parts_.items() if not PARTS[kind].apart}
         confidence = self.parts_["confidence"].fit_residuals_
         self.tails_ = [Tail().fit(values) for values in self._evidence(distances, confidence)]
         self.joined_tails_ = [Tail().fit(values) for values in self._joined(distances, confidence)]
+        self.alone_ = Tail().fit(self._smallest(distances, confidence))
+        self.apart_ = {kind: Tail().fit(part.fit_) for kind, part in self.parts_.items() if PARTS[kind].apart}
         return self
 
     def measure(self, rows: Rows) -> Measured:
@@ -57,9 +63,21 @@ class Combined:
         both = {kind: part.measure(rows) for kind, part in self.parts_.items()}
         distances = {kind: distance for kind, (distance, _) in both.items()}
         residuals = {kind: residual for kind, (_, residual) in both.items()}
-        joined = self._joined(distances, residuals["confidence"])
+        together = {kind: values for kind, values in distances.items() if kind not in self.apart_}
+        score = self._smallest(together, residuals["confidence"])
+        evidence = {"alone": -self.alone_.log_p(score)}
+        evidence |= {kind: -tail.log_p(distances[kind]) for kind, tail in self.apart_.items()}
+        if self.apart_:
+            score = cubic_norm(list(evidence.values()))
+        return Measured(score, distances, residuals, evidence)
+
+    def _smallest(
+        self, distances: dict[str, Float[np.ndarray, " n"]], confidence: Float[np.ndarray, "n c"]
+    ) -> Float[np.ndarray, " n"]:
+        """-log of the smallest of the three p-values."""
+        joined = self._joined(distances, confidence)
         log_p = [tail.log_p(values) for tail, values in zip(self.joined_tails_, joined, strict=True)]
-        return Measured(-np.min(log_p, axis=0), distances, residuals)
+        return -np.min(log_p, axis=0)
 
     def _evidence(
         self, distances: dict[str, Float[np.ndarray, " n"]], confidence: Float[np.ndarray, "n c"]

@@ -31,6 +31,7 @@ class EvidencePart:
         centred: whether the profile takes the reference mean off first.
         top_layers: whether the distance of its most striking layers is added to that of all.
         sides: `two` = far from trusted numbers either way is odd; `one` = a single number, odd where it is high.
+        apart: whether it is joined by the cubic norm instead of the sums (see `Combined`).
         unsure: its numbers that are high where the network is unsure, by name, with the sign that makes them so.
     """
 
@@ -44,6 +45,7 @@ class EvidencePart:
     top_layers: bool = False
     sides: Literal["two", "one"] = "two"
     unsure: Mapping[str, float] = field(default_factory=dict)
+    apart: bool = False
 
     def words(self) -> dict[str, object]:
         """What a RUN records of it for its report."""
@@ -86,6 +88,31 @@ PARTS: dict[str, EvidencePart] = {
         "How sure the network is, against how sure it is on trusted samples; unusual in either direction counts.",
         numbers=confidence_numbers,
         unsure={"margin": -1.0, "energy": 1.0},
+    ),
+    "survival": EvidencePart(
+        "Survival",
+        "the last layers amplified",
+        "How firmly the network holds on to its answer while the scale of its last layers is turned up; answers of a "
+        "trigger outlive what changes most others.",
+        numbers=lambda rows: None if rows.survival is None else np.mean(rows.survival, axis=1, keepdims=True),
+        sides="one",
+        apart=True,
+    ),
+    # What a pile shows on its inputs (see `covary.scoring.together`): no numbers of one input's own.
+    "pile": EvidencePart(
+        "Pile",
+        "the pile as a whole",
+        "How far the input lies along directions in which the whole pile is longer than trusted samples are.",
+        sides="one",
+    ),
+    "pile functional": EvidencePart(
+        "Pile, functional", "the pile's gradients", "The same by the numbers of the functional part alone.", sides="one"
+    ),
+    "pile latent": EvidencePart(
+        "Pile, latent", "the pile's activations", "The same by the numbers of the latent part alone.", sides="one"
+    ),
+    "pile features": EvidencePart(
+        "Pile, features", "the pile's last features", "The same by what the last linear layer takes.", sides="one"
     ),
 }
 
