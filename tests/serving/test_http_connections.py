@@ -231,6 +231,22 @@ def test_the_address_is_told_once_it_can_be_reached(fitted):
         Listener(ServeSettings(port=place[1]), Room(1, 1))
 
 
+def test_a_client_that_is_gone_is_refused_without_a_traceback(fitted, monkeypatch, caplog):
+    monkeypatch.setattr(wire, "LINGER", 0.2)
+    with running(fitted, head_seconds=0.3) as server, connect(server) as gone:
+        gone.sendall(b"GET / HT")
+        until(lambda: server.server_state.connections)
+        (ours,) = server.server_state.connections
+
+        def broken() -> None:
+            raise OSError(107, "Transport endpoint is not connected")
+
+        ours.transport.write_eof = broken
+        until(lambda: not server.server_state.connections)
+    assert "Traceback" not in caplog.text
+    assert "Exception" not in caplog.text
+
+
 def test_a_broken_body_is_answered_once(fitted, monkeypatch, caplog):
     """The connection refuses it; whoever still works on it must not answer it a second time."""
     monkeypatch.setattr(wire, "LINGER", 0.2)

@@ -23,7 +23,7 @@ QUEUED, TAKEN_AT_ONCE = 2048, 64
 RESERVED = TAKEN_AT_ONCE + 32
 LEAST = 8
 # Nobody is sent away for the sake of a newcomer before this many seconds.
-GRACE = 0.5
+GRACE = 0.1
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 

@@ -114,7 +114,9 @@ class Connection(H11Protocol):
         if self._ended:
             self.transport.close()
         else:
-            self.transport.write_eof()
+            with suppress(OSError):
+                # The client may have broken the connection, which nobody has noticed yet.
+                self.transport.write_eof()
             self.flow.resume_reading()
             self._head_timer = _cancel(self._head_timer)
             self._head_timer = self.loop.call_later(LINGER, self.transport.abort)

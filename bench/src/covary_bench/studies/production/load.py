@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m covary_bench.studies.production.load [--seconds 60] [--clients 64]
 
-The network is `cifar10_resnet20_clean` (case `pgd-linf` under `cache/cases`); a request is one image, as bytes behind
-the JSON. Three rounds: the bare network (same HTTP layer and batching, no verdicts), the service, and the service with
-eight more clients that send malformed, oversized and truncated requests all the while. Server and clients are processes
-of their own on one machine. Writes `bench/results/production-load.json`.
+The network is `cifar10_resnet20_clean`; a request is one image of CIFAR-10's test set, as bytes behind the JSON, every
+other one as its negative. Three rounds: the bare network (same HTTP layer and batching, no verdicts), the service, and
+the service with eight more clients that send malformed, oversized and truncated requests all the while. Server and
+clients are processes of their own on one machine. Writes `bench/results/production-load.json`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from covary.scoring.judge import Verdicts
 from covary.serving.http import ServeSettings, make_server
 from covary.serving.monitor import MonitorResult
 from covary.storage.fingerprints import versions
-from covary_bench.cached import read_cached
+from covary_bench.cifar import cifar10_test
+from covary_bench.public import NETWORKS, weights_path
 from covary_bench.speed.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[5]
 RESULTS = ROOT / "bench" / "results" / "production-load.json"
-CASE = ROOT / "cache" / "cases" / "pgd-linf"
 FOLDER = ROOT / "cache" / "production" / "resnet20-detector"
 PATH = "/v2/models/detector/infer"
+NAME, TRUSTED = "cifar10_resnet20_clean", 2000
 MOST = 100_000
 ROUNDS = {"bare": ("bare", 0), "service": ("service", 0), "service_with_bad_requests": ("service", 8)}
 
@@ -47,18 +48,27 @@ ROUNDS = {"bare": ("bare", 0), "service": ("service", 0), "service_with_bad_requ
 def saved() -> Path:
     """The detector in a folder, fitted unless it is there."""
     if not FOLDER.is_dir():
-        case = read_cached(CASE / "case.json")
-        detector = Detector(case["model"], weights=case["weights"])
+        test, network = cifar10_test(), NETWORKS[NAME]
         FOLDER.parent.mkdir(parents=True, exist_ok=True)
-        detector.fit(CASE / "trusted.npz", mean=case["mean"], std=case["std"]).save(FOLDER)
+        detector = Detector(network.factory(), weights=weights_path(NAME))
+        trusted = test.x[:TRUSTED], test.y[:TRUSTED]
+        detector.fit(trusted, mean=network.mean, std=network.std).save(FOLDER)
     return FOLDER
+
+
+def inputs() -> np.ndarray:
+    """Test images that the detector has not seen, every other one turned into its negative."""
+    images = cifar10_test().x[TRUSTED : TRUSTED + 1000].copy()
+    images[1::2] = 255 - images[1::2]
+    return images
 
 
 def run_server(kind: str, port: int) -> None:
     """The server process; `bare` answers with the network's outputs and made-up verdicts."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    detector = Detector.load(FOLDER)
+    network = NETWORKS[NAME].factory()
+    detector = Detector.load(FOLDER, network)
     server = make_server(detector, ServeSettings(port=port, max_bytes=MOST, read_seconds=5.0))
     service = server.config.app.state.service
     if kind == "bare":
@@ -70,7 +80,7 @@ def run_server(kind: str, port: int) -> None:
 
         service.monitor.watch = bare
     else:
-        x = next(detector.open(CASE / "inputs.npz").batches(64)).x
+        x = next(detector.open(inputs()[:64]).batches(64)).x
         service.monitor.watch(x)
     server.run()
 
@@ -162,7 +172,7 @@ def _with_nan(image: np.ndarray) -> tuple[bytes, str]:
 
 async def drive(port: int, clients: int, bad: int, seconds: float) -> dict[str, Any]:
     """All clients for that long."""
-    images = np.load(CASE / "inputs.npz")["x"].copy()
+    images = inputs()
     found: dict[str, Any] = {
         "sent": 0, "latencies": [], "statuses": Counter(), "broken": [], "mixed_up": 0, "bad": Counter(),
         "bad_not_4xx": 0,
@@ -233,7 +243,7 @@ def main() -> None:
         return
     saved()
     record: dict[str, Any] = {
-        "network": "cifar10_resnet20_clean, one image a request",
+        "network": f"{NAME}, one image a request",
         "machine": f"{platform.machine()}, {os.cpu_count()} processors for server and clients together",
         "versions": versions(),
     }
