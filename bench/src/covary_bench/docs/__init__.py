@@ -9,7 +9,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import images, sampled, studies, texts
+from covary_bench.docs import images, production, sampled, studies, texts
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -46,6 +46,11 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language layers": ("language-tuning", texts.layers),
         "language cost": ("language-cost", texts.cost),
         **{mark: ("language-small", made) for mark, made in language.MARKS.items()},
+    },
+    "production.md": {
+        "load": ("production-load", production.load),
+        "attacks": ("production-attacks", production.attacks),
+        "bad requests": ("production-bad-requests", production.bad_requests),
     },
     "results.md": {
         "held-out": ("core", lambda record: studies.core(record, "held-out")),

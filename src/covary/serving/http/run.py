@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from covary.detector import Detector
 from covary.errors import missing_extra
@@ -14,11 +14,8 @@ from covary.serving.http.connections import TAKEN_AT_ONCE, Listener, Room, conne
 from covary.serving.http.settings import ServeSettings
 from covary.serving.http.wire import Connection
 
-if TYPE_CHECKING:
-    import uvicorn
 
-
-def make_server(detector: Detector, settings: ServeSettings) -> uvicorn.Server:
+def make_server(detector: Detector, settings: ServeSettings) -> Any:
     """A uvicorn server that listens already; `run()` serves until SIGINT or SIGTERM, then answers what it accepted.
 
     Raises:
@@ -64,7 +61,7 @@ def serve(detector: Detector, settings: ServeSettings, told: Callable[[str], Non
     """
     server = make_server(detector, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    told(f"http://{host}:{server.config.app.state.address[1]}")  # type: ignore[union-attr]
+    told(f"http://{host}:{server.config.app.state.address[1]}")
     for name in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal again once all is answered; then there is nothing left to stop.
         signal.signal(name, lambda *_: None)

@@ -1,11 +1,12 @@
 """Fifty thousand connections of one request each, then 64 kept ones for a minute, beside clients that mean harm.
 
-    OMP_NUM_THREADS=1 python -m covary_bench.studies.production.attacks [--connections 50000] [--slow 200]
+    OMP_NUM_THREADS=1 python -m covary_bench.studies.production.attacks [--parts kept]
 
 The slow ones come from an address of their own (127.0.0.2): connections that send nothing, heads and bodies a byte a
 second, answers that are never read, each repeated as soon as it is closed. Counts what the others lose, and watches the
 service's descriptors, memory and log. Two more rounds under `prlimit --nofile`: one-request connections under 1,024
-descriptors, 250 half heads under 200. Writes `bench/results/production-attacks.json`.
+descriptors, 250 half heads under 200. Then one-byte bodies, and one connection alone. Writes
+`bench/results/production-attacks.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from covary_bench.studies.production.service_process import INFER, ServiceProcess, keep, machine
+from covary_bench.studies.production.service_process import INFER, RESULTS, ServiceProcess, keep, machine
 
 AT_ONCE = 16
 BROKEN = (OSError, ValueError, IndexError, asyncio.IncompleteReadError)
@@ -137,7 +138,8 @@ async def round_of(
     others: int, image: np.ndarray, found: Found,
 ) -> dict[str, Any]:  # fmt: skip
     """Runs `work` beside `others` slow clients; for `seconds`, or where that is 0 until it is done."""
-    seen, tried = [(service.descriptors, service.mebibytes)], Counter()
+    seen = [(service.descriptors, service.mebibytes)]
+    tried: Counter[str] = Counter()
     beside = [asyncio.create_task(slow(service.port, k, image, ended, tried)) for k in range(others)]
     beside.append(asyncio.create_task(watch(service, ended, seen)))
     begin, load = time.perf_counter(), os.getloadavg()[0]
@@ -167,18 +169,14 @@ async def round_of(
 
 async def connections(service: ServiceProcess, count: int, slow_ones: int) -> dict[str, Any]:
     """One-request connections."""
-    import tiny
-
-    images, found = tiny.inputs()[0], Found()
+    images, found = service.images, Found()
     work = [one_each(service.port, range(k, count, AT_ONCE), images, found) for k in range(AT_ONCE)]
     return await round_of(service, work, asyncio.Event(), 0, slow_ones, images[0], found)
 
 
 async def kept(service: ServiceProcess, seconds: float, slow_ones: int) -> dict[str, Any]:
     """Kept connections."""
-    import tiny
-
-    images, found, ended = tiny.inputs()[0], Found(), asyncio.Event()
+    images, found, ended = service.images, Found(), asyncio.Event()
     work = [keeping(service.port, k, images, ended, found) for k in range(64)]
     return await round_of(service, work, ended, seconds, slow_ones, images[0], found)
 
@@ -203,25 +201,64 @@ async def half_heads(service: ServiceProcess, count: int) -> dict[str, Any]:
     return found
 
 
+async def slow_bodies(service: ServiceProcess, count: int) -> dict[str, Any]:
+    """Bodies of which one byte came, as many as requests may be open, and how long another request takes."""
+    image, found = service.images[0], Found()
+    whole, held = message(image, "slow"), []
+    for _ in range(count):
+        held.append(await asyncio.open_connection("127.0.0.1", service.port))
+        held[-1][1].write(whole[: whole.index(b"\r\n\r\n") + 5])
+    await asyncio.sleep(1)
+    await one_each(service.port, range(20), image[None], found)
+    for _, writer in held:
+        writer.close()
+    return {"bodies": count, "requests": found.sent, "lost": found.lost, "statuses": dict(found.statuses),
+            "most_ms": round(1000 * max(found.seconds), 1)}  # fmt: skip
+
+
+async def one_kept(service: ServiceProcess, count: int) -> dict[str, Any]:
+    """Requests on one connection, nothing beside them."""
+    image, found = service.images[0], Found()
+    streams = await asyncio.open_connection("127.0.0.1", service.port)
+    for i in range(count):
+        await ask(streams, image, f"alone-{i}", found, time.perf_counter())
+    streams[1].close()
+    return {"requests": count, "p50_ms": round(1000 * float(np.median(found.seconds)), 1),
+            "load_average": round(os.getloadavg()[0], 1)}  # fmt: skip
+
+
+def run(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One part of the record, on a service of its own."""
+    limits = {"half heads of 200 descriptors": 200, "one request each of 1024 descriptors": 1024}
+    more = ["--max-requests", "4"] if part == "slow bodies" else []
+    with ServiceProcess(*more, descriptors=limits.get(part)) as service:
+        assert service.healthy()
+        return asyncio.run({
+            "half heads of 200 descriptors": lambda: half_heads(service, 250),
+            "slow bodies": lambda: slow_bodies(service, 4),
+            "one kept": lambda: one_kept(service, 500),
+            "one request each of 1024 descriptors": lambda: connections(service, 3000, 0),
+            "one request each": lambda: connections(service, options.connections, options.slow),
+            "kept": lambda: kept(service, options.seconds, options.slow),
+        }[part]())  # fmt: skip
+
+
+PARTS = ("half heads of 200 descriptors", "slow bodies", "one kept", "one request each of 1024 descriptors",
+         "one request each", "kept")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=50_000)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--slow", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="The others stay as they are.")
     options = parser.parse_args()
-    record: dict[str, Any] = machine()
-    with ServiceProcess(descriptors=200) as service:
-        assert service.healthy()
-        record["half_heads_of_200_descriptors"] = asyncio.run(half_heads(service, 250))
-    with ServiceProcess(descriptors=1024) as service:
-        assert service.healthy()
-        few = min(3000, options.connections)
-        record["one_request_each_of_1024_descriptors"] = asyncio.run(connections(service, few, 0))
-    with ServiceProcess() as service:
-        assert service.healthy()
-        record["one_request_each"] = asyncio.run(connections(service, options.connections, options.slow))
-        record["kept"] = asyncio.run(kept(service, options.seconds, options.slow))
-    keep(record, "production-attacks.json")
+    place = RESULTS / "production-attacks.json"
+    record: dict[str, Any] = json.loads(place.read_text()) if place.is_file() else {}
+    for part in options.parts:
+        record[part] = run(part, options)
+        keep({**record, **machine()}, place.name)
 
 
 if __name__ == "__main__":

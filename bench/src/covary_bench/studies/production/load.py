@@ -32,8 +32,8 @@ from covary.scoring.judge import Verdicts
 from covary.serving.http import ServeSettings, make_server
 from covary.serving.monitor import MonitorResult
 from covary.storage.fingerprints import versions
-from covary_bench.cifar import cifar10_test
-from covary_bench.public import NETWORKS, weights_path
+from covary_bench.images.cifar import cifar10_test
+from covary_bench.images.public import NETWORKS, weights_path
 from covary_bench.speed.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[5]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -31,12 +32,13 @@ class ServiceProcess:
 
     Attributes:
         port: where it listens.
+        images: for requests, uint8 (n, 8, 8).
     """
 
     def __init__(self, *options: str, descriptors: int | None = None) -> None:
         sys.path.insert(0, str(ROOT / "tests"))
-        import tiny
-
+        tiny = importlib.import_module("tiny")
+        self.images = tiny.inputs()[0]
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         tiny.detector().save(folder / "detector")
