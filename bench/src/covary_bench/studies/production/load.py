@@ -33,7 +33,7 @@ from covary.serving.http import ServeSettings, make_server
 from covary.serving.monitor import MonitorResult
 from covary.storage.fingerprints import versions
 from covary_bench.images.cifar import cifar10_test
-from covary_bench.images.public import NETWORKS, weights_path
+from covary_bench.images.public import NETWORKS, load_public
 from covary_bench.speed.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[5]
@@ -50,9 +50,8 @@ def saved() -> Path:
     if not FOLDER.is_dir():
         test, network = cifar10_test(), NETWORKS[NAME]
         FOLDER.parent.mkdir(parents=True, exist_ok=True)
-        detector = Detector(network.factory(), weights=weights_path(NAME))
         trusted = test.x[:TRUSTED], test.y[:TRUSTED]
-        detector.fit(trusted, mean=network.mean, std=network.std).save(FOLDER)
+        Detector(load_public(NAME)).fit(trusted, mean=network.mean, std=network.std).save(FOLDER)
     return FOLDER
 
 
@@ -67,8 +66,7 @@ def run_server(kind: str, port: int) -> None:
     """The server process; `bare` answers with the network's outputs and made-up verdicts."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    network = NETWORKS[NAME].factory()
-    detector = Detector.load(FOLDER, network)
+    detector = Detector.load(FOLDER, load_public(NAME))
     server = make_server(detector, ServeSettings(port=port, max_bytes=MOST, read_seconds=5.0))
     service = server.config.app.state.service
     if kind == "bare":
