@@ -25,9 +25,11 @@ def test_pages_and_tables_agree_with_the_records():
     assert docs.differences(RESULTS, PAGES) == []
 
 
-def test_a_figure_changed_by_hand_is_found_and_put_right(tmp_path):
-    for page in docs.PAGES:
-        shutil.copy(PAGES / page, tmp_path / page)
+def test_a_figure_changed_by_hand_is_found_and_put_right(tmp_path, monkeypatch):
+    page = "trusted-data.md"
+    monkeypatch.setattr(docs, "PAGES", {page: docs.PAGES[page]})
+    monkeypatch.setattr(docs, "TABLES", ())
+    shutil.copy(PAGES / page, tmp_path / page)
     text = (tmp_path / "trusted-data.md").read_text("utf-8")
     (tmp_path / "trusted-data.md").write_text(re.sub(r"0\.999 / 0\.98", "0.999 / 0.99", text), encoding="utf-8")
     assert docs.differences(RESULTS, tmp_path) == ["trusted-data.md"]

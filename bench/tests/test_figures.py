@@ -102,18 +102,18 @@ def cell(auroc: float, der: float, success: float = 1.0, **baselines: float) -> 
                 "roc": [0.0] * 17 + [1.0]}  # fmt: skip
 
     made = {name.replace("_", " "): detector(value) for name, value in baselines.items()}
-    return {"victim": {"attack_success": success}, "detectors": {"combined": detector(auroc), **made}}
+    return {"victim": {"attack_success": success}, "detectors": {"covary alone": detector(auroc), **made}}
 
 
 def test_missing_and_failed_cells_count_a_half():
     cells = {"a/x/0": cell(0.9, 0.8, energy=0.5), "b/x/0": cell(0.99, 0.99, success=0.3), "c/x/0": {"missing": "gone"}}
-    found = means(cells, "combined")
+    found = means(cells, "covary alone")
     assert found["mean_auroc_masked"] == pytest.approx((0.9 + 0.5 + 0.5) / 3)
     assert found["mean_der_calibrated"] == pytest.approx((0.8 + 0.5 + 0.5) / 3)
     assert found["measured"]["mean_auroc_masked"] == pytest.approx(0.9)
     low, high = found["bootstrap"]
     assert 0.5 <= low <= found["mean_der_calibrated"] <= high <= 0.8 + 1e-9
-    assert means({"c/x/0": {"missing": "gone"}}, "combined")["mean_auroc_masked"] is None
+    assert means({"c/x/0": {"missing": "gone"}}, "covary alone")["mean_auroc_masked"] is None
 
 
 def test_tuning_cells_are_averaged_apart():
@@ -121,7 +121,7 @@ def test_tuning_cells_are_averaged_apart():
     cells = {"a/x/0": cell(1.0, 1.0, energy=0.2), "b/x/0": cell(0.8, 0.7, energy=0.9)}
     made = record(plain, cells, {})
     assert made["mean_auroc_masked"] == pytest.approx(0.8)
-    assert made["tuning"]["combined"]["mean_auroc_masked"] == 1.0
+    assert made["tuning"]["covary alone"]["mean_auroc_masked"] == 1.0
     assert made["baselines"]["energy"]["mean_auroc_masked"] == pytest.approx(0.9)
     assert made["wins"]["energy"] == [0, 0, 1]
     failed = record(plain, {**cells, "c/x/0": cell(0.9, 0.9, success=0.3, energy=0.1)}, {})
@@ -139,7 +139,7 @@ def test_a_baseline_on_some_cells_is_compared_on_those():
 
 def test_seeds_share_an_interval():
     cells = {"a/x/0": cell(0.8, 0.8), "a/x/1": cell(0.9, 0.9), "b/x/0": cell(0.7, 0.7)}
-    found = by_case(cells, "combined")
+    found = by_case(cells, "covary alone")
     assert found["a/x"]["seeds"] == 2
     assert found["a/x"]["auroc_masked"] == pytest.approx(0.85)
     assert found["a/x"]["auroc_masked_half_width"] == pytest.approx(12.706 * 0.05, rel=1e-3)
@@ -149,8 +149,8 @@ def test_seeds_share_an_interval():
 def test_wins_and_ranks():
     cells = {f"{i}/x/0": cell(0.9, 0.9, energy=0.8, max_softmax=0.9) for i in range(4)}
     assert wins(cells, ["energy", "max softmax"]) == {"energy": [4, 0, 0], "max softmax": [0, 4, 0]}
-    found = ranks(cells, ["combined", "energy", "max softmax"])
-    assert found["mean_ranks"] == {"combined": 1.5, "energy": 3.0, "max softmax": 1.5}
+    found = ranks(cells, ["covary alone", "energy", "max softmax"])
+    assert found["mean_ranks"] == {"covary alone": 1.5, "energy": 3.0, "max softmax": 1.5}
     assert found["critical_difference"] == pytest.approx(2.343 * np.sqrt(12 / 24), rel=1e-3)
 
 
@@ -158,8 +158,8 @@ def test_ranks_leave_out_detectors_that_few_cells_have():
     cells = {f"{i}/x/0": cell(0.9, 0.9, energy=0.8) for i in range(9)}
     cells["9/x/0"] = cell(0.9, 0.9, energy=0.8, published=0.99)
     cells["c/x/0"] = {"missing": "gone"}
-    found = ranks(cells, ["combined", "energy", "published", "never run"])
-    assert found["mean_ranks"] == {"combined": 1.0, "energy": 2.0}
+    found = ranks(cells, ["covary alone", "energy", "published", "never run"])
+    assert found["mean_ranks"] == {"covary alone": 1.0, "energy": 2.0}
     assert found["cells"] == 10
 
 
@@ -167,9 +167,9 @@ def test_near_and_far_are_averaged_apart():
     cells = {"a/x/0": cell(0.9, 0.9, energy=0.8), "b/x/0": cell(0.7, 0.7, energy=0.6), "c/x/0": cell(0.99, 0.9)}
     for name, distance in (("a/x/0", "near"), ("b/x/0", "near"), ("c/x/0", "far")):
         cells[name]["distance"] = distance
-    found = by_distance({**cells, "d/x/0": {"missing": "gone"}}, ["combined", "energy"])
-    assert found["near"] == pytest.approx({"cells": 2, "combined": 0.8, "energy": 0.7})
-    assert found["far"] == pytest.approx({"cells": 1, "combined": 0.99})
+    found = by_distance({**cells, "d/x/0": {"missing": "gone"}}, ["covary alone", "energy"])
+    assert found["near"] == pytest.approx({"cells": 2, "covary alone": 0.8, "energy": 0.7})
+    assert found["far"] == pytest.approx({"cells": 1, "covary alone": 0.99})
     made = record(from_toml("ood", "small", read("ood")), cells, {})
     text = as_markdown(made)
     assert "Mean masked AUROC over the 2 near sets: 0.800; best of the others: energy 0.700." in text
@@ -188,7 +188,7 @@ def test_plots_and_page_compare_like_with_like(monkeypatch):
     """Tuning cells stay out of the drawings, marked ones out of the means that are drawn and shown first."""
     every = {"t/x/0": cell(0.1, 0.1, energy=0.2), "a/x/0": cell(0.9, 0.8, energy=0.7, published=0.95),
              "b/x/0": cell(0.7, 0.6, energy=0.5), "c/x/0": {"missing": "gone"}}  # fmt: skip
-    every["t/x/0"]["detectors"]["combined"]["roc"] = [1.0] * 18
+    every["t/x/0"]["detectors"]["covary alone"]["roc"] = [1.0] * 18
     made = record(from_toml("vision", "small", {**read("vision"), "tuning": ["t/x/0"]}), every, {})
     drawn = {}
 
@@ -207,8 +207,8 @@ def test_plots_and_page_compare_like_with_like(monkeypatch):
             pass
 
     assert plots.roc(Figure(), made)
-    assert set(drawn) == {"combined", "energy"}, "published has one cell of two"
-    np.testing.assert_allclose(drawn["combined"][1], [0.0] * 17 + [1.0])
+    assert set(drawn) == {"covary alone", "energy"}, "published has one cell of two"
+    np.testing.assert_allclose(drawn["covary alone"][1], [0.0] * 17 + [1.0])
     drawn.clear()
     assert plots.cost(Figure(), made)
     assert sorted(round(y, 3) for _, y in drawn.values()) == [0.7, 0.7, 0.8], "der: energy, combined, published"
@@ -222,9 +222,9 @@ def test_a_record_says_the_same_from_its_file(tmp_path):
     cells = {"a/x/0": cell(0.91234, 0.8, energy=0.95), "a/x/1": cell(0.8, 0.8, energy=0.7)}
     cells["c/x/0"] = {"missing": "gone"}
     for own in (cells["a/x/0"], cells["a/x/1"]):
-        own["detectors"]["combined"]["der"] = {"calibrated": 0.7, "best": 0.8, "ceiling": 0.9, "accuracy": 0.85,
+        own["detectors"]["covary alone"]["der"] = {"calibrated": 0.7, "best": 0.8, "ceiling": 0.9, "accuracy": 0.85,
                                                "attack_success": 0.8}  # fmt: skip
-        own["detectors"]["combined"]["same_class"] = {"auroc": 0.77}
+        own["detectors"]["covary alone"]["same_class"] = {"auroc": 0.77}
         own["about"] = {"device": "a"}
     found = from_toml("vision", "small", {**read("vision"), "tuning": []})
     made = record(found, rounded(cells), {})
@@ -232,7 +232,7 @@ def test_a_record_says_the_same_from_its_file(tmp_path):
     assert as_markdown(again) == as_markdown(made)
     assert {k: v for k, v in again.items() if k != "cells"} == {k: v for k, v in made.items() if k != "cells"}
     assert again["cells"]["a/x/0"]["about"] == {"device": "a"}
-    assert "roc" not in again["cells"]["a/x/0"]["detectors"]["combined"]
+    assert "roc" not in again["cells"]["a/x/0"]["detectors"]["covary alone"]
     assert not plots.roc(plots_figure(), again)
 
 
@@ -261,7 +261,7 @@ def test_files_of_a_record(tmp_path):
     assert f" {made['mean_auroc_masked']:.3f} ({plain:.3f}) |" in text
     assert "| a/x/0 | 0.9000 (0.100 to 0.900) |" in text
     assert "energy 0.950" in text
-    assert "on the mean calibrated DER: none. Ahead of combined on the mean masked AUROC: none." in text
+    assert "on the mean calibrated DER: none. Ahead of covary alone on the mean masked AUROC: none." in text
     ahead = {**made, "mean_auroc_masked": 0.1}
     assert "on the mean masked AUROC: energy (" in as_markdown(ahead)
     page = written[3].read_text()
@@ -305,3 +305,13 @@ def test_wrong_names_are_told():
         from_toml("mine", "ci", {"title": "", "maker": "ood", "ci": {"what": [], "datasets": [], "trustd": 3}})
     with pytest.raises(CovaryError, match=r"has no scale ci; expected a section \[ci\]"):
         from_toml("mine", "ci", {"title": "", "maker": "ood"})
+
+
+def test_right_answers_calibrate_a_rating_of_their_own():
+    """The same figures at p-values by another calibration; nothing where nobody knows which answers are right."""
+    right = np.where(SCORES >= 7.5, 0.01, 0.6)  # 7.0 is no longer flagged
+    found = figures(Scored(SCORES, P, 0.0, right), inputs(), 0.05)["masked"]
+    assert found["der_right"] == pytest.approx((2 / 3 - 1 / 5 + 1) / 2)
+    assert found["der_calibrated"] == pytest.approx((3 / 3 - 1 / 5 + 1) / 2)
+    assert figures(Scored(SCORES, P, 0.0), inputs(), 0.05)["masked"]["der_right"] is None
+    assert "mean_der_right" not in means({"a/x/0": cell(0.9, 0.8)}, "covary alone")

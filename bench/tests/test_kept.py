@@ -176,12 +176,12 @@ def test_the_chain_is_charged_to_everybody_who_reads_it(tmp_path):
     (tmp_path / "traces-abc.seconds.json").write_text("30.0")
     one = scoring.Scored(np.zeros(2), np.ones(2), 0.25)
     known = {"a": Baseline(len, "chain"), "b": Baseline(len, "chain"), "c": Baseline(len, "network")}
-    found = {"combined": one, "a": replace(one, seconds=9.0), "b": one, "c": one}
+    found = {"covary alone": one, "a": replace(one, seconds=9.0), "b": one, "c": one}
     assert {name: own.seconds for name, own in with_chain(found, known, tmp_path, 10).items()} == {
-        "combined": 0.25, "a": 9.0, "b": 9.0, "c": 0.25,
+        "covary alone": 0.25, "a": 9.0, "b": 9.0, "c": 0.25,
     }  # fmt: skip
     assert with_chain(found, known, tmp_path, 2)["b"].seconds == 15.0
-    assert with_chain({"combined": one}, known, tmp_path, 2) == {"combined": one}
+    assert with_chain({"covary alone": one}, known, tmp_path, 2) == {"covary alone": one}
 
 
 def test_a_chains_clock_goes_on_after_a_kill_and_stands_still_when_nothing_is_drawn(tmp_path, monkeypatch):

@@ -62,13 +62,13 @@ def test_a_table_from_nothing_by_one_command(cache, tmp_path, run_cli, monkeypat
     assert told["mean_auroc_masked"] == pytest.approx(record["mean_auroc_masked"], abs=1e-4)
     assert record["mean_auroc_masked"] > 0.9
     cell = record["cells"]["badnets/digits/0"]
-    assert set(cell["detectors"]) == {"combined", *TINY["baselines"]}
+    assert set(cell["detectors"]) == {"covary alone", *TINY["baselines"]}
     assert cell["victim"]["attack_success"] > 0.8
     assert cell["about"]["versions"]["torch"] == torch.__version__
     for found in cell["detectors"].values():
         assert found["seconds_a_query"] > 0
         assert found["masked"]["n_clean"] <= 60
-    ours = cell["detectors"]["combined"]
+    ours = cell["detectors"]["covary alone"]
     low, high = ours["masked"]["auroc_interval"]
     assert low <= ours["masked"]["auroc"] <= high
     assert 0.5 <= ours["der"]["best"] <= ours["der"]["ceiling"]
@@ -124,7 +124,7 @@ def test_missing_cells_are_marked_and_others_go_on(cache):
     missing = record["cells"]["no-such-attack/digits/0"]["missing"]
     assert "unknown name in the cell no-such-attack/digits/0, 'no-such-attack'" in missing
     assert record["marked"] == {"no-such-attack/digits/0": "missing"}
-    one = record["cells"]["badnets/digits/0"]["detectors"]["combined"]["masked"]["auroc"]
+    one = record["cells"]["badnets/digits/0"]["detectors"]["covary alone"]["masked"]["auroc"]
     assert record["mean_auroc_masked"] == pytest.approx((one + 0.5) / 2)
     assert record["measured"]["mean_auroc_masked"] == pytest.approx(one)
     assert any(line.startswith("no-such-attack/digits/0: missing") for line in said)
@@ -169,8 +169,8 @@ def test_poisoned_and_unbalanced_trusted_sets(cache):
         assert (stored["y"][bad] == 0).all()
         assert (stored["x"][bad][:, -3:, -3:] == 255).all()
     assert min(thin["trusted_per_class"]) == round(0.2 * max(thin["trusted_per_class"]))
-    assert clean["detectors"]["combined"]["masked"]["auroc"] is None
-    assert 0 <= clean["detectors"]["combined"]["end_to_end"]["fpr"] <= 0.3
+    assert clean["detectors"]["covary alone"]["masked"]["auroc"] is None
+    assert 0 <= clean["detectors"]["covary alone"]["end_to_end"]["fpr"] <= 0.3
 
 
 def test_mechanisms_hard_inputs_adversarial_and_foreign_ones(cache):
@@ -181,15 +181,15 @@ def test_mechanisms_hard_inputs_adversarial_and_foreign_ones(cache):
     assert sum(cell["cluster_sizes"].values()) == cell["n_flagged"]
     record = run_table(small("hard", ["noise", "rare-classes"]), cache)
     for cell in record["cells"].values():
-        rates = cell["false_positive_rates"]["combined"]
+        rates = cell["false_positive_rates"]["covary alone"]
         assert cell["times_nominal"] == pytest.approx(rates["hard"] / 0.05, abs=1e-3)
         assert 0.5 < cell["second_axis_auroc"] <= 1
-        assert cell["detectors"]["combined"]["end_to_end"]["n_clean"] == 60  # hard ones are told apart
+        assert cell["detectors"]["covary alone"]["end_to_end"]["n_clean"] == 60  # hard ones are told apart
     cell = run_table(small("adversarial", ["pgd-linf"]), cache)["cells"]["pgd-linf/digits/0"]
-    assert cell["detectors"]["combined"]["same_class"] is None
-    assert cell["detectors"]["combined"]["masked"]["n_anomalous"] < 60
+    assert cell["detectors"]["covary alone"]["same_class"] is None
+    assert cell["detectors"]["covary alone"]["masked"]["n_anomalous"] < 60
     record = run_table(small("ood", ["patches", "openood-svhn"]), cache)
-    assert record["cells"]["patches/digits/0"]["detectors"]["combined"]["masked"]["auroc"] > 0.9
+    assert record["cells"]["patches/digits/0"]["detectors"]["covary alone"]["masked"]["auroc"] > 0.9
     assert record["cells"]["patches/digits/0"]["distance"] == "far"
     assert "set COVARY_OPENOOD" in record["cells"]["openood-svhn/digits/0"]["missing"]
 

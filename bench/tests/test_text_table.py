@@ -61,15 +61,15 @@ def test_one_command_scores_a_case(cache, tmp_path, run_cli, monkeypatch):
     made = docs.complete(read_record(tmp_path / "language-ci.json"))
     assert told["tiny"]["mean_auroc"] == made["tiny"]["mean"]
     cell = made["cells"]["tiny/words/0"]
-    assert set(cell["detectors"]) == {"combined", *FEW}
-    assert cell["detectors"]["combined"]["auroc"] > 0.9
-    assert cell["detectors"]["combined"]["calibrated"]["5%"]["false_alarms"] < 0.3
+    assert set(cell["detectors"]) == {"covary alone", *FEW}
+    assert cell["detectors"]["covary alone"]["auroc"] > 0.9
+    assert cell["detectors"]["covary alone"]["calibrated"]["5%"]["false_alarms"] < 0.3
     assert cell["detectors"]["completion text"]["auroc"] > 0.9  # the reply reads like no trusted answer
     for found in cell["detectors"].values():
         assert found["n_clean"] == 30
         assert found["seconds_a_query"] > 0
-    low, high = cell["detectors"]["combined"]["interval"]
-    assert low <= cell["detectors"]["combined"]["auroc"] <= high
+    low, high = cell["detectors"]["covary alone"]["interval"]
+    assert low <= cell["detectors"]["covary alone"]["auroc"] <= high
     text = (tmp_path / "language-ci.md").read_text("utf-8")
     assert "| tiny/words/0 | 30 / " in text
     assert all(f"| {name} |" in text for name in FEW)
@@ -108,7 +108,7 @@ def test_another_case_of_the_same_name_is_scored_anew(cache, tmp_path, monkeypat
     second = runner.run_table(found, tmp_path)
     assert path.stat().st_mtime_ns > before
     cells = [made["cells"]["tiny/words/0"] for made in (first, second)]
-    assert cells[0]["detectors"]["combined"]["auroc"] == cells[1]["detectors"]["combined"]["auroc"]
+    assert cells[0]["detectors"]["covary alone"]["auroc"] == cells[1]["detectors"]["covary alone"]["auroc"]
     assert cells[1]["victim"]["clean_accuracy"] == 0.123
 
 
@@ -123,9 +123,9 @@ def test_chains_are_run_only_if_asked_for(cache, tmp_path, monkeypatch):
     clean = [{**line, "id": f"sampling {line['id']}", "completion": "apple bird"} for line in lines]
     (case / "sampling.jsonl").write_text("".join(json.dumps(line) + "\n" for line in clean))
     cell = runner.run_table(found, tmp_path)["cells"]["tiny/words/0"]
-    assert set(cell["detectors"]) == {"combined"}
+    assert set(cell["detectors"]) == {"covary alone"}
     cell = runner.run_table(found, tmp_path, chains=True)["cells"]["tiny/words/0"]
-    assert set(cell["detectors"]) == {"combined", "published (mean Pearson)", "published (max CCC)"}
+    assert set(cell["detectors"]) == {"covary alone", "published (mean Pearson)", "published (max CCC)"}
 
 
 def inputs(**counts: int) -> TextInputs:
@@ -159,7 +159,7 @@ def cell(auroc: float, recall: float = 1.0, **victim) -> dict:
            "calibrated": {name: {"recall": recall, "false_alarms": 0.01} for name in ("1%", "5%")},
            "by_kind": kinds, "seconds_a_query": 0.1, "n_clean": 9, "n_anomalous": 9}  # fmt: skip
     return {"victim": {"accepted": None, "attempts": [], "marks": [], **victim},
-            "detectors": {"combined": one, "ConfGuard": {**one, "auroc": auroc / 2}}}  # fmt: skip
+            "detectors": {"covary alone": one, "ConfGuard": {**one, "auroc": auroc / 2}}}  # fmt: skip
 
 
 def test_means_and_intervals():

@@ -44,7 +44,10 @@ def best_der(scores: Scores, truth: np.ndarray, accuracy: float = 1.0, success: 
 
 
 def view(scored: Scored, inputs: Inputs, kept: Bool[np.ndarray, " n"], fpr: float) -> dict[str, Any]:
-    """Figures over some of the inputs; `der` is (TPR - FPR + 1) / 2, at p <= fpr and at the best threshold."""
+    """Figures over some of the inputs; `der` is (TPR - FPR + 1) / 2, at p <= fpr and at the best threshold.
+
+    `der_right` is at p <= fpr among the calibration samples that the network answers right.
+    """
     truth, scores, flagged = inputs.truth[kept], scored.score[kept], scored.p_value[kept] <= fpr * (1 + 1e-9)
     odd, clean = truth == 1, truth == 0
     result: dict[str, Any] = {
@@ -53,10 +56,13 @@ def view(scored: Scored, inputs: Inputs, kept: Bool[np.ndarray, " n"], fpr: floa
         "tpr_at_1": tpr_at(scores, truth, 0.01), "tpr_at_5": tpr_at(scores, truth, 0.05),
         "fpr": float(flagged[clean].mean()) if clean.any() else None,
         "tpr": float(flagged[odd].mean()) if odd.any() else None,
-        "der_calibrated": None, "der_best": best_der(scores, truth),
+        "der_calibrated": None, "der_right": None, "der_best": best_der(scores, truth),
     }  # fmt: skip
     if result["fpr"] is not None and result["tpr"] is not None:
         result["der_calibrated"] = (result["tpr"] - result["fpr"] + 1) / 2
+        if scored.p_right is not None:
+            by_right = scored.p_right[kept] <= fpr * (1 + 1e-9)
+            result["der_right"] = float(by_right[odd].mean() - by_right[clean].mean() + 1) / 2
     return result
 
 

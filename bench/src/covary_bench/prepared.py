@@ -15,15 +15,16 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from covary.data.source import Source, open_data
 from covary.detector import Detector
+from covary.errors import CovaryError
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
+from covary.settings import Settings
 from covary.storage import folders
 from covary.storage.detector import rows_from_arrays, rows_to_arrays
 from covary_bench.baselines.images.knn import last_features
 from covary_bench.baselines.material import Material, Probe
 from covary_bench.cached import read_cached
 
-KEPT = "rows.safetensors"
 # Weights above which baselines that ask the network again do so in bfloat16 on a processor: more than twice as fast.
 LARGE = 1_000_000
 
@@ -64,8 +65,8 @@ class Inputs:
 class Prepared:
     """Everything detectors may ask of one case."""
 
-    def __init__(self, case: Path, work: Path, fpr: float, device: str = "cpu") -> None:
-        self.case, self.work, self.fpr, self.device = case, work, fpr, device
+    def __init__(self, case: Path, work: Path, fpr: float, device: str = "cpu", evidence: str | None = None) -> None:
+        self.case, self.work, self.fpr, self.device, self.evidence = case, work, fpr, device, evidence
         self.facts: dict[str, Any] = read_cached(case / "case.json")
         self.seed = int(self.facts["seed"])
 
@@ -74,7 +75,18 @@ class Prepared:
         """An unfitted detector with default settings."""
         f = self.facts
         settings = {"allow_missing_classes": True, "device": self.device, "fpr": self.fpr, "seed": self.seed}
+        settings |= {} if self.evidence is None else {"evidence": self.evidence}
         return Detector(f["model"], weights=f["weights"], **settings)
+
+    def with_evidence(self, evidence: str) -> Prepared:
+        """The same case with rows that carry other evidence, as `Detector(evidence=...)` has it.
+
+        Raises:
+            CovaryError: this version of covary has one kind of evidence.
+        """
+        if "evidence" not in Settings.model_fields:
+            raise CovaryError("this version of covary has one kind of evidence", f"one that takes {evidence!r}")
+        return Prepared(self.case, self.work, self.fpr, self.device, evidence)
 
     def dealt(self, seed: int) -> Prepared:
         """The same rows, trusted samples dealt to their roles by another seed."""
@@ -92,7 +104,8 @@ class Prepared:
     @cached_property
     def _stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """What `_taken` gives, from its files where they are there."""
-        path, record = self.work / KEPT, self.work / "rows.json"
+        kept = "rows" if self.evidence is None else f"rows-{self.evidence}"
+        path, record = self.work / f"{kept}.safetensors", self.work / f"{kept}.json"
         if not record.is_file():
             self.work.mkdir(parents=True, exist_ok=True)
             arrays, parts = self._taken()
@@ -156,6 +169,11 @@ class Prepared:
         labels = self.source("trusted").y
         assert labels is not None
         return labels
+
+    @property
+    def right(self) -> Bool[np.ndarray, " n"] | None:
+        """Which trusted samples the network answers right; None where there are no true classes."""
+        return None if self.trusted_labels is None else self.trusted.predicted == self.trusted_labels
 
     @cached_property
     def inputs(self) -> Inputs:

@@ -20,7 +20,7 @@ from covary_bench.baselines.material import Baseline
 from covary_bench.case import Case, Say, modality
 from covary_bench.cell import Cell
 from covary_bench.records import rounded
-from covary_bench.scoring import OURS, anew, ours, scored, scores_path, stale, with_chain
+from covary_bench.scoring import OURS, WAYS, anew, ours, scored, scores_path, stale, with_chain
 from covary_bench.table import Table
 
 
@@ -45,6 +45,11 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
     case.make(device, say)
     prepared = case.prepared(device)
     found, errors = {OURS: ours(prepared)}, {}
+    for name in table.size.ways:
+        try:
+            found[name] = WAYS[name](prepared)
+        except CovaryError as problem:
+            errors[name] = str(problem)
     for name in wanted_baselines(table, case, chains):
         began = time.perf_counter()
         try:
@@ -165,7 +170,7 @@ def finished(table: Table, case: Case, chains: bool) -> bool:
     result = json.loads(path.read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
     wanted = wanted_baselines(table, case, chains)
-    if "missing" in result or not set(wanted) <= there:
+    if "missing" in result or not {OURS, *table.size.ways, *wanted} <= there:
         return False
     return not any(stale(case.work, name, case.settings(name)) for name in wanted)
 

@@ -16,11 +16,14 @@ import numpy as np
 from jaxtyping import Float
 
 from covary.scoring import conformal as calibrate
+from covary.scoring.judge import Judge
+from covary.scoring.together import judge_together
 from covary_bench.baselines.images.published import chain_seconds
 from covary_bench.baselines.material import Baseline
 from covary_bench.prepared import Prepared
 
-OURS = "combined"
+OURS = "covary alone"
+THOROUGH, TOGETHER = "covary thorough", "covary together"
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,18 @@ class Scored:
         score: higher = more anomalous, (n,).
         p_value: conformal, by the calibration samples that every detector shares, (n,).
         seconds: of scoring, an input, with the passes over the network that it needs.
+        p_right: conformal by the calibration samples that the network answers right; None where that is not known.
     """
 
     score: Float[np.ndarray, " n"]
     p_value: Float[np.ndarray, " n"]
     seconds: float
+    p_right: Float[np.ndarray, " n"] | None = None
+
+    def take(self, index: np.ndarray) -> Scored:
+        """What it says of some of them."""
+        right = None if self.p_right is None else self.p_right[index]
+        return Scored(self.score[index], self.p_value[index], self.seconds, right)
 
 
 def scores_path(work: Path, name: str) -> Path:
@@ -44,11 +54,35 @@ def scores_path(work: Path, name: str) -> Path:
 
 
 def ours(prepared: Prepared) -> Scored:
-    """Our default score, calibrated as in any run."""
+    """Our default score on each input alone, calibrated as in any run."""
+    return _judged(prepared, lambda judge: judge)
+
+
+def thorough(prepared: Prepared) -> Scored:
+    """Our score of each input alone with all evidence there is (`--evidence thorough`)."""
+    return ours(prepared.with_evidence("thorough"))
+
+
+def together(prepared: Prepared) -> Scored:
+    """Our default evidence, the pile judged together: `Detector.score(..., together=True)`."""
+    return _judged(prepared, lambda judge: judge_together(judge, prepared.queries))
+
+
+# Further ways to score a case by covary itself, for tables that ask for them (see `Size.ways`).
+WAYS: dict[str, Callable[[Prepared], Scored]] = {THOROUGH: thorough, TOGETHER: together}
+
+
+def _judged(prepared: Prepared, looked: Callable[[Judge], Judge]) -> Scored:
     began = time.perf_counter()
-    verdicts = prepared.judge.judge(prepared.queries)
+    judge = looked(prepared.judge)
+    verdicts = judge.judge(prepared.queries)
     seconds = (time.perf_counter() - began) / len(verdicts) + prepared.pass_seconds[0]
-    return Scored(verdicts.score, verdicts.p_value, seconds)
+    p_right = None
+    if prepared.right is not None and len(prepared.folds()) == 1:
+        place = {name: i for i, name in enumerate(prepared.trusted.ids)}
+        right = prepared.right[[place[name] for name in judge.calibration_ids]]
+        p_right = calibrate.conformal_p(verdicts.score, judge.calibration_scores[right])
+    return Scored(verdicts.score, verdicts.p_value, seconds, p_right)
 
 
 def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[str, Any]) -> Scored:
@@ -107,7 +141,7 @@ def anew(work: Path, names: Sequence[str]) -> Iterator[Ended]:
     """
     aside = work / "before"
     _put_back(aside, work)  # of a run that was killed
-    for path in [work / "rows.json", *(scores_path(work, name) for name in names)]:
+    for path in [*work.glob("rows*.json"), *(scores_path(work, name) for name in names)]:
         if path.is_file():
             to = aside / path.relative_to(work)
             to.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +168,9 @@ def with_p(prepared: Prepared, every: list[np.ndarray], seconds: float) -> Score
     held = [scores[: len(own)] for scores, own in zip(every, roles, strict=True)]
     asked = np.stack([scores[len(own) :] for scores, own in zip(every, roles, strict=True)])
     if len(every) == 1:
-        return Scored(asked[0], calibrate.conformal_p(asked[0], held[0]), seconds)
+        right = None if prepared.right is None else prepared.right[roles[0]]
+        p_right = None if right is None else calibrate.conformal_p(asked[0], held[0][right])
+        return Scored(asked[0], calibrate.conformal_p(asked[0], held[0]), seconds, p_right)
     folds = np.repeat(np.arange(len(held)), [len(part) for part in held])
     p = calibrate.cross_conformal_p(asked, np.concatenate(held), folds)
     return Scored(asked.mean(0), p, seconds)

@@ -16,6 +16,7 @@ from covary_bench.table import Table
 # figure of the record -> where it lies in a cell's figures
 FIGURES = {
     "mean_der_calibrated": ("masked", "der_calibrated"),
+    "mean_der_right": ("masked", "der_right"),
     "mean_der_best": ("masked", "der_best"),
     "mean_auroc_masked": ("masked", "auroc"),
     "mean_auroc_all": ("end_to_end", "auroc"),
@@ -55,6 +56,8 @@ def means(cells: Cells, detector: str) -> dict[str, Any]:
         every = {name: HALF if mark_of(cell) else value(cell, detector, place) for name, cell in cells.items()}
         good = [v for name, v in every.items() if v is not None and not mark_of(cells[name])]
         known = [v for v in every.values() if v is not None]
+        if figure == "mean_der_right" and not good:
+            continue  # not told of cells measured before it was
         result[figure] = float(np.mean(known)) if good else None
         plain[figure] = float(np.mean(good)) if good else None
         if figure == "mean_der_calibrated" and good:
@@ -142,8 +145,8 @@ def record(table: Table, cells: Cells, about: Mapping[str, Any]) -> dict[str, An
         own = means(judged, name)
         its = {n: cell for n, cell in judged.items() if name in cell.get("detectors", {})}
         if len(its) < sum("detectors" in cell for cell in judged.values()):
-            own["ours_on_its_cells"] = {f: means(its, OURS)[f] for f in FIGURES}
-            own["on_its_cells"] = {f: means(its, name)[f] for f in FIGURES}
+            for key, detector in (("ours_on_its_cells", OURS), ("on_its_cells", name)):
+                own[key] = {figure: mean for figure, mean in means(its, detector).items() if figure in FIGURES}
         baselines[name] = own
     return {
         "table": table.name, "scale": table.scale, "title": table.title, "fpr": table.fpr,

@@ -29,6 +29,7 @@ class Size:
         trusted, clean, anomalous: images of each kind a cell; trusted ones the same number a class.
         sampling: further clean images for samplers that need a loss.
         baselines: names, or empty for all that take no hours.
+        ways: further ways to score by covary itself (see `scoring.WAYS`).
     """
 
     what: Sequence[str]
@@ -40,6 +41,7 @@ class Size:
     anomalous: int = 250
     sampling: int = 0
     baselines: Sequence[str] = ()
+    ways: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def few(monkeypatch):
 def test_the_tables_own_deal_gives_its_figures(made):
     found, cache, record = made
     first = deals.deals_of(found, CELL, cache, 1)[0]
-    for name in ["combined", *NAMES]:
+    for name in ["covary alone", *NAMES]:
         own = record["cells"][str(CELL)]["detectors"][name]["masked"]
         assert first[name] == pytest.approx({key: own[key] for key in deals.FIGURES}, abs=1e-4), name
 
@@ -73,22 +73,22 @@ def figures(value: float) -> dict[str, float]:
 def test_means_leave_tuning_cells_out_and_count_deals_ahead():
     found = from_toml("vision", "ci", {**read("vision"), "ci": HALF, "tuning": ["wanet/digits/0"]})
     cells = {
-        "wanet/digits/0": [{"combined": figures(0.1), "energy": figures(0.9)}] * 2,
+        "wanet/digits/0": [{"covary alone": figures(0.1), "energy": figures(0.9)}] * 2,
         "badnets/digits/0": [
-            {"combined": figures(0.9), "energy": figures(0.8)},
-            {"combined": figures(0.7), "energy": figures(0.8)},
+            {"covary alone": figures(0.9), "energy": figures(0.8)},
+            {"covary alone": figures(0.7), "energy": figures(0.8)},
         ],
     }
     told = deals.record(found, cells)
     assert told["held_out"] == ["badnets/digits/0"]
-    assert told["detectors"]["combined"]["mean_auroc"] == pytest.approx(0.8)
-    assert told["detectors"]["combined"]["deal_spread"]["auroc"] == pytest.approx(0.1)
+    assert told["detectors"]["covary alone"]["mean_auroc"] == pytest.approx(0.8)
+    assert told["detectors"]["covary alone"]["deal_spread"]["auroc"] == pytest.approx(0.1)
     assert told["detectors"]["energy"]["deals_ahead"]["der_calibrated"] == 1
     assert told["cells"]["badnets/digits/0"]["auroc"] == pytest.approx(
         {"mean": 0.8, "least": 0.7, "largest": 0.9}
     )
     page = deals.as_markdown(told)
-    assert "| combined | 0.800 (0.100) | 0.800 | 0.8000 | 0.800 |  |" in page
+    assert "| covary alone | 0.800 (0.100) | 0.800 | 0.8000 | 0.800 |  |" in page
     with pytest.raises(CovaryError, match="held-out"):
         deals.record(found, {"wanet/digits/0": cells["wanet/digits/0"]})
 

@@ -61,6 +61,7 @@ class LanguageDetector(Detector):
             self.class_names, self.classes = model.classes, len(model.classes)
         self.trusted_fingerprint = ""
         self.thumbnails: dict[str, np.ndarray] = {}
+        self.dealt_before = None
         self.labels_known: list[str] = []
         self.trusted_texts: dict[str, str] = {}
         self.trusted_tokens: list[Tokens] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,11 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
 def read(results: Path, name: str) -> dict[str, Any] | None:
     """The record of that name with its means, or None where there is none; `*` stands for a machine's name."""
     path = next(iter(sorted(results.glob(f"{name}.json"))), None)
-    if path is None:
-        return None
+    return None if path is None else _read(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _read(path: Path, _: int) -> dict[str, Any]:
     what, _, scale = path.stem.partition("-")
     if what in TABLES and scale in SCALES:
         return complete(read_record(path))
@@ -91,12 +95,9 @@ def complete(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def made(results: Path) -> Iterator[tuple[str, str, str]]:
     """(page, mark, text) of everything there is to fill in."""
-    known: dict[str, dict[str, Any] | None] = {}
     for page, marks in PAGES.items():
         for mark, (name, make) in marks.items():
-            if name not in known:
-                known[name] = read(results, name)
-            record = known[name]
+            record = read(results, name)
             yield page, mark, (NOT_MEASURED if record is None else make(record) or NOT_MEASURED)
 
 

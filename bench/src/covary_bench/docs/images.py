@@ -37,11 +37,13 @@ def detectors(record: Record) -> str:
         n = sum(value(cell, name, AUROC) is not None for cell in counted.values())
         rows.append((n < len(counted), -(means["mean_der_calibrated"] or 0), name, n, means))
     shown = [
-        [f"**{name}**" if name == OURS else name, number(means["mean_der_calibrated"]), number(means["mean_der_best"]),
+        [f"**{name}**" if name == OURS else name, number(means["mean_der_calibrated"]),
+         number(means.get("mean_der_right")) or "not measured", number(means["mean_der_best"]),
          number(means["mean_auroc_masked"], 4), number(means["mean_tpr_at_1"]), str(n)]
         for _, _, name, n, means in sorted(rows, key=lambda row: row[:3])
     ]  # fmt: skip
-    return markdown(["detector", "DER calibrated", "DER best", "AUROC", "TPR at 1 %", "cells"], shown)
+    return markdown(["detector", "DER calibrated", "DER on right answers", "DER best", "AUROC", "TPR at 1 %", "cells"],
+                    shown)  # fmt: skip
 
 
 def cells(record: Record) -> str:
@@ -82,7 +84,7 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
             mark += " (tuning)" if name in record["tuning"]["cells"] else ""
             rows.append([name + mark, *shown, f"{best} {number(value(cell, best, AUROC))}" if best else "",
                          number(mine["tpr_at_1"]), number(mine["der_calibrated"])])  # fmt: skip
-        heads = ["cell", "covary", *names, "best of the others", "covary: TPR at 1 %", "covary: DER calibrated"]
+        heads = ["cell", OURS, *names, "best of the others", "covary: TPR at 1 %", "covary: DER calibrated"]
         return markdown(heads, rows)
 
     return made
@@ -151,7 +153,7 @@ def sensitivity(record: Record) -> str:
          *(_seeds(value(cell, OURS, ("masked", key)) for cell in own) for key in ("der_calibrated", "fpr"))]
         for case, own in _by_variant(record).items()
     ]  # fmt: skip
-    return markdown(["case", "covary", *names[1:], "covary: DER calibrated", "false alarms"], rows)
+    return markdown(["case", *names, "covary: DER calibrated", "false alarms"], rows)
 
 
 def mechanisms(record: Record) -> str:

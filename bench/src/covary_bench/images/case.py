@@ -67,8 +67,7 @@ class ImageCase:
     def figures(self, scored: Scored, prepared: Prepared) -> dict[str, Any]:
         inputs = prepared.inputs
         kept = inputs.group != "hard"  # those are told apart
-        own = type(scored)(scored.score[kept], scored.p_value[kept], scored.seconds)
-        return figures(own, inputs.take(kept), self.table.fpr)
+        return figures(scored.take(kept), inputs.take(kept), self.table.fpr)
 
     def facts(self, prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
         facts = {key: value for key, value in prepared.facts.items() if key not in HOW}

@@ -144,6 +144,7 @@ def chart(record: dict[str, Any], sampled: dict[str, Any], out: Path) -> None:
 
     from covary_bench.speed.cost import TARGETS
 
+    plt.rcParams["svg.hashsalt"] = "covary"  # the same record draws the same file
     network = TARGETS[1]
     figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
     for name, values in points(record, sampled, network).items():

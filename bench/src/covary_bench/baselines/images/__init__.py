@@ -5,7 +5,8 @@ By what they look at:
     last features           KNN, Mahalanobis, Activation Clustering, Spectral Signatures
     activations by layer    Mahalanobis by layer, profile on activations, TED, Beatrix
     perturbed images        STRIP, TeCo, SCALE-UP
-    perturbed weights       IBD-PSC, own trace, the published method
+    perturbed weights       IBD-PSC, survival, own trace, the published method
+    the pile together       pile on features, on activations, on gradients; Spectral Signatures in the pool
     gradients               gradient norm, class-max cosine, each part of the combined score alone
 """
 
@@ -23,10 +24,12 @@ from covary_bench.baselines.images.ibd_psc import ibd_psc
 from covary_bench.baselines.images.knn import nearest_neighbours
 from covary_bench.baselines.images.max_softmax import max_softmax
 from covary_bench.baselines.images.own_trace import own_trace
+from covary_bench.baselines.images.pile import pile_on_features, pile_on_part
 from covary_bench.baselines.images.published import published, published_offline
 from covary_bench.baselines.images.scale_up import scale_up
 from covary_bench.baselines.images.spectral_signatures import spectral_signatures
 from covary_bench.baselines.images.strip import strip
+from covary_bench.baselines.images.survival import survival_alone
 from covary_bench.baselines.images.teco import teco
 from covary_bench.baselines.images.ted import ted
 from covary_bench.baselines.mahalanobis import one_sided, two_sided
@@ -59,6 +62,10 @@ BASELINES: dict[str, Baseline] = {
     "Spectral Signatures": Baseline(
         spectral_signatures, "features", {"directions": (1, 5), "centre": ("pile", "trusted")}
     ),
+    "Spectral Signatures in the pool": Baseline(lambda m: spectral_signatures(m, 1, "pile"), "features"),
+    "pile on features": Baseline(pile_on_features, "features"),
+    "pile on activations": Baseline(lambda m: pile_on_part(m, "latent")),
+    "pile on gradients": Baseline(lambda m: pile_on_part(m, "functional"), "gradients"),
     "Beatrix": Baseline(beatrix, "network", {"orders": (9, 1, 4)}),
     "STRIP": Baseline(strip, "network", {"weight": (1.0, 0.5), "images": (16, 64)}),
     "TeCo": Baseline(teco, "network", {"strength": (1.0, 0.5)}),
@@ -66,6 +73,7 @@ BASELINES: dict[str, Baseline] = {
         scale_up, "network", {"factors": ((3, 5, 7, 9, 11), (2, 3, 4)), "data_limited": (True, False)}
     ),
     "IBD-PSC": Baseline(ibd_psc, "network", {"omega": (1.5, 1.3, 2.0), "error": (0.6, 0.4)}),
+    "survival": Baseline(survival_alone, "network"),
     "own trace, mean": Baseline(lambda m, draws: own_trace(m, "mean", draws), "network", {"draws": (50, 25)}),
     "own trace, spread": Baseline(lambda m, draws: own_trace(m, "spread", draws), "network", {"draws": (50, 25)}),
     "published (CLC)": Baseline(lambda m: published(m, "pearson"), "chain"),
