@@ -176,7 +176,7 @@ def test_a_user_s_own_observable_needs_no_classes(tmp_path):
     assert value > 0.9
     assert detector.settings.observable == f"{__name__}:largest_logit"
     folder = detector.save(tmp_path / "detector")
-    same(Detector.load(folder, tiny.trained()).score(X), detector.score(X))
+    same(Detector.load(folder, tiny.trained(), trust_code=True).score(X), detector.score(X))
 
 
 # Memory --------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_stream_holds_one_batch(fitted):
 
 
 def test_loaded_equals_in_memory_to_the_bit(fitted, saved_folder):
-    loaded = Detector.load(saved_folder)
+    loaded = Detector.load(saved_folder, trust_code=True)
     same(loaded.score(X), fitted.score(X))
     assert loaded.explain(X[:2]) == fitted.explain(X[:2])
     assert loaded.judge.roles == fitted.judge.roles
@@ -245,8 +245,8 @@ def test_loaded_equals_in_memory_to_the_bit(fitted, saved_folder):
 def test_saved_twice_is_the_same(size, score, tmp_path):
     x, y = tiny.trusted()
     detector = Detector("tiny:trained", score=score, fpr=0.05).fit((x[:size], y[:size]), mean=0.1, std=0.9)
-    again = Detector.load(detector.save(tmp_path / "a"))
-    third = Detector.load(again.save(tmp_path / "b"))
+    again = Detector.load(detector.save(tmp_path / "a"), trust_code=True)
+    third = Detector.load(again.save(tmp_path / "b"), trust_code=True)
     same(third.score(X), detector.score(X))
     assert third.preprocessing == {"mean": [0.1], "std": [0.9], "transform": None}
 
@@ -254,7 +254,7 @@ def test_saved_twice_is_the_same(size, score, tmp_path):
 def test_saved_with_a_separate_calibration_set(tmp_path):
     x, y = tiny.trusted()
     detector = Detector("tiny:trained").fit((x[:200], y[:200]), calibration=x[200:])
-    same(Detector.load(detector.save(tmp_path / "a")).score(X), detector.score(X))
+    same(Detector.load(detector.save(tmp_path / "a"), trust_code=True).score(X), detector.score(X))
 
 
 def test_without_weights_the_network_comes_along(fitted, tmp_path, tiny_files):
@@ -263,7 +263,7 @@ def test_without_weights_the_network_comes_along(fitted, tmp_path, tiny_files):
     for detector in (
         Detector.load(folder, tiny.trained()),
         Detector.load(folder, "tiny:network", weights=tiny_files / "weights.safetensors"),
-        Detector.load(folder),  # its factory sets the weights itself
+        Detector.load(folder, trust_code=True),  # its factory sets the weights itself
     ):
         same(detector.score(X), fitted.score(X))
 
@@ -282,15 +282,15 @@ def test_another_network_is_refused_and_both_fingerprints_are_shown(fitted, tmp_
 def test_a_module_passed_in_has_to_be_passed_in_again(tmp_path):
     folder = Detector(tiny.trained()).fit(tiny.trusted()).save(tmp_path / "a")
     with pytest.raises(CovaryError, match="does not know how to build its network"):
-        Detector.load(folder)
+        Detector.load(folder, trust_code=True)
     assert len(Detector.load(folder, tiny.trained()).score(X)) == len(X)
     assert len(Detector.load(folder, "tiny:network").score(X)) == len(X)
 
 
 def test_only_what_decides_no_score_may_change(saved_folder):
-    assert Detector.load(saved_folder, batch_size=3).settings.batch_size == 3
+    assert Detector.load(saved_folder, batch_size=3, trust_code=True).settings.batch_size == 3
     with pytest.raises(CovaryError, match="fpr cannot change after fitting"):
-        Detector.load(saved_folder, fpr=0.2)
+        Detector.load(saved_folder, fpr=0.2, trust_code=True)
 
 
 # What is refused -----------------------------------------------------------------------------------------------------

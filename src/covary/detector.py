@@ -30,7 +30,7 @@ from covary.features.sampled.draws import load_bank, save_bank
 from covary.features.sampled.extractor import SampledExtractor, check_observable
 from covary.features.sampled.fit import take_draws, tell
 from covary.models.network import Network, as_logits, load_network
-from covary.objects import is_object_name, load_object
+from covary.objects import check_consent, is_object_name, load_object
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
@@ -299,10 +299,11 @@ class Detector:
             raise CovaryError(found, "one input by itself", "choose --estimator first-order")
         return source.named(names)
 
-    def save(self, folder: str | Path, *, weights: bool = True) -> Path:
+    def save(self, folder: str | Path, *, weights: bool = True, force: bool = False) -> Path:
         """Writes the detector to a folder of safetensors and JSON, whole or not at all.
 
-        With `weights=False` only the network's fingerprint is kept, and loading needs the network itself.
+        With `weights=False` only the network's fingerprint is kept, and loading needs the network itself. A detector
+        that is there already is replaced; with `force` also one that is signed.
 
         Raises:
             CovaryError: the place is taken by something else, or cannot be written to.
@@ -330,7 +331,7 @@ class Detector:
             else None,
             sampling=self.extractor.told if isinstance(self.extractor, SampledExtractor) else {},
         )
-        saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None)
+        saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None, force)
         return Path(folder)
 
     @staticmethod
@@ -340,15 +341,24 @@ class Detector:
         *,
         weights: str | Path | None = None,
         public_key: str | Path | None = None,
+        trust_code: bool = False,
         **changes: Any,
     ) -> Detector:
         """A saved detector, ready to score; `changes` may name settings that do not decide scores, such as `device`.
 
-        With `public_key`, a PEM file, it must have been signed with the private one (see `covary sign`).
+        Args:
+            folder: what `save` wrote.
+            model: the network, or the name of its factory; else the one that the folder names.
+            weights: a file to load into it; else the weights in the folder.
+            public_key: a PEM file; the folder must have been signed with its private key (see `covary sign`), and may
+                then run the code it names.
+            trust_code: run the code that the folder names: its network's factory, a transform, an observable.
+            changes: settings that decide no score.
 
         Raises:
-            CovaryError: a missing, damaged or foreign folder, another network than it was fitted on, an
-                installation whose random projections differ, or a signature that is missing or another's.
+            CovaryError: a missing, damaged or foreign folder, code that nobody has agreed to, another network than it
+                was fitted on, an installation whose random projections differ, or a signature that is missing or
+                another's.
         """
         folder = Path(folder)
         record = saved.open_record(folder, public_key)
@@ -359,14 +369,22 @@ class Detector:
             found = f"{folder} does not know how to build its network"
             remedy = "Detector.load(folder, network), or --model on the command line"
             raise CovaryError(found, "the network or its factory", remedy)
+        code = {
+            "network": record["factory"] if model is None else None,
+            "transform": record["preprocessing"].get("transform"),
+            "observable": record["settings"].get("observable"),
+        }
+        check_consent(folder, code, trust_code or public_key is not None)
         if weights is None and (model is None or isinstance(model, str)):
             # Without stored weights the factory may still set the right ones, as the fingerprint will tell.
             weights = folder / saved.WEIGHTS if saved.WEIGHTS in record["files"] else None
         what = saved.read_detector(folder, record)
-        detector = Detector(
-            record["factory"] if model is None else model, weights=weights, **{**what.settings, **changes}
-        )
-        detector._take_over(what, record["versions"]["torch"])
+        settings = {**what.settings, **changes}
+        with saved.as_written(folder):
+            Settings.checked(**settings)
+        detector = Detector(record["factory"] if model is None else model, weights=weights, **settings)
+        with saved.as_written(folder):
+            detector._take_over(what, record["versions"]["torch"])
         if isinstance(detector.extractor, SampledExtractor):
             detector.extractor.take(load_bank(folder / saved.DRAWS, detector.extractor.network), what.sampling)
         return detector

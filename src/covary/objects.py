@@ -6,6 +6,7 @@ import difflib
 import importlib
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,38 @@ FORMER = {
     "covary.demo:network": "covary.runs.demo:network",
     "covary.preprocessing:reverse_channels": "covary.data.preprocessing:reverse_channels",
 }
+# covary's own, which a folder may name without being asked about: no others, since a name may lead anywhere from here.
+OWN = {*FORMER, *FORMER.values()}
 
 
 def is_object_name(text: object) -> bool:
     """Whether `text` reads like `package.module:attribute`."""
     return isinstance(text, str) and PATTERN.fullmatch(text) is not None
+
+
+class NotTrusted(CovaryError):
+    """A folder names code to run, and nobody has agreed to that."""
+
+
+def check_consent(where: object, named: Mapping[str, object], trust_code: bool) -> None:
+    """Refuses a folder that names code to run, unless whoever opens it has agreed to that.
+
+    Args:
+        where: the folder.
+        named: what it names, by what that is for; whatever does not read like the name of an object is no code.
+        trust_code: whether its code may run.
+
+    Raises:
+        NotTrusted: it names code other than covary's own, which is not imported.
+    """
+    foreign = [f"{name} as its {what}" for what, name in named.items() if is_object_name(name) and name not in OWN]
+    if foreign and not trust_code:
+        raise NotTrusted(
+            f"{where} wants to run code: {', '.join(foreign)}",
+            "your consent",
+            "read that code, then pass --trust-code (Python: trust_code=True), name the network yourself (--model), or "
+            "check the folder's signature (--public-key)",
+        )
 
 
 def load_object(name: str, what: str) -> Any:
@@ -36,7 +64,7 @@ def load_object(name: str, what: str) -> Any:
         raise CovaryError(f"{what} {name!r} is not a Python name", "package.module:attribute")
     module_name, attribute = FORMER.get(name, name).split(":")
     here = str(Path.cwd())
-    if here not in sys.path and "" not in sys.path:
+    if name not in OWN and here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
     try:
         found: Any = importlib.import_module(module_name)

@@ -89,7 +89,8 @@ def test_json_alone_on_stdout(run_cli, usual, network, tiny_files, tmp_path):
     assert json.loads(out)["n"] == len(X)
     code, out, _ = run_cli("fit", *network, "--trusted", tiny_files / "trusted.npz", "--out", tmp_path / "d", "--json")
     assert json.loads(out)["kind"] == "detector"
-    code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", "--out", tmp_path / "r", "--json")
+    scored = ["--out", tmp_path / "r", "--trust-code", "--json"]
+    code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", *scored)
     assert json.loads(out)["n"] == len(X)
     assert table(tmp_path / "r") == table(tmp_path / "run")
     code, out, _ = run_cli("check", *usual, "--json")
@@ -117,8 +118,8 @@ def test_what_cannot_be_told_is_null(run_cli, network, tiny_files, tmp_path):
 def test_exit_code_1_where_something_is_flagged_and_that_is_asked_for(run_cli, usual, saved_folder, tmp_path):
     assert run_cli("scan", *usual, "--out", tmp_path / "a", "--fail-on-flag")[0] == 1
     np.savez(tmp_path / "clean.npz", x=X[:3])
-    scored = ["score", saved_folder, tmp_path / "clean.npz", "--out", tmp_path / "b", "--fail-on-flag"]
-    flagged = Detector.load(saved_folder).score(X[:3]).flagged.any()
+    scored = ["score", "--trust-code", saved_folder, tmp_path / "clean.npz", "--out", tmp_path / "b", "--fail-on-flag"]
+    flagged = Detector.load(saved_folder, trust_code=True).score(X[:3]).flagged.any()
     assert not flagged
     assert run_cli(*scored)[0] == 0
 
@@ -171,7 +172,7 @@ def test_a_dataset_by_name_a_calibration_set_and_truth_in_an_array_of_another_na
 def test_without_weights_the_network_is_named_when_scoring(run_cli, network, tiny_files, tmp_path):
     trusted = ["--trusted", tiny_files / "trusted.npz"]
     assert run_cli("fit", *network, *trusted, "--out", tmp_path / "d", "--no-weights")[0] == 0
-    score = ["score", tmp_path / "d", tiny_files / "inputs.npz", "--out", tmp_path / "run"]
+    score = ["score", "--trust-code", tmp_path / "d", tiny_files / "inputs.npz", "--out", tmp_path / "run"]
     code, _, err = run_cli(*score)
     assert code == 2
     assert re.search(r"network has fingerprint \w{16}; expected \w{16}, the one the detector was fitted on", err)
@@ -186,14 +187,14 @@ def test_replay_gives_the_same_verdicts_from_anywhere(run_cli, network, tiny_fil
     monkeypatch.chdir(tmp_path / "here")
     assert run_cli("scan", *network, "--trusted", "trusted.npz", "--inputs", "inputs.npz", "--out", "run")[0] == 0
     monkeypatch.chdir(tmp_path / "elsewhere")
-    code, out, _ = run_cli("scan", "--replay", "../here/run", "--out", "again", "--json")
+    code, out, _ = run_cli("scan", "--trust-code", "--replay", "../here/run", "--out", "again", "--json")
     assert json.loads(out)["replay"] == {"identical": True, "changed": {}}
     assert code == 0
     again = (tmp_path / "elsewhere" / "again" / "results.csv").read_bytes()
     assert again == (tmp_path / "here" / "run" / "results.csv").read_bytes()
     os.unlink(tmp_path / "here" / "inputs.npz")
     np.savez(tmp_path / "here" / "inputs.npz", x=X[::-1], y=Y[::-1], truth=TRUTH[::-1])
-    code, out, _ = run_cli("scan", "--replay", tmp_path / "here" / "run", "--json")
+    code, out, _ = run_cli("scan", "--replay", tmp_path / "here" / "run", "--trust-code", "--json")
     assert code == 1
     assert set(json.loads(out)["replay"]["changed"]) == {"inputs", "results"}
     assert (tmp_path / "here" / "run-replay" / "report.html").is_file()
@@ -211,7 +212,7 @@ def test_a_sampled_scan_tells_of_its_draws_and_is_replayed(run_cli, usual, netwo
     told = json.loads((tmp_path / "run" / "report.json").read_text())["sampling"]
     assert len(told["sample_traces"]) == 4
     assert "Draws of the weights" in (tmp_path / "run" / "report.html").read_text()
-    code, out, _ = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json")
+    code, out, _ = run_cli("scan", "--replay", tmp_path / "run", "--trust-code", "--out", tmp_path / "again", "--json")
     assert json.loads(out)["replay"] == {"identical": True, "changed": {}}
     x, y = tiny.trusted()
     np.savez(tmp_path / "trusted.npz", x=x[:340], y=y[:340])
@@ -220,7 +221,8 @@ def test_a_sampled_scan_tells_of_its_draws_and_is_replayed(run_cli, usual, netwo
              "--constants", "nbeta=10", "--half-draws", "--sampling", tmp_path / "sampling.npz"]  # fmt: skip
     code, _, err = run_cli("fit", *network, "--trusted", tmp_path / "trusted.npz", *chain, "--out", tmp_path / "d")
     assert code == 0, err
-    code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", "--out", tmp_path / "r", "--json")
+    scored = ["--out", tmp_path / "r", "--trust-code", "--json"]
+    code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", *scored)
     summary = json.loads(out)
     assert code == 0
     assert (summary["n_sampling"], summary["sampling"]["draws"], summary["sampling"]["chains"]) == (80, 12, 2)
@@ -392,7 +394,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(case, run_cli, network, tiny_
 def test_bad_input_to_the_other_commands(run_cli, saved_folder, tiny_files, network, tmp_path, monkeypatch):
     bad_files(tmp_path)
     monkeypatch.chdir(tmp_path)
-    score = ["score", saved_folder, "--out", "run"]
+    score = ["score", "--trust-code", saved_folder, "--out", "run"]
     for arguments, words in (
         (["inspect", "nothing"], "nothing is neither a detector nor a RUN"),
         (["report", "nothing"], "no results.csv in nothing"),
@@ -424,7 +426,7 @@ def test_a_damaged_run(file, run_cli, run_folder, tmp_path):
     (run / file).write_bytes(whole[: len(whole) // 2])
     told = {command[0]: run_cli(*command, run) for command in (["inspect"], ["report"])}
     if file == "run.json":
-        told["scan"] = run_cli("scan", "--replay", run)
+        told["scan"] = run_cli("scan", "--replay", run, "--trust-code")
         assert told["scan"][0] == 2
     assert told["inspect"][0] == (2 if file != "report.json" else 0)
     assert told["report"][0] == 2 or file == "results.csv"

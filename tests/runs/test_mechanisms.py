@@ -140,7 +140,7 @@ def run(tiny_files, tmp_path_factory):
 
 def test_a_run_and_its_report(run, run_cli):
     before = (run / "results.csv").read_bytes()
-    code, out, _ = run_cli("mechanisms", run, "--json")
+    code, out, _ = run_cli("mechanisms", run, "--trust-code", "--json")
     found = json.loads(out)
     assert code == 0
     assert found["n_flagged"] == json.loads((run / "summary.json").read_text())["n_flagged"] > 10
@@ -156,7 +156,7 @@ def test_a_run_and_its_report(run, run_cli):
     assert headline(found) in page
     assert (run / "results.csv").read_bytes() == before
     assert not verify.told(run)["differences"]
-    code, out, _ = run_cli("mechanisms", run, "--least", 1000)
+    code, out, _ = run_cli("mechanisms", run, "--trust-code", "--least", 1000)
     assert out.startswith("1 mechanism behind")
 
 
@@ -182,7 +182,7 @@ def test_inputs_that_changed_are_refused(run, tmp_path):
     whole = (run / "run.json").read_bytes()
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(CovaryError, match="has changed since the RUN; expected the same inputs"):
-        mechanisms_of_run(run)
+        mechanisms_of_run(run, trust_code=True)
     (run / "run.json").write_bytes(whole)
     with pytest.raises(CovaryError, match=r"has no run\.json"):
         mechanisms_of_run(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,8 @@ def test_a_replay_does_not_replace_what_it_replays(tmp_path):
     (run / "run.json").write_text('{"plan": {}}')
     with pytest.raises(CovaryError, match="the RUN to be replayed"):
         scanning.replay(run, Path(run))
-    (run / "run.json").write_text('{"plan": null}')
+    made = {"config": {"detector": "d", "inputs": "i.npz"}, "folder": ".", "fingerprints": {"inputs": ""}}
+    (run / "run.json").write_text(json.dumps({**made, "plan": None}))
     with pytest.raises(CovaryError, match="was made from a saved detector"):
         scanning.replay(run)
 

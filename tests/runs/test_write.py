@@ -13,6 +13,7 @@ import tiny
 from covary.data.source import open_data
 from covary.errors import CovaryError
 from covary.runs.cards import SHOWN_CLEAN, SHOWN_FLAGGED
+from covary.runs.cells import from_cell
 from covary.runs.quality import evaluate
 from covary.runs.report import write_report
 from covary.runs.write import COLUMNS, MORE_COLUMNS, write_run
@@ -161,5 +162,5 @@ def test_ids_of_every_kind_survive(fitted, tmp_path):
     write_run(fitted, open_data(X[: len(ids)]), tmp_path / "plain")
     np.savez(tmp_path / "inputs.npz", x=X[: len(ids)], id=ids)
     write_run(fitted, open_data(tmp_path / "inputs.npz"), tmp_path / "run", report=write_report)
-    assert [row["id"] for row in table(tmp_path / "run")] == ids
+    assert [from_cell(row["id"]) for row in table(tmp_path / "run")] == ids
     assert column(table(tmp_path / "run"), "score").tolist() == column(table(tmp_path / "plain"), "score").tolist()

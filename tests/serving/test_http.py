@@ -344,7 +344,7 @@ def test_settings_that_make_no_sense(changes):
 
 def started(folder: Path, *more: str, **options: Any) -> tuple[subprocess.Popen, str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "covary", "serve", str(folder), "--port", "0", "--json", *more],
+        [sys.executable, "-m", "covary", "serve", str(folder), "--trust-code", "--port", "0", "--json", *more],
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
         **options,
     )  # fmt: skip
@@ -396,7 +396,7 @@ def test_a_stop_loses_no_accepted_request(saved_folder, tmp_path):
 
 
 def test_an_address_in_use_is_one_sentence(saved_folder, server, run_cli):
-    code, _, err = run_cli("serve", saved_folder, "--port", server.split(":")[1])
+    code, _, err = run_cli("serve", "--trust-code", saved_folder, "--port", server.split(":")[1])
     assert code == 2
     assert "cannot be listened on" in err
 
@@ -404,5 +404,5 @@ def test_an_address_in_use_is_one_sentence(saved_folder, server, run_cli):
 def test_key_files(saved_folder, run_cli, tmp_path):
     (tmp_path / "key").write_text("\n")
     for file, told in ((tmp_path / "key", "empty"), (tmp_path / "none", "cannot be read")):
-        code, _, err = run_cli("serve", saved_folder, "--api-key-file", file)
+        code, _, err = run_cli("serve", "--trust-code", saved_folder, "--api-key-file", file)
         assert (code, told in err) == (2, True)

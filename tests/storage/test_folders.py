@@ -60,7 +60,7 @@ def test_a_rename_that_fails_puts_the_old_one_back(tmp_path, monkeypatch):
     rename = type(tmp_path).rename
 
     def refuse(self, target):
-        if self.name == "x.part":
+        if self.name.endswith(".part"):
             raise OSError(errno.EIO, "Input/output error")
         return rename(self, target)
 
@@ -107,7 +107,7 @@ def test_every_kind_that_is_written_is_known():
         kind
         for path in [*(root / "src").rglob("*.py"), *(root / "bench" / "src").rglob("*.py")]
         for kind in re.findall(
-            r"(?:atomic_folder|check_replaceable)\(\w+(?:\(\w+\))?, (?:kind\b|\"([^\"]+)\")", path.read_text()
+            r"(?:atomic_folder|check_replaceable|reserved)\(\w+(?:\(\w+\))?, (?:kind\b|\"([^\"]+)\")", path.read_text()
         )
     ]
     written = {kind for kind in calls if kind}
@@ -117,8 +117,8 @@ def test_every_kind_that_is_written_is_known():
 
 @pytest.mark.parametrize("kind", sorted(folders.FILES))
 def test_a_folder_of_any_kind_is_replaced_by_one_of_its_kind(tmp_path, kind):
-    for _ in range(2):
-        with folders.atomic_folder(tmp_path / "x", kind) as part:
+    for force in (False, True):  # the second time it is there, signature and all
+        with folders.atomic_folder(tmp_path / "x", kind, force=force) as part:
             for name in folders.FILES[kind]:
                 (part / name).write_bytes(b"")
     (tmp_path / "x" / "mine.txt").write_bytes(b"")
@@ -227,16 +227,16 @@ def test_missing_files_and_files_of_another_detector(name, detector_folder, fitt
     other = replace(fitted.trusted_rows, observable=fitted.trusted_rows.observable + 1)
     (detector_folder / name).unlink()
     with pytest.raises(CovaryError, match=name):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
     if name == "rows.safetensors":
         arrays, _ = saved.rows_to_arrays(other, "trusted")
         folders.write_arrays(detector_folder / name, arrays)
         with pytest.raises(CovaryError, match=r"rows.safetensors was changed or damaged; expected sha256"):
-            Detector.load(detector_folder)
+            Detector.load(detector_folder, trust_code=True)
     (detector_folder / name).unlink(missing_ok=True)
     (detector_folder / name).mkdir()
     with pytest.raises(CovaryError, match=name):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
 
 
 def test_an_edited_record_is_refused(detector_folder):
@@ -244,21 +244,43 @@ def test_an_edited_record_is_refused(detector_folder):
     record["settings"]["fpr"] = 0.5
     folders.write_json(detector_folder / "detector.json", record)
     with pytest.raises(CovaryError, match=r"detector.json was changed or damaged"):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"files": 3}', '{"files": {}, "x": NaN}', "[" * 100_000, "\xff"])
 def test_json_that_is_no_record(text, detector_folder):
     (detector_folder / "detector.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CovaryError, match=r"detector.json"):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
 
 
 def test_an_added_file_is_refused(fitted, saved_folder, tmp_path):
     bare = fitted.save(tmp_path / "bare", weights=False)
     shutil.copy(saved_folder / "weights.safetensors", bare)
     with pytest.raises(CovaryError, match=r"holds weights.safetensors, which it was not saved with"):
-        Detector.load(bare)
+        Detector.load(bare, trust_code=True)
+
+
+@pytest.mark.parametrize("what", ["evil.py", "copy/detector.json", ".hidden", "pipe", "link", "empty", "rows"])
+def test_a_detector_is_loaded_with_nothing_but_its_own_files(what, detector_folder, run_cli, tmp_path):
+    """Whatever `verify` names keeps a detector from being loaded, with a public key or without."""
+    place = detector_folder / what
+    if what == "rows":
+        place = detector_folder / "rows.safetensors"
+        place.rename(tmp_path / "rows")
+        place.symlink_to(tmp_path / "rows")
+    elif what == "pipe":
+        os.mkfifo(place)
+    elif what == "link":
+        place.symlink_to("detector.json")
+    elif what == "empty":
+        place.mkdir()
+    else:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("")
+    assert run_cli("verify", detector_folder)[0] == 1
+    with pytest.raises(CovaryError, match=what):
+        Detector.load(detector_folder, trust_code=True)
 
 
 def test_another_format_is_refused_with_the_version_that_wrote_it(detector_folder):
@@ -267,7 +289,7 @@ def test_another_format_is_refused_with_the_version_that_wrote_it(detector_folde
     record["format"] = saved.FORMAT + 1
     folders.write_json(detector_folder / "detector.json", {**record, "digest": folders.digest_json(record)})
     with pytest.raises(CovaryError, match=r"has format 3; expected format 2; it was written by covary"):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
 
 
 def test_other_projections_are_refused(detector_folder):
@@ -277,7 +299,7 @@ def test_other_projections_are_refused(detector_folder):
     folders.write_json(detector_folder / "detector.json", {**record, "digest": folders.digest_json(record)})
     write_receipt(detector_folder)
     with pytest.raises(CovaryError, match=r"draws other random projections than torch 9\.9"):
-        Detector.load(detector_folder)
+        Detector.load(detector_folder, trust_code=True)
 
 
 def test_no_folder(tmp_path):

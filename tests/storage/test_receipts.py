@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import subprocess
 
@@ -152,6 +153,24 @@ def test_a_byte_added_or_lost_and_files_added_lost_or_swapped_are_named(run):
     assert named(run) == ["report.json", "summary.json"]
 
 
+def test_links_pipes_devices_and_empty_folders_are_named(run, tmp_path):
+    os.mkfifo(run / "pipe")
+    (run / "empty").mkdir()
+    (run / "link").symlink_to("/nowhere")
+    (run / "folder").mkdir()
+    (run / "folder" / "copy.json").write_text("{}")
+    (run / "summary.json").rename(tmp_path / "summary.json")
+    (run / "summary.json").symlink_to(tmp_path / "summary.json")
+    (tmp_path / "odd").mkdir()
+    os.rename(tmp_path / "odd", os.fsencode(run) + b"/\xff")
+    found = dict(verify.differences(run))
+    assert found["pipe"] == "is a named pipe"
+    assert found["empty"] == "is an empty folder"
+    assert found["link"] == found["summary.json"] == "is a link"
+    assert found["folder/copy.json"] == "was added"
+    assert found["\\xff"] == "has a name that is not UTF-8"
+
+
 def test_a_changed_setting_is_told_by_its_name_and_both_values(run, run_cli):
     record = json.loads((run / "run.json").read_text())
     record["config"]["fpr"] = 0.5
@@ -175,7 +194,8 @@ def test_a_forged_receipt_is_told_by_what_it_forgets(run, signed_run):
 def test_piles_have_receipts_too(saved_folder, tmp_path, run_cli):
     np.savez(tmp_path / "some.npz", x=tiny.inputs()[0][:10])
     for name in ("pile", "again"):
-        score_pile(saved_folder, str(tmp_path / "some.npz"), tmp_path / name, partition_size=4, batch_size=4)
+        sizes = {"partition_size": 4, "batch_size": 4}
+        score_pile(saved_folder, str(tmp_path / "some.npz"), tmp_path / name, trust_code=True, **sizes)
     record, other = (read_receipt(tmp_path / name)[0] for name in ("pile", "again"))
     assert (record["kind"], record["outputs"]["n"], record["config"]["data"]) == ("pile", 10, "some.npz")
     assert {**record, "files": None} == {**other, "files": None}
@@ -186,7 +206,7 @@ def test_piles_have_receipts_too(saved_folder, tmp_path, run_cli):
         assert file.name in named(tmp_path / "pile")
         file.write_bytes(whole)
     assert run_cli("verify", tmp_path / "pile")[0] == 0
-    assert run_cli("verify", tmp_path / "pile", "--sources")[0] == 2
+    assert run_cli("verify", tmp_path / "pile", "--sources")[0] == 0
 
 
 # Loading -------------------------------------------------------------------------------------------------------------
@@ -201,9 +221,9 @@ def test_a_detector_is_refused_where_its_receipt_does_not_fit(saved_folder, dete
             if broken is not None:
                 (detector_folder / name).write_bytes(broken)
             with pytest.raises(CovaryError, match=name.replace(".", r"\.")):
-                Detector.load(detector_folder)
+                Detector.load(detector_folder, trust_code=True)
             (detector_folder / name).write_bytes(whole)
-    Detector.load(detector_folder)
+    Detector.load(detector_folder, trust_code=True)
 
 
 def test_a_detector_can_be_asked_for_its_signature(detector_folder, signed_run, tmp_path):
@@ -220,12 +240,16 @@ def test_a_detector_can_be_asked_for_its_signature(detector_folder, signed_run, 
 def test_the_report_made_again_stays_in_the_receipt(run, run_cli):
     (run / "report.html").write_text("")
     assert named(run) == ["report.html"]
+    assert run_cli("report", run)[0] == 2  # it is signed
+    (run / "signature.json").unlink()
     assert run_cli("report", run)[0] == 0
     assert named(run) == []
     (run / "results.csv").write_text((run / "results.csv").read_text().replace("input-0", "input-x", 1))
-    assert run_cli("report", run)[0] == 0
-    # What else was changed is not taken in, and the signature is of the receipt as it was.
-    assert {"results.csv", "signature.json"} <= set(named(run))
+    code, _, err = run_cli("report", run)
+    assert (code, "is not what its receipt says: results.csv was changed" in err) == (0, True)
+    assert "The receipt does not vouch for this RUN" in (run / "report.html").read_text()
+    # What else was changed is not taken in.
+    assert "results.csv" in named(run)
 
 
 # Signatures ----------------------------------------------------------------------------------------------------------
@@ -309,19 +333,20 @@ def test_network_and_data_are_looked_at_again(tiny_files, saved_folder, detector
         inputs="files/inputs.npz", settings={"batch_size": 128},
     )  # fmt: skip
     scanning.scan(plan, tmp_path / "run")
-    scanning.score(detector_folder, "files/inputs.npz", tmp_path / "scored")
+    scanning.score(detector_folder, "files/inputs.npz", tmp_path / "scored", trust_code=True)
     monkeypatch.chdir("/")
-    assert [*source_differences(tmp_path / "run"), *source_differences(tmp_path / "scored")] == []
-    assert list(source_differences(detector_folder)) == []
+    for name in ("run", "scored"):
+        assert list(source_differences(tmp_path / name, trust_code=True)) == []
+    assert list(source_differences(detector_folder, trust_code=True)) == []
     x, y, _ = tiny.inputs()
     np.savez(tmp_path / "files" / "inputs.npz", x=255 - x, y=y)
     (tmp_path / "files" / "trusted.npz").unlink()
-    found = dict(source_differences(tmp_path / "run"))
+    found = dict(source_differences(tmp_path / "run", trust_code=True))
     assert list(found) == ["fingerprints.trusted", "fingerprints.inputs"]
     assert "cannot be taken again" in found["fingerprints.trusted"]
-    assert list(dict(source_differences(tmp_path / "scored"))) == ["fingerprints.inputs"]
+    assert list(dict(source_differences(tmp_path / "scored", trust_code=True))) == ["fingerprints.inputs"]
     shutil.rmtree(detector_folder)
-    assert list(dict(source_differences(tmp_path / "scored"))) == ["config.detector"]
+    assert list(dict(source_differences(tmp_path / "scored", trust_code=True))) == ["config.detector"]
 
 
 # Bundles -------------------------------------------------------------------------------------------------------------
@@ -332,7 +357,7 @@ def test_merging_knows_no_order_no_grouping_and_no_repetition(run, signed_run, s
     verify.sign(run, signed_run[1])
     scored = tmp_path / "scored"
     np.savez(tmp_path / "some.npz", x=tiny.inputs()[0][:9])
-    scanning.score(saved_folder, str(tmp_path / "some.npz"), scored)
+    scanning.score(saved_folder, str(tmp_path / "some.npz"), scored, trust_code=True)
     paths = [run, saved_folder, scored]
     texts = set()
     for order in itertools.permutations(paths):
@@ -347,7 +372,7 @@ def test_merging_knows_no_order_no_grouping_and_no_repetition(run, signed_run, s
     assert json.loads(out)["sha256"] == hashlib.sha256(texts.pop()).hexdigest()
     assert run_cli("verify", tmp_path / "bundle.json")[0] == 0
     code, out, _ = run_cli("verify", tmp_path / "bundle.json", "--public-key", signed_run[2], "--json")
-    assert (code, len(json.loads(out)["differences"])) == (1, 2)
+    assert (code, len(json.loads(out)["differences"])) == (1, 3)  # two receipts and the whole
 
 
 def test_signatures_of_several_keys_are_kept(run, signed_run, tmp_path):
@@ -360,7 +385,44 @@ def test_signatures_of_several_keys_are_kept(run, signed_run, tmp_path):
     assert [len(entry["signatures"]) for entry in both["receipts"]] == [2]
     (tmp_path / "both.json").write_bytes(canonical_json(both).encode())
     for public in (signed_run[2], tmp_path / "other.pem.pub"):
-        assert list(bundle.bundle_differences(tmp_path / "both.json", signatures.read_public(public))) == []
+        found = list(bundle.bundle_differences(tmp_path / "both.json", signatures.read_public(public)))
+        assert [name for name, _ in found] == ["signatures"]  # each receipt is, the whole is not
+
+
+def test_a_bundle_that_lost_a_receipt_or_holds_none_does_not_pass(run, saved_folder, signed_run, tmp_path, run_cli):
+    path, key, public = tmp_path / "bundle.json", signed_run[1], signed_run[2]
+    bundle.merge([run, saved_folder], path)
+    assert run_cli("sign", path, "--key", key)[0] == 0
+    whole = path.read_bytes()
+    assert run_cli("verify", path, "--public-key", public)[0] == 0
+    full = json.loads(whole)
+
+    def differing(changed, *more):
+        path.write_bytes(canonical_json(changed).encode())
+        code, out, _ = run_cli("verify", path, "--json", *more)
+        assert code == 1
+        return {difference["name"] for difference in json.loads(out)["differences"]}
+
+    fewer = {**full, "receipts": full["receipts"][:1]}
+    assert "names" in differing(fewer)
+    # Whoever makes the list fit breaks the signature, and whoever leaves that out has not the key.
+    fitting = {**fewer, "count": 1, "names": full["names"][:1]}
+    assert differing(fitting) == {"signatures"}
+    assert "signatures" in differing({**fitting, "signatures": []}, "--public-key", public)
+    empty = {**full, "receipts": [], "count": 0, "names": [], "signatures": []}
+    assert differing(empty) == {"receipts"}
+    path.write_bytes(b'{"kind":"bundle","receipts":[],"schema_version":"1.0"}')
+    assert run_cli("verify", path)[0] == 2
+
+
+def test_the_signature_of_a_whole_stays_while_it_is_the_whole(run, saved_folder, signed_run, tmp_path):
+    small, large = tmp_path / "small.json", tmp_path / "large.json"
+    bundle.merge([run], small)
+    bundle.sign_bundle(small, signed_run[1])
+    assert bundle.merged([bundle.read_bundle(small), bundle.bundle_of(run)])["signatures"] != []
+    bundle.merge([small, saved_folder], large)
+    assert bundle.read_bundle(large)["signatures"] == []
+    assert list(bundle.bundle_differences(large)) == []
 
 
 def test_a_changed_bundle_is_refused(run, tmp_path):

@@ -399,7 +399,8 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
     assert (summary["n_clean"], summary["n_anomalous"]) == (60, len(rows))
     assert summary["accuracy"] > 0.5
     assert (tmp_path / "run-material" / "record.json").is_file()
-    code, out, err = run_cli("scan", "--replay", tmp_path / "run", "--out", tmp_path / "again", "--json", covary=True)
+    again = ["--out", tmp_path / "again", "--trust-code", "--json"]
+    code, out, err = run_cli("scan", "--replay", tmp_path / "run", *again, covary=True)
     assert (code, json.loads(out)["replay"]["identical"]) == (0, True), err
     (tmp_path / "kept-material").mkdir()
     (tmp_path / "kept-material" / "thesis.txt").write_text("mine")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from covary.cli.console import stdout
+from covary.storage.locks import write_file
+from covary.storage.verify import in_words
 
 SHOWN = 10
 
@@ -50,8 +51,7 @@ def statements(found: dict[str, Any]) -> list[str]:
             )
     for run, state in zip(found["runs"], found["receipts"], strict=True):
         if state != "intact":
-            what = "has no receipt" if state == "none" else f"is not what its receipt says: {state}"
-            said.append(f"{run} {what}.")
+            said.append(f"{run} {in_words(state)}.")
     return said
 
 
@@ -99,6 +99,4 @@ def write_page(found: dict[str, Any], path: Path) -> None:
         found=found, statements=statements(found), differing=differing(found)
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    os.replace(part, path)
+    write_file(path, text.encode("utf-8", "replace"))

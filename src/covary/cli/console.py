@@ -185,6 +185,11 @@ def print_error(message: str) -> None:
     stderr.print(f"[red]error[/]: {escape(message)}")
 
 
+def print_warning(message: str) -> None:
+    """One sentence on stderr that stops nothing."""
+    stderr.print(f"[yellow]warning[/]: {escape(message)}")
+
+
 def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
     """What a check found, on stdout; in the course of other work what needs attention alone, on stderr."""
     console = stdout if everything else stderr

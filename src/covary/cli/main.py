@@ -13,12 +13,23 @@ from typer.main import get_command
 
 from covary import __version__
 from covary.cli import receipts, serve
-from covary.cli.console import as_flags, print_error, print_findings, print_json, print_record, print_summary, terminal
+from covary.cli.console import (
+    as_flags,
+    print_error,
+    print_findings,
+    print_json,
+    print_record,
+    print_summary,
+    print_warning,
+    terminal,
+)
 from covary.cli.options import (
     Amp,
     Calibration,
     ChannelsLast,
+    Consent,
     Device,
+    Force,
     Fpr,
     Json,
     Machine,
@@ -35,6 +46,7 @@ from covary.cli.options import (
     Sampling,
     Seed,
     Texts,
+    TrustCode,
     Trusted,
     Weights,
     grouped,
@@ -79,6 +91,8 @@ def scan(
     output: Output,
     texts: Texts,
     machine: Machine,
+    force: Force = False,
+    trust_code: TrustCode = False,
     json: Json = False,
     replay: Annotated[
         Path | None, Option("--replay", help="Do again what an earlier RUN did; exit 1 if results differ.")
@@ -101,7 +115,7 @@ def scan(
     from covary.runs import scan as scanning
 
     if replay is not None:
-        summary, verdict = scanning.replay(replay, out, display=terminal(json))
+        summary, verdict = scanning.replay(replay, out, display=terminal(json), trust_code=trust_code, force=force)
         _show(summary | {"replay": verdict}, out or scanning.replay_folder(replay), json)
         raise Exit(0 if verdict["identical"] else 1)
     text = texts.given(model, weights, preparation, pile)
@@ -119,7 +133,7 @@ def scan(
     if missing or out is None:
         expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
         raise CovaryError(f"{', '.join(missing)} missing", expected)
-    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json))
+    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json), force=force)
     _show(summary, out, json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
 
@@ -141,6 +155,7 @@ def fit(
     output: Output,
     machine: Machine,
     no_weights: Annotated[bool, Option("--no-weights", help="Keep only the network's fingerprint.")] = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Learn from trusted inputs and save a detector for inputs that do not exist yet.
@@ -156,7 +171,7 @@ def fit(
         sampling=sampling, **preparation.given(),
         settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     )  # fmt: skip
-    record = scanning.fit(plan, out, weights=not no_weights, display=terminal(json))
+    record = scanning.fit(plan, out, weights=not no_weights, display=terminal(json), force=force)
     print_json(record) if json else print_record(record)
 
 
@@ -166,30 +181,45 @@ def score(
     *,
     detector: Annotated[Path, Argument(help="Folder written by `covary fit`.")],
     data: Annotated[
-        str,
+        str | None,
         Argument(help="Inputs to judge: .npz, folder of images, `package.module:dataset`; in partitions also parquet, "
                  "JSON Lines, WebDataset, and URLs of them."),
-    ],
+    ] = None,
+    flagged_of: Annotated[
+        str | None, Option("--flagged-of", help="In place of DATA: look again at what a finished pile flagged.")
+    ] = None,
     out: OutOrUrl,
     model: MaybeModel = None,
     weights: Weights = None,
     pile: Pile,
     partitioned: Partitioned,
     machine: Machine,
+    consent: Consent,
+    force: Force = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Judge inputs by a saved detector; writes a RUN as `covary scan` does, or a pile's verdicts in partitions.
 
     **Examples**
 
-    `covary score detectors/resnet today.npz --out runs/today --fail-on-flag`
+    `covary score detectors/resnet today.npz --out runs/today --trust-code --fail-on-flag`
 
     `covary score detectors/bare today.npz --out runs/today --model nets:resnet --weights w.safetensors`
 
-    `covary score detectors/resnet s3://bucket/pile/ --out s3://bucket/verdicts --ray auto --fdr .1`
+    `covary score detectors/resnet --flagged-of runs/pile --out runs/flagged --trust-code`
+
+    `covary score detectors/resnet s3://bucket/pile/ --out s3://bucket/verdicts --ray auto --fdr .1 --trust-code`
     """
-    given = {"model": model, "weights": weights, **settings(machine), "display": terminal(json)}
-    if partitioned.wanted(data, out):
+    given = {"model": model, "weights": weights, **settings(machine, consent)}
+    given |= {"force": force, "display": terminal(json)}
+    if flagged_of is not None and data is None:
+        from covary.serving.pile.again import score_flagged
+
+        summary = score_flagged(detector, flagged_of, Path(out), **pile.given(), **given)
+        _show(summary, Path(out), json)
+    elif data is None or flagged_of is not None:
+        raise CovaryError("DATA and --flagged-of" if flagged_of else "neither DATA nor --flagged-of", "one of them")
+    elif partitioned.wanted(data, out):
         summary = partitioned.score(detector, data, out, pile.given(), **given)
         print_json(summary) if json else print_summary(summary, out)
     else:
@@ -278,23 +308,26 @@ def check(
 
 
 @app.command()
-def report(run: Annotated[Path, Argument(help="RUN folder.")], json: Json = False) -> None:
+def report(
+    run: Annotated[Path, Argument(help="RUN folder, or a finished pile.")], force: Force = False, json: Json = False
+) -> None:
     """Write a RUN's report.html again.
 
     **Example**
 
     `covary report runs/a`
     """
-    from covary.runs.report import write_report
-    from covary.storage.receipts import renew
+    from covary.runs.report import renew_report
+    from covary.storage.verify import in_words
 
-    path = write_report(run)
-    renew(run, path.name)
-    print_json({"report": str(path)}) if json else print(path)
+    path, state = renew_report(run, force=force)
+    if state != "intact":
+        print_warning(f"{run} {in_words(state)}")
+    print_json({"report": str(path), "receipt": state}) if json else print(path)
 
 
 @app.command()
-def inspect(folder: Annotated[Path, Argument(help="Detector or RUN folder.")], json: Json = False) -> None:
+def inspect(folder: Annotated[Path, Argument(help="Detector, RUN or pile.")], json: Json = False) -> None:
     """Say what a detector or a RUN holds, after checking that it is intact.
 
     **Examples**

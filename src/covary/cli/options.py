@@ -52,6 +52,24 @@ ChannelsLast = Annotated[bool, Option("--channels-last", help="Memory format of 
 Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", rich_help_panel=NETWORK)]
 
 
+Force = Annotated[bool, Option("--force", help="Replace or change a folder though it is signed.")]
+TrustCode = Annotated[
+    bool,
+    Option("--trust-code", help="Run the code that the folder names: a network's factory, a transform, a Dataset."),
+]
+
+
+@dataclass(frozen=True)
+class Consent:
+    """Who vouches for a detector whose folder names code to run."""
+
+    trust_code: TrustCode = False
+    public_key: Annotated[
+        Path | None,
+        Option("--public-key", help="The detector must be signed with the key of this, and may then run its code."),
+    ] = None
+
+
 @dataclass(frozen=True)
 class Machine:
     """Where the network runs; decides speed, not scores."""

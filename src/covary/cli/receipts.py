@@ -7,11 +7,13 @@ from typing import Annotated
 
 from typer import Argument, Exit, Option, Typer
 
-from covary.cli.console import print_differences, print_gate, print_json, print_record
-from covary.cli.options import Json
+from covary.cli.console import print_differences, print_gate, print_json, print_record, print_warning
+from covary.cli.options import Force, Json, TrustCode
 from covary.cli.verbosity import App
 from covary.errors import CovaryError
 
+# The file that tells a pile.
+PILE = "pile.json"
 ById = Annotated[bool, Option("--by-id", help="Inputs with the same id are the same input.")]
 Folder = Annotated[Path, Argument(help="RUN or detector.")]
 
@@ -19,11 +21,12 @@ receipts = App(name="receipts", help="Put receipts together, or hash a record.",
 
 
 def verify(
-    folder: Annotated[Path, Argument(help="RUN, detector, or a bundle of receipts.")],
+    folder: Annotated[Path, Argument(help="RUN, detector, pile, or a bundle of receipts.")],
     public_key: Annotated[Path | None, Option("--public-key", help="It must be signed with the key of this.")] = None,
     sources: Annotated[
         bool, Option("--sources", help="Open network and data again, which runs the code they name.")
     ] = False,
+    trust_code: TrustCode = False,
     json: Json = False,
 ) -> None:
     """Compute a receipt again and name each thing that differs; exit 1 where something does.
@@ -47,29 +50,34 @@ def verify(
     else:
         found = told(folder, key)
         if sources:
-            from covary.runs.sources import source_differences
-
-            found["differences"] += [{"name": name, "what": what} for name, what in source_differences(folder)]
+            if (folder / PILE).is_file():
+                from covary.serving.pile.again import pile_source_differences as source_differences
+            else:
+                from covary.runs.sources import source_differences
+            more = source_differences(folder, trust_code=trust_code)
+            found["differences"] += [{"name": name, "what": what} for name, what in more]
     found["intact"] = not found["differences"]
     print_json(found) if json else print_differences(found)
     raise Exit(int(not found["intact"]))
 
 
 def sign(
-    folder: Folder,
+    folder: Annotated[Path, Argument(help="RUN, detector, pile, or a bundle of receipts.")],
     key: Annotated[Path, Option("--key", help="Ed25519 private key, PEM; `covary keygen` makes one.")],
     json: Json = False,
 ) -> None:
-    """Sign the receipt of an intact RUN or detector with Ed25519; writes signature.json into it.
+    """Sign the receipt of an intact folder with Ed25519 (into signature.json), or a bundle as a whole (into itself).
 
-    **Example**
+    **Examples**
 
     `covary sign runs/a --key team.pem`
+
+    `covary sign bundle.json --key team.pem`
     """
-    from covary.storage import signatures
+    from covary.storage import bundle, signatures
     from covary.storage import verify as verifying
 
-    signature = verifying.sign(folder, key)
+    signature = bundle.sign_bundle(folder, key) if folder.is_file() else verifying.sign(folder, key)
     record = {"folder": str(folder), "receipt": signature["receipt"], "key": signatures.short(signature["public_key"])}
     print_json(record) if json else print_record(record)
 
@@ -92,8 +100,8 @@ def keygen(
 
 
 def compare(
-    before: Annotated[Path, Argument(help="RUN folder.")],
-    after: Annotated[Path, Argument(help="RUN folder.")],
+    before: Annotated[Path, Argument(help="RUN folder, or a finished pile.")],
+    after: Annotated[Path, Argument(help="RUN folder, or a finished pile.")],
     by_id: ById = False,
     out: Annotated[Path | None, Option("--out", help="Write a page, too: FILE.html.")] = None,
     json: Json = False,
@@ -116,7 +124,7 @@ def compare(
 
 
 def gate(
-    run: Annotated[Path, Argument(help="RUN folder.")],
+    run: Annotated[Path, Argument(help="RUN folder, or a finished pile.")],
     max_flag_rate: Annotated[float | None, Option("--max-flag-rate", help="Share of inputs flagged.")] = None,
     max_flagged: Annotated[int | None, Option("--max-flagged", help="Number of inputs flagged.")] = None,
     max_fpr: Annotated[float | None, Option("--max-fpr", help="Share of clean inputs flagged; needs truth.")] = None,
@@ -196,8 +204,11 @@ def hash_record(
 
 
 def mechanisms(
-    run: Annotated[Path, Argument(help="RUN folder.")],
+    run: Annotated[Path, Argument(help="RUN folder, or a finished pile.")],
     least: Annotated[int | None, Option("--least", min=2, help="Inputs that make a mechanism.")] = None,
+    detector: Annotated[Path | None, Option("--detector", help="Of a pile, where it has moved since.")] = None,
+    trust_code: TrustCode = False,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Cluster a RUN's flagged inputs by how their explanation fails; writes mechanisms.json and the report.
@@ -208,10 +219,19 @@ def mechanisms(
 
     `covary mechanisms runs/a --least 20 --json`
     """
-    from covary.runs.mechanisms import mechanisms_of_run
     from covary.runs.report.mechanism_section import headline, line
+    from covary.storage.verify import in_words
 
-    found = mechanisms_of_run(run, least)
+    if (run / PILE).is_file():
+        from covary.serving.pile.again import mechanisms_of_pile
+
+        found = mechanisms_of_pile(run, least, detector=detector, trust_code=trust_code, force=force)
+    else:
+        from covary.runs.mechanisms import mechanisms_of_run
+
+        found = mechanisms_of_run(run, least, trust_code=trust_code, force=force)
+    if found["receipt"] != "intact":
+        print_warning(f"{run} {in_words(found['receipt'])}")
     if json:
         print_json(found)
         return

@@ -10,7 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from covary.cli.console import print_json, stderr
-from covary.cli.options import Json, Machine, MaybeModel, Weights, grouped, settings
+from covary.cli.options import Consent, Json, Machine, MaybeModel, Weights, grouped, settings
 from covary.errors import CovaryError
 
 LIMITS = "Limits"
@@ -60,15 +60,16 @@ def serve(
         int, Option("--max-connections-per-address", min=1, help="The same from one address.", rich_help_panel=LIMITS)
     ] = 256,
     machine: Machine,
+    consent: Consent,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Serve a detector: the network's outputs and a verdict on every input, Open Inference Protocol V2 over HTTP.
 
     **Examples**
 
-    `covary serve detectors/resnet`
+    `covary serve detectors/resnet --trust-code`
 
-    `covary serve detectors/resnet --host 0.0.0.0 --api-key-file key.txt --audit audit.jsonl`
+    `covary serve detectors/resnet --public-key team.pem.pub --host 0.0.0.0 --api-key-file key.txt --audit audit.jsonl`
     """
     from covary.detector import Detector
     from covary.serving.http import ServeSettings
@@ -81,7 +82,7 @@ def serve(
         operator_key=_key(operator_key_file, OPERATOR_VARIABLE), verdicts=verdicts, audit=audit,
         audit_failure=audit_failure, level=level,
     )  # fmt: skip
-    fitted = Detector.load(detector, model, weights=weights, **settings(machine))
+    fitted = Detector.load(detector, model, weights=weights, **settings(machine, consent))
     if not chosen.loopback and chosen.api_key is None:
         stderr.print("[yellow]warning[/]: other machines can reach this service, and it asks for no API key")
     if chosen.verdicts == "hidden" and chosen.operator_key is None:

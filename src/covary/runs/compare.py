@@ -12,7 +12,7 @@ from covary.errors import CovaryError
 from covary.runs import rate_tests
 from covary.runs.report.run_folder import Results, RunFolder, read_run, section
 from covary.storage.receipts import portable
-from covary.storage.verify import changed, differences
+from covary.storage.verify import changed, receipt_state
 
 # Settings in which two RUNs may differ and still give scores on one scale.
 HARMLESS = {
@@ -71,14 +71,6 @@ def compare(before: Path, after: Path, *, by_id: bool = False, level: float = 0.
     result["figures"] = {name: values for name, values in figures.items() if values != [None, None]}
     result["differs"] = {part: _changed(runs, part) for part in ("config", "versions", "fingerprints")}
     return result
-
-
-def receipt_state(run: Path) -> str:
-    """`intact`, `none`, or what differs first from the receipt."""
-    try:
-        return next((f"{name} {wrong}" for name, wrong in differences(run)), "intact")
-    except CovaryError:
-        return "none"
 
 
 def _matched(a: RunFolder, b: RunFolder, by_id: bool) -> tuple[np.ndarray, np.ndarray] | None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from covary.errors import CovaryError, unknown_name
-from covary.runs.compare import compare, receipt_state
+from covary.runs.compare import compare
 from covary.runs.report.run_folder import RunFolder, number, read_run
-from covary.storage.verify import differences
+from covary.storage.verify import differences, receipt_state
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 from covary.runs.report.run_folder import read_run
+from covary.storage.locks import write_file
 
 MOST_INPUTS = 20
 # What XML 1.0 cannot hold, even escaped.
@@ -41,9 +41,7 @@ def junit(found: dict[str, Any]) -> str:
 def write_junit(found: dict[str, Any], path: Path) -> None:
     """Writes `junit` to a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(junit(found), encoding="utf-8")
-    os.replace(part, path)
+    write_file(path, junit(found).encode())
 
 
 def _standing_out(run: Path) -> str:

@@ -14,56 +14,87 @@ from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs.cards import data_uri
-from covary.runs.report import write_report
-from covary.runs.scan import Plan, working_in
+from covary.runs.report import REPORT, write_report
+from covary.runs.scan import WHAT, Plan, recorded, working_in
 from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
 from covary.scoring.judge import Verdicts
 from covary.storage import folders
+from covary.storage.locks import atomic_file, one_writer
 from covary.storage.receipts import renew
+from covary.storage.verify import receipt_state
 
 SHOWN = 24
 FILE = "mechanisms.json"
-WHAT = "a RUN written by `covary scan` or `covary score`"
 
 
-def mechanisms_of_run(run: Path, least: int | None = None) -> dict[str, Any]:
+def mechanisms_of_run(
+    run: Path, least: int | None = None, *, trust_code: bool = False, force: bool = False
+) -> dict[str, Any]:
     """Clusters the flagged inputs of a RUN; writes `mechanisms.json` and the report, and returns what was found.
 
     The network and the data must still be where the RUN found them: features of the flagged inputs are taken anew.
 
     Raises:
-        CovaryError: no RUN there, a RUN of texts, or inputs or a network that have changed since.
+        CovaryError: no RUN there, one of texts, one that names code nobody has agreed to run, one that is signed
+            (unless `force` is given), or inputs or a network that have changed since.
     """
-    record = folders.read_json(run / "run.json", WHAT)
+    with one_writer(run):
+        folders.check_unsigned(run, "changed", force)
+        return _found_and_written(run, least, trust_code)
+
+
+def _found_and_written(run: Path, least: int | None, trust_code: bool) -> dict[str, Any]:
+    record, plan = recorded(run, trust_code)
     flagged, predicted = _flags(run)
-    found: dict[str, Any] = {"n_flagged": len(flagged), "n_mechanisms": 0, "alone": 0, "clusters": []}
+    found = nothing(len(flagged))
     if len(flagged):
         with working_in(Path(record["folder"])):
-            detector, inputs = _again(record)
+            detector, inputs = _again(record, plan, trust_code)
             if record["fingerprints"]["inputs"] != inputs.fingerprint():
                 raise CovaryError(f"{inputs.name} has changed since the RUN", "the same inputs", "scan again")
-            some = inputs.take(flagged)
-            rows = detector.rows(some)
-            verdicts = detector.judge.judge(rows)
-            if not np.array_equal(rows.predicted, predicted):
-                raise CovaryError("the network answers otherwise than in the RUN", "the same network", "scan again")
-            labels = cluster(rows, detector.judge.reference, least)
-            directions = unexplained_directions(rows, detector.judge.reference)
-            layers = detector.explainer.least_explained(verdicts)
-            found |= {
-                "n_mechanisms": int(labels.max()) + 1 if len(labels) else 0,
-                "alone": int((labels < 0).sum()),
-                "clusters": [
-                    _told(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
-                    for k in np.unique(labels[labels >= 0])
-                ],
-                "members": {name: int(k) for name, k in zip(rows.ids, labels, strict=True)},
-            }
-    part = run / f"{FILE}.part"
-    folders.write_json(part, found)
-    part.rename(run / FILE)
+            found |= clusters_of(detector, inputs.take(flagged), predicted, least)
+    return written(run, found)
+
+
+def nothing(n_flagged: int) -> dict[str, Any]:
+    """What is found before anything was looked for."""
+    return {"n_flagged": n_flagged, "n_mechanisms": 0, "alone": 0, "clusters": []}
+
+
+def clusters_of(
+    detector: Detector, some: Source, predicted: Int[np.ndarray, " k"], least: int | None
+) -> dict[str, Any]:
+    """The clusters of flagged inputs, of which the network said `predicted` then.
+
+    Raises:
+        CovaryError: the network says something else now.
+    """
+    rows = detector.rows(some)
+    verdicts = detector.judge.judge(rows)
+    if not np.array_equal(rows.predicted, predicted):
+        raise CovaryError("the network answers otherwise than in the RUN", "the same network", "scan again")
+    labels = cluster(rows, detector.judge.reference, least)
+    directions = unexplained_directions(rows, detector.judge.reference)
+    layers = detector.explainer.least_explained(verdicts)
+    return {
+        "n_mechanisms": int(labels.max()) + 1 if len(labels) else 0,
+        "alone": int((labels < 0).sum()),
+        "clusters": [
+            _told(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
+            for k in np.unique(labels[labels >= 0])
+        ],
+        "members": {name: int(k) for name, k in zip(rows.ids, labels, strict=True)},
+    }
+
+
+def written(run: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Writes what was found and the report into a folder and its receipt; returns it with the receipt's state."""
+    state = receipt_state(run, ignoring=(FILE, REPORT))
+    found = {**found, "receipt": state}
+    with atomic_file(run / FILE) as part:
+        folders.write_json(part, found)
     renew(run, FILE)
-    renew(run, write_report(run).name)
+    renew(run, write_report(run, state).name)
     return found
 
 
@@ -79,13 +110,15 @@ def _flags(run: Path) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     return np.array([i for i, _ in rows], np.int64), np.array([label for _, label in rows], np.int64)
 
 
-def _again(record: dict[str, Any]) -> tuple[Detector, Source]:
+def _again(record: dict[str, Any], plan: Plan | None, trust_code: bool) -> tuple[Detector, Source]:
     """The detector of a RUN and its inputs."""
     config = record["config"]
-    if record.get("plan") is None:
-        detector = Detector.load(config["detector"])
+    if "flagged_of" in config:
+        found = f"the RUN is of what {config['flagged_of']} flagged"
+        raise CovaryError(found, "a RUN of whole data", f"covary mechanisms {config['flagged_of']}")
+    if plan is None:
+        detector = Detector.load(config["detector"], trust_code=trust_code)
         return detector, detector.open(config["inputs"], truth=config.get("truth"))
-    plan = Plan(**record["plan"])
     if plan.text is not None:
         raise CovaryError("the RUN is of texts", "one of images or arrays")
     detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +21,18 @@ from covary.errors import CovaryError
 from covary.features.guards import check_missing_classes, check_target
 from covary.models.network import Network, load_network
 from covary.models.spaces import select_parameters
-from covary.objects import is_object_name
+from covary.objects import check_consent, is_object_name
 from covary.runs.check import CheckReport, check
 from covary.runs.display import SILENT, Display
 from covary.runs.report import write_report
+from covary.runs.report.run_folder import section
 from covary.runs.write import write_run
 from covary.settings import Settings, estimator_named, wrong_value
 from covary.storage import detector as saved
 from covary.storage import folders
 from covary.storage.fingerprints import digest_file
+from covary.storage.receipts import RECORDS
+from covary.storage.verify import in_words, receipt_state
 from covary.text.detector import LanguageDetector
 from covary.text.records import read_texts
 from covary.text.settings import TextSettings
@@ -206,13 +210,19 @@ def _fitted(plan: Plan, material: Material, display: Display, before: Dealt | No
         )  # fmt: skip
 
 
-def scan(plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | None = None) -> dict[str, Any]:
+def scan(
+    plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | None = None, force: bool = False
+) -> dict[str, Any]:
     """Check, fit and score in one go; returns the summary of the RUN written to `out`.
 
     `before` are the trusted data's fingerprint and roles in a RUN that is done again: the same data keep their roles.
     """
+    with folders.reserved(out, "RUN", force=force) as out:
+        return _scan(plan, out, display, before, force)
+
+
+def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    folders.check_replaceable(out, "RUN")
     if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
     texts = None if plan.text is None else read_texts(plan.inputs)
@@ -229,17 +239,19 @@ def scan(plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | No
     with display.progress("inputs") as bar:
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, config=told,
-            plan=plan.model_dump(), findings=findings, started=started, progress=bar,
+            plan=plan.model_dump(), findings=findings, started=started, progress=bar, force=force,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
 
-def fit(plan: Plan, out: Path, *, weights: bool = True, display: Display = SILENT) -> dict[str, Any]:
+def fit(
+    plan: Plan, out: Path, *, weights: bool = True, display: Display = SILENT, force: bool = False
+) -> dict[str, Any]:
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
-    folders.check_replaceable(out, "detector")
-    material = Material(plan)
-    _checked(plan, material, display)
-    _fitted(plan, material, display).save(out, weights=weights)
+    with folders.reserved(out, "detector", force=force):
+        material = Material(plan)
+        _checked(plan, material, display)
+        _fitted(plan, material, display).save(out, weights=weights, force=force)
     return describe(out)
 
 
@@ -257,19 +269,31 @@ def score(
     device: str = "cpu",
     batch_size: int = 64,
     display: Display = SILENT,
+    public_key: Path | None = None,
+    trust_code: bool = False,
+    force: bool = False,
+    opened: Callable[[Detector], Source] | None = None,
+    flagged_of: str | None = None,
 ) -> dict[str, Any]:
-    """Judges inputs by a saved detector; returns the summary of the RUN written to `out`."""
+    """Judges inputs by a saved detector; returns the summary of the RUN written to `out`.
+
+    With `opened` the inputs are what it gives: some of `data`, which the pile `flagged_of` flagged.
+    """
     started = time.perf_counter()
     pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline)
-    folders.check_replaceable(out, "RUN")
-    detector = Detector.load(folder, model, weights=weights, device=device, batch_size=batch_size)
-    inputs = detector.open(data, truth=pile.truth)
-    told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
-    with display.progress("inputs") as bar:
-        return write_run(
-            detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, config=told,
-            started=started, progress=bar, report=write_report,
+    with folders.reserved(out, "RUN", force=force) as out:
+        detector = Detector.load(
+            folder, model, weights=weights, device=device, batch_size=batch_size, public_key=public_key,
+            trust_code=trust_code,
         )  # fmt: skip
+        inputs = detector.open(data, truth=pile.truth) if opened is None else opened(detector)
+        told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
+        told |= {} if flagged_of is None else {"flagged_of": flagged_of}
+        with display.progress("inputs") as bar:
+            return write_run(
+                detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, config=told,
+                started=started, progress=bar, report=write_report, force=force,
+            )  # fmt: skip
 
 
 def replay_folder(run: Path) -> Path:
@@ -277,17 +301,53 @@ def replay_folder(run: Path) -> Path:
     return run.with_name(run.name + "-replay")
 
 
-def replay(run: Path, out: Path | None = None, *, display: Display = SILENT) -> tuple[dict[str, Any], dict[str, Any]]:
+WHAT = "a RUN written by `covary scan` or `covary score`"
+
+
+def recorded(run: Path, trust_code: bool = False) -> tuple[dict[str, Any], Plan | None]:
+    """What a RUN says it was made of, and the plan of its scan; None where a saved detector made it.
+
+    Raises:
+        CovaryError: no RUN, one that is not as covary writes it, or one that names code nobody has agreed to run.
+    """
+    record = folders.read_json(run / "run.json", WHAT)
+    try:
+        config, plan = dict(record["config"]), record["plan"]
+        plan = None if plan is None else Plan(**plan)
+        prints, roles = dict(record["fingerprints"]), dict(record.get("roles", {}))
+        if not all(isinstance(text, str) for text in (record["folder"], prints["inputs"], prints.get("trusted", ""))):
+            raise TypeError("no folder, or no fingerprint of the inputs")
+        if not all(isinstance(ids, list) and all(isinstance(name, str) for name in ids) for ids in roles.values()):
+            raise TypeError("roles that are no lists of ids")
+        if plan is not None and not ("trusted" in prints and roles):
+            raise TypeError("no roles of trusted inputs")
+        if plan is None and not all(isinstance(config[name], str) for name in ("detector", "inputs")):
+            raise TypeError("neither a plan nor a detector and inputs")
+    except (KeyError, TypeError, ValueError) as problem:
+        reason = " ".join(str(problem).split())
+        raise CovaryError(f"{run / 'run.json'} is not as covary writes it ({reason})", WHAT, "scan again") from problem
+    named = {"inputs": config.get("inputs"), "truth": config.get("truth")}
+    if plan is not None:
+        names = ("trusted", "calibration", "sampling", "inputs", "truth", "transform")
+        named = {"network": plan.model, **{name: getattr(plan, name) for name in names}}
+        named["observable"] = plan.settings.observable
+    check_consent(run, named, trust_code)
+    return record, plan
+
+
+def replay(
+    run: Path, out: Path | None = None, *, display: Display = SILENT, trust_code: bool = False, force: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Does again what an earlier RUN did and compares: the new summary, and whether the results are identical."""
-    old = folders.read_json(run / "run.json", "a RUN written by `covary scan`")
-    if old.get("plan") is None:
-        raise CovaryError(f"{run} was made from a saved detector", "a RUN of `covary scan`", "use `covary score` again")
     out = (out or replay_folder(run)).absolute()
     if out == run.absolute():
         raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
+    old, plan = recorded(run, trust_code)
+    if plan is None:
+        raise CovaryError(f"{run} was made from a saved detector", "a RUN of `covary scan`", "use `covary score` again")
     with working_in(Path(old["folder"])):
         before = (old["fingerprints"]["trusted"], old["roles"])
-        summary = scan(Plan(**old["plan"]), out, display=display, before=before)
+        summary = scan(plan, out, display=display, before=before, force=force)
     new = folders.read_json(out / "run.json", "the RUN just written")
     changed = {
         name: [value, new["fingerprints"].get(name)]
@@ -301,16 +361,26 @@ def replay(run: Path, out: Path | None = None, *, display: Display = SILENT) -> 
 def working_in(folder: Path) -> Iterator[None]:
     """In the folder where a RUN was made its relative paths and Python names mean what they meant then."""
     here = Path.cwd()
+    # An empty entry means wherever one is: there, modules that covary itself asks for late must not be looked for.
+    places = [i for i, entry in enumerate(sys.path) if entry == ""]
+    for i in places:
+        sys.path[i] = str(here)
     if folder.is_dir():
         os.chdir(folder)
     try:
         yield
     finally:
         os.chdir(here)
+        for i in places:
+            sys.path[i] = ""
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """What a detector or a RUN holds, once it is known to be intact."""
+    """What a detector, a RUN or a finished pile holds, once it is known to be what its receipt says.
+
+    Raises:
+        CovaryError: the folder is none of them, or something in it was changed.
+    """
     if (folder / saved.RECORD).exists():
         record = saved.open_record(folder)
         return {
@@ -332,9 +402,21 @@ def describe(folder: Path) -> dict[str, Any]:
     if (folder / "run.json").exists():
         record = folders.read_json(folder / "run.json", "a RUN")
         summary = folders.read_json(folder / "summary.json", "a RUN")
-        then, found = record["fingerprints"]["results"], digest_file(folder / "results.csv")
+        state = receipt_state(folder)
+        if state not in ("intact", "none"):
+            raise CovaryError(f"{folder} {in_words(state)}", "an intact RUN", "get it again from whoever made it")
+        then, found = section(record, "fingerprints").get("results"), digest_file(folder / "results.csv")
         if found != then:
-            raise CovaryError(f"{folder / 'results.csv'} was changed", f"sha256 {then[:16]}", f"found {found[:16]}")
-        told = {key: record[key] for key in ("config", "fingerprints", "versions", "started")}
-        return {"kind": "run", "folder": str(folder), **summary, **told}
-    raise CovaryError(f"{folder} is neither a detector nor a RUN", "a folder with detector.json or run.json")
+            expected = f"sha256 {str(then)[:16]}"
+            raise CovaryError(f"{folder / 'results.csv'} was changed", expected, f"found {found[:16]}")
+        told = {key: record.get(key) for key in ("config", "fingerprints", "versions", "started")}
+        return {"kind": "run", "folder": str(folder), "receipt": state, **summary, **told}
+    if (folder / RECORDS["pile"]).exists():
+        plan = folders.read_json(folder / RECORDS["pile"], "a pile")
+        summary = folders.read_json(folder / "summary.json", "a finished pile")
+        state = receipt_state(folder)
+        if state != "intact":
+            raise CovaryError(f"{folder} {in_words(state)}", "an intact pile", "run `covary score` again")
+        return {"kind": "pile", "folder": str(folder), "receipt": state, **summary, "plan": plan}
+    found = f"{folder} is no detector, RUN or pile"
+    raise CovaryError(found, "a folder with detector.json, run.json or pile.json", "check the path")

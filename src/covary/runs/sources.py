@@ -5,7 +5,6 @@ This runs the code that a RUN or a detector names as its network's factory; `cov
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,35 @@ from typing import Any
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.models.network import load_network
-from covary.runs.scan import Pile, Plan, working_in
+from covary.objects import NotTrusted
+from covary.runs.scan import Pile, Plan, recorded, working_in
 from covary.storage.receipts import kind_of
 
 
-def source_differences(folder: Path) -> Iterator[tuple[str, str]]:
+def source_differences(folder: Path, *, trust_code: bool = False) -> Iterator[tuple[str, str]]:
     """(name, what is wrong with it) of the network and the data whose fingerprints are not the recorded ones.
 
-    A detector is loaded whole, which also computes its calibration scores again.
+    A detector is loaded whole, which also computes its calibration scores again. Code that the folder names runs only
+    with `trust_code`.
     """
     kind = kind_of(folder)
     if kind == "pile":
         raise CovaryError(f"{folder} is a pile", "a detector or a RUN", "verify its detector with --sources")
     if kind == "detector":
         try:
-            Detector.load(folder)
+            Detector.load(folder, trust_code=trust_code)
+        except NotTrusted:
+            raise
         except CovaryError as problem:
             yield "network", str(problem)
         return
-    told = json.loads((folder / "run.json").read_text("utf-8"))
+    told, plan = recorded(folder, trust_code)
     then = told["fingerprints"]
     with working_in(Path(told["folder"])):
         try:
-            sources = _of_scan(told) if told.get("plan") else _of_score(told)
+            sources = _of_score(told, trust_code) if plan is None else _of_scan(plan)
+        except NotTrusted:
+            raise
         except CovaryError as problem:
             yield "config.detector", str(problem)
             return
@@ -45,12 +50,11 @@ def source_differences(folder: Path) -> Iterator[tuple[str, str]]:
             except CovaryError as problem:
                 yield f"fingerprints.{name}", f"cannot be taken again: {problem}"
                 continue
-            if found != then[name]:
-                yield f"fingerprints.{name}", f"the RUN says {str(then[name])[:16]}, the source gives {found[:16]}"
+            if found != then.get(name):
+                yield f"fingerprints.{name}", f"the RUN says {str(then.get(name))[:16]}, the source gives {found[:16]}"
 
 
-def _of_scan(told: dict[str, Any]) -> dict[str, Callable[[], str]]:
-    plan = Plan(**told["plan"])
+def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
     return {
         "network": lambda: load_network(plan.model, plan.weights, output=plan.settings.output).fingerprint,
         "trusted": lambda: plan.open_trusted().fingerprint(),
@@ -65,11 +69,9 @@ def _opened(plan: Plan) -> Any:
     return inputs
 
 
-def _of_score(told: dict[str, Any]) -> dict[str, Callable[[], str]]:
+def _of_score(told: dict[str, Any], trust_code: bool) -> dict[str, Callable[[], str]]:
     config = told["config"]
-    if "detector" not in config:
-        return {}
-    detector = Detector.load(config["detector"])
+    detector = Detector.load(config["detector"], trust_code=trust_code)
     truth = Pile(truth=config.get("truth")).truth
     return {
         "network": lambda: detector.network.fingerprint,

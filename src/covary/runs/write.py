@@ -16,6 +16,7 @@ from covary.detector import Detector, Progress
 from covary.features.guards import check_labels, check_target
 from covary.models.spaces import ROOT
 from covary.runs.cards import shown
+from covary.runs.cells import to_cell
 from covary.runs.quality import auroc, evaluate, masked, thinned_roc
 from covary.runs.summary import standing
 from covary.runs.transductive import judged_together
@@ -62,6 +63,7 @@ def write_run(
     started: float | None = None,
     progress: Progress | None = None,
     report: Callable[[Path], Any] | None = None,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all.
 
@@ -76,6 +78,7 @@ def write_run(
         started: when the work began, on `time.perf_counter`'s clock.
         progress: called with (inputs done, inputs in all).
         report: writes the report into the folder.
+        force: replace an earlier RUN though it is signed.
     """
     started = time.perf_counter() if started is None else started
     begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -85,7 +88,7 @@ def write_run(
             check_labels(inputs.y, detector.classes, inputs.name)
     if offline:
         detector = judged_together(detector, inputs, progress)
-    with folders.atomic_folder(Path(out), "RUN") as folder:
+    with folders.atomic_folder(Path(out), "RUN", force=force) as folder:
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
         flagged = kept.joined("flagged") if fdr is None else conformal.benjamini_hochberg(p, fdr)
@@ -162,11 +165,13 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
             for i, name in enumerate(verdicts.ids):
                 witnesses = detector.explainer.witnesses(explanation, units, i)[:3]
                 parts = [_number(verdicts.parts[kind][i]) for kind in detector.judge.parts]
+                score, p = _number(verdicts.score[i]), _number(verdicts.p_value[i])
                 writer.writerow(
-                    [name, _number(verdicts.score[i]), _number(verdicts.p_value[i]), "", int(verdicts.predicted[i])]
+                    [to_cell(name), score, p, "", int(verdicts.predicted[i])]
                     + parts
-                    + [raised[i], _number(explanation.unexplained[i]), least[i], ";".join(w.id for w in witnesses)]
-                    + [verdicts.copy_of[i] if verdicts.copy_of else ""]
+                    + [raised[i], _number(explanation.unexplained[i]), to_cell(least[i])]
+                    + [to_cell(";".join(w.id for w in witnesses))]
+                    + [to_cell(verdicts.copy_of[i]) if verdicts.copy_of else ""]
                     + [int(column[i]) for column in (batch.y, batch.truth) if column is not None]
                 )
             pairs = zip(verdicts.ids, verdicts.copy_of, verdicts.copy_distance, strict=bool(verdicts.copy_of))

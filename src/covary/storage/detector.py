@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ class Saved:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
-def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None) -> None:
+def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None, force: bool = False) -> None:
     """Writes a detector to `folder`, whole or not at all, with the network's state dict unless `weights` is None."""
     half = bool(saved.settings.get("half_rows"))
     arrays, trusted = rows_to_arrays(saved.trusted, "trusted", half)
@@ -98,7 +99,7 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         "sampling": saved.sampling,
         "versions": versions(),
     }
-    with folders.atomic_folder(folder, "detector") as part:
+    with folders.atomic_folder(folder, "detector", force=force) as part:
         folders.write_arrays(part / ROWS, arrays)
         if saved.thumbnails:
             # Numbered, since an id may be anything.
@@ -112,6 +113,54 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         write_receipt(part)
 
 
+# What a record must hold, and how to tell; `read_detector` and what is built from it check the rest.
+FIELDS: dict[str, Callable[[Any], bool]] = {
+    "settings": lambda v: isinstance(v, dict) and is_count(v.get("seed")),
+    "factory": lambda v: v is None or isinstance(v, str),
+    "fingerprint": lambda v: isinstance(v, str),
+    "projection": lambda v: isinstance(v, str),
+    "preprocessing": lambda v: isinstance(v, dict),
+    "class_names": lambda v: v is None or is_names(v),
+    "classes": lambda v: is_count(v) and v < 1 << 32,
+    "input_shape": lambda v: v is None or (isinstance(v, list) and all(map(is_count, v))),
+    "trusted_fingerprint": lambda v: isinstance(v, str),
+    "trusted": lambda v: is_rows(v),
+    "calibration": lambda v: v is None or is_rows(v),
+    "roles": lambda v: isinstance(v, dict) and all(map(is_names, v.values())),
+    "sampling": lambda v: isinstance(v, dict),
+    "thumbnails": lambda v: is_names(v),
+    "versions": lambda v: isinstance(v, dict) and "torch" in v,
+}
+OPTIONAL = {"sampling": {}, "thumbnails": []}
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 0 on."""
+    return type(value) is int and value >= 0
+
+
+def is_names(value: Any) -> bool:
+    """A list of texts."""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def is_rows(value: Any) -> bool:
+    """What `rows_to_arrays` says of rows."""
+    lists = ("ids", "functional", "latent", "confidence")
+    return isinstance(value, dict) and all(is_names(value.get(name)) for name in lists)
+
+
+@contextmanager
+def as_written(folder: Path) -> Iterator[None]:
+    """Tells in one sentence that a record which fits its own seal is still none that covary writes."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as problem:
+        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        found = f"{folder / RECORD} is not as covary writes it ({reason})"
+        raise CovaryError(found, WHAT, "fit again") from problem
+
+
 def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str, Any]:
     """What is told of a detector, after every byte of its folder has been checked, and who signed it if that is asked.
 
@@ -120,8 +169,14 @@ def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str,
     """
     record = folders.open_sealed(folder, RECORD, WHAT)
     if record.get("format") != FORMAT:
-        remedy = f"it was written by covary {record.get('versions', {}).get('covary')}; use that, or fit again"
+        written = record.get("versions")
+        by = written.get("covary") if isinstance(written, dict) else None
+        remedy = f"it was written by covary {by}; use that, or fit again"
         raise CovaryError(f"{folder} has format {record.get('format')}", f"format {FORMAT}", remedy)
+    for name, fits in FIELDS.items():
+        if not fits(record.get(name, OPTIONAL.get(name))):
+            found = f"{folder / RECORD} says {name} = {str(record.get(name))[:80]!r}"
+            raise CovaryError(found, WHAT, "fit again")
     # The seal has just read every file; the receipt need not read them again.
     key = None if public_key is None else read_public(Path(public_key))
     check_unchanged(Path(folder), {**record["files"], RECORD: digest_file(Path(folder) / RECORD)}, key)
@@ -130,6 +185,11 @@ def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str,
 
 def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
     """The detector of which `open_record` gave the record."""
+    with as_written(Path(folder)):
+        return _read(Path(folder), record)
+
+
+def _read(folder: Path, record: Mapping[str, Any]) -> Saved:
     arrays = folders.read_arrays(folder / ROWS)
     names = record.get("thumbnails", [])
     pictures = folders.read_arrays(folder / THUMBNAILS) if names else {}

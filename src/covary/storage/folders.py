@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from covary.errors import CovaryError
+from covary.storage.contents import contents
 from covary.storage.fingerprints import digest_file, digest_json
+from covary.storage.locks import cannot_write, leftovers, one_writer, temporary
 
 RECEIPT, HASH, SIGNATURE = "receipt.json", "receipt.sha256", "signature.json"
 _OWN = (RECEIPT, HASH, SIGNATURE)
@@ -39,7 +41,16 @@ FILES = {
         "draws.safetensors",
         *_OWN,
     ),
-    "RUN": ("summary.json", "results.csv", "run.json", "report.json", "report.html", "mechanisms.json", *_OWN),
+    "RUN": (
+        "summary.json",
+        "results.csv",
+        "run.json",
+        "report.json",
+        "report.html",
+        "mechanisms.json",
+        "texts.jsonl",
+        *_OWN,
+    ),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
     "language demo's material": ("inputs.jsonl", "trusted.jsonl", "model"),
     "record": ("attack_result.pt", "bd_test_dataset"),
@@ -51,45 +62,74 @@ FILES = {
 
 
 @contextmanager
-def atomic_folder(folder: Path, kind: str) -> Iterator[Path]:
-    """A `.part` folder that takes the wanted name only when everything in it is written.
+def atomic_folder(folder: Path, kind: str, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder that takes the wanted name only when everything in it is written; by one writer at a time.
+
+    Args:
+        folder: the wanted name; a link to a folder is followed.
+        kind: what is written, a key of `FILES`.
+        force: replace an earlier result though it is signed.
 
     Raises:
-        CovaryError: the place is taken by something that is not ours to replace, or cannot be written to.
+        CovaryError: the place is taken by something that is not ours to replace, is being written by somebody else,
+            or cannot be written to.
     """
-    check_replaceable(folder, kind)
-    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        check_replaceable(folder, kind)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
+    with reserved(folder, kind, force=force) as folder:
+        part, old = temporary(folder), temporary(folder, "old")
         try:
-            part.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as problem:
-        # A file of the user's that went away meanwhile is no trouble with writing.
-        if problem.filename is not None and part not in (Path(problem.filename), *Path(problem.filename).parents):
-            raise
-        reason = problem.strerror or str(problem)
-        remedy = "free some space or choose another place"
-        raise CovaryError(f"{folder} cannot be written ({reason})", "", remedy) from problem
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            yield part
+            check_replaceable(folder, kind, force=force)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                part.rename(folder)
+            except OSError:
+                if old.exists():
+                    old.rename(folder)
+                raise
+        except OSError as problem:
+            # A file of the user's that went away meanwhile is no trouble with writing.
+            if problem.filename is not None and part not in (Path(problem.filename), *Path(problem.filename).parents):
+                raise
+            raise cannot_write(folder, problem) from problem
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
 
 
-def check_replaceable(folder: Path, kind: str) -> None:
+@contextmanager
+def reserved(folder: Path, kind: str, *, force: bool = False) -> Iterator[Path]:
+    """Keeps a place for one result from before the work until it is written; gives the place, links followed.
+
+    What a killed writer left under temporary names is mended first: a result that it had moved aside comes back.
+
+    Raises:
+        CovaryError: as of `atomic_folder`.
+    """
+    folder = Path(os.path.realpath(folder)) if folder.is_dir() else Path(os.path.abspath(folder))
+    check_replaceable(folder, kind, force=force)
+    with one_writer(folder) as alone:
+        if alone:
+            _mend(folder)
+        check_replaceable(folder, kind, force=force)
+        yield folder
+
+
+def _mend(folder: Path) -> None:
+    aside = leftovers(folder, "old")
+    if aside and not os.path.lexists(folder):
+        aside.pop().rename(folder)
+    for path in [*aside, *leftovers(folder, "part")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, kind: str, *, force: bool = False) -> None:
     """Refuses a place that holds anything but an earlier result of the same kind, before any work goes into it."""
     own, wanted = FILES[kind], f"a new folder, or a {kind} to be replaced"
     if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
+        if os.path.lexists(folder):
             raise CovaryError(f"{folder} is a file", wanted, "choose another")
         return
     present = sorted(entry.name for entry in folder.iterdir())
@@ -98,14 +138,22 @@ def check_replaceable(folder: Path, kind: str) -> None:
         raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", wanted, "choose another")
     if present and own[0] not in present:
         raise CovaryError(f"{folder} exists and has no {own[0]}", wanted, "choose another")
+    check_unsigned(folder, "replaced", force)
+
+
+def check_unsigned(folder: Path, what: str, force: bool = False) -> None:
+    """Refuses to touch a folder that somebody has signed unless that is said: the signature would no longer hold."""
+    if not force and os.path.lexists(folder / SIGNATURE):
+        remedy = "choose another place, or pass --force (Python: force=True)"
+        raise CovaryError(f"{folder} is signed and would be {what}", "an unsigned folder", remedy)
 
 
 def write_json(path: Path, value: Any) -> None:
     """JSON for people and programs: sorted keys, NaN refused."""
-    path.write_bytes(_rendered(value))
+    path.write_bytes(rendered(value))
 
 
-def _rendered(value: Any) -> bytes:
+def rendered(value: Any) -> bytes:
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     # A name of a file that is no UTF-8 holds lone surrogates, which JSON has an escape for.
     return text.encode("utf-8", "backslashreplace") + b"\n"
@@ -180,22 +228,22 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("files"), dict):
         raise CovaryError(f"{folder / name} is damaged (no list of files)", what, "make it again")
     try:
-        untouched = _rendered(record) == (folder / name).read_bytes()
+        untouched = rendered(record) == (folder / name).read_bytes()
         claimed = record.pop("digest", None)
         untouched = untouched and claimed == digest_json(record)
     except ValueError:  # NaN, which Python reads and JSON does not have
         untouched = False
     if not untouched:
         raise CovaryError(f"{folder / name} was changed or damaged", "what covary wrote", "copy the folder again")
+    files, strange = contents(folder)
     for file, digest in record["files"].items():
-        path = folder / Path(file).name
-        if not path.is_file():
-            raise CovaryError(f"{folder} lacks {file}", "every file it was saved with", "copy the whole folder again")
-        found = digest_file(path)
+        if file not in files:
+            lacks = f"{folder} lacks {file}" if file not in strange else f"{folder / file} {strange[file]}"
+            raise CovaryError(lacks, "every file it was saved with", "copy the whole folder again")
+        found = digest_file(files[file])
         if found != digest:
-            raise CovaryError(f"{path} was changed or damaged", f"sha256 {digest[:16]}...", f"found {found[:16]}...")
-    own = {*record["files"], name}
-    added = sorted(entry.name for entry in folder.iterdir() if entry.suffix == ".safetensors" and entry.name not in own)
-    if added:
-        raise CovaryError(f"{folder} holds {added[0]}, which it was not saved with", "only its own files", "remove it")
+            told = f"sha256 {str(digest)[:16]}...", f"found {found[:16]}..."
+            raise CovaryError(f"{files[file]} was changed or damaged", *told)
+    for file in sorted({*files, *strange} - {*record["files"], name, *_OWN}):
+        raise CovaryError(f"{folder} holds {file}, which it was not saved with", "only its own files", "remove it")
     return record

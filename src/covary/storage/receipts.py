@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from covary.errors import CovaryError
+from covary.storage.contents import contents
 from covary.storage.fingerprints import canonical_json, digest_bytes, digest_file
 from covary.storage.folders import HASH, RECEIPT, SIGNATURE
+from covary.storage.locks import write_file
 
 SCHEMA = "1.0"
 OWN = {RECEIPT, HASH, SIGNATURE}
@@ -37,9 +39,8 @@ def kind_of(folder: Path) -> str:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a folder by its path inside it, receipt and signature apart."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: digest_file(path) for name, path in files.items() if name not in OWN}
+    """sha256 of every regular file of a folder by its path inside it, receipt and signature apart."""
+    return {name: digest_file(path) for name, path in contents(folder)[0].items() if name not in OWN}
 
 
 def record_of(folder: Path, kind: str, digests: Mapping[str, str]) -> dict[str, Any]:
@@ -135,9 +136,7 @@ def _put(folder: Path, record: Mapping[str, Any]) -> str:
     content = canonical_json(record).encode()
     digest = digest_bytes(content)
     for name, text in ((RECEIPT, content), (HASH, hash_line(digest))):
-        part = folder / f"{name}.part"
-        part.write_bytes(text)
-        part.replace(folder / name)
+        write_file(folder / name, text)
     return digest
 
 
@@ -159,12 +158,17 @@ def read_receipt(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise CovaryError(f"{folder} has no {RECEIPT} ({problem.strerror})", WHAT, "scan or fit again") from None
     try:
         record = strict_json(content)
-        whole = canonical_json(record).encode() == content and isinstance(record["files"], dict)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = canonical_json(record).encode() == content and _well_formed(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         record, whole = {}, False
     if not whole:
         raise CovaryError(f"{path} was changed or damaged", "the record that covary wrote", "copy the folder again")
     return record, content
+
+
+def _well_formed(record: Any) -> bool:
+    files, versions = record["files"], record["versions"]
+    return isinstance(versions, dict) and all(isinstance(digest, str) for digest in files.values())
 
 
 def strict_json(content: bytes) -> Any:

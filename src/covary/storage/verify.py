@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from covary.errors import CovaryError
 from covary.storage import signatures
+from covary.storage.contents import contents
 from covary.storage.fingerprints import canonical_json, digest_bytes, versions
 from covary.storage.folders import HASH, RECEIPT, SIGNATURE
+from covary.storage.locks import write_file
 from covary.storage.receipts import (
     UNREADABLE,
     WHAT,
@@ -21,6 +23,8 @@ from covary.storage.receipts import (
     record_of,
     strict_json,
 )
+
+MISSING = "is missing"
 
 
 def differences(
@@ -39,12 +43,13 @@ def differences(
     if not (folder / RECEIPT).is_file():
         raise CovaryError(f"{folder} has no {RECEIPT}", WHAT, "scan or fit again")
     digests = file_digests(folder) if digests is None else digests
+    strange = contents(folder)[1]
     try:
         record, content = read_receipt(folder)
     except CovaryError:
         yield RECEIPT, "was changed or damaged"
         return
-    found = list(_against(folder, record, digests))
+    found = list(_against(folder, record, digests, strange))
     claimed = (folder / HASH).read_bytes() if (folder / HASH).is_file() else b""
     if claimed != hash_line(digest_bytes(content)):
         # Where the record fits everything else, it is the hash that was touched.
@@ -60,8 +65,25 @@ def check_unchanged(folder: Path, digests: Mapping[str, str] | None = None, publ
         raise CovaryError(f"{folder} is not what its receipt says: {name} {wrong}", "", "copy the whole folder again")
 
 
-def _against(folder: Path, record: Mapping[str, Any], digests: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    files = list(_files(record["files"], digests))
+def receipt_state(folder: Path, ignoring: Collection[str] = ()) -> str:
+    """`intact`, `none`, or what differs first from the receipt, files that are about to be made again left aside."""
+    try:
+        return next((f"{name} {wrong}" for name, wrong in differences(folder) if name not in ignoring), "intact")
+    except CovaryError:
+        return "none"
+
+
+def in_words(state: str) -> str:
+    """A `receipt_state` after the name of a folder."""
+    return {"intact": "is what its receipt says", "none": "has no receipt"}.get(
+        state, f"is not what its receipt says: {state}"
+    )
+
+
+def _against(
+    folder: Path, record: Mapping[str, Any], digests: Mapping[str, str], strange: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    files = list(_files(record["files"], digests, strange))
     yield from files
     try:
         now = record_of(folder, kind_of(folder), digests)
@@ -75,10 +97,13 @@ def _against(folder: Path, record: Mapping[str, Any], digests: Mapping[str, str]
     yield from inside
 
 
-def _files(then: Mapping[str, str], now: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _files(then: Mapping[str, str], now: Mapping[str, str], strange: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    yield from strange.items()
     for name, digest in then.items():
+        if name in strange:
+            continue
         if name not in now:
-            yield name, "is missing"
+            yield name, MISSING
         elif now[name] != digest:
             yield name, f"was changed (sha256 {str(digest)[:16]}, found {now[name][:16]})"
     yield from ((name, "was added") for name in now if name not in then)
@@ -145,9 +170,7 @@ def sign(folder: Path, key_file: Path) -> dict[str, str]:
     if wrong:
         raise CovaryError(f"{folder} is not what its receipt says: {wrong[0][0]} {wrong[0][1]}", "an intact folder")
     signature = signatures.sign_bytes((folder / RECEIPT).read_bytes(), key_file)
-    part = folder / f"{SIGNATURE}.part"
-    part.write_bytes(canonical_json(signature).encode())
-    part.replace(folder / SIGNATURE)
+    write_file(folder / SIGNATURE, canonical_json(signature).encode())
     return signature
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from covary.data.readers.base import checked_id
 from covary.errors import CovaryError, missing_extra
 
 KEYS = ("prompt", "completion", "messages", "id", "label", "truth")
@@ -159,6 +160,7 @@ def _refuse(texts: list[Text], name: str) -> None:
         raise CovaryError(f"{name} holds no texts", "at least one")
     seen: set[str] = set()
     for text in texts:
+        checked_id(text.id, name)
         if text.id in seen:
             raise CovaryError(f"id {text.id!r} occurs more than once in {name}", "a unique id for every text")
         seen.add(text.id)

@@ -58,21 +58,21 @@ def test_saved_with_its_draws_and_loaded_to_the_bit(sampled, tmp_path):
     folder = sampled.save(tmp_path / "detector")
     stored = load_file(folder / "draws.safetensors")
     assert {name.partition("/")[0] for name in stored} == {"delta", "along"}
-    loaded = Detector.load(folder)
+    loaded = Detector.load(folder, trust_code=True)
     np.testing.assert_array_equal(loaded.score(X).score, sampled.score(X).score)
     assert loaded.extractor.notes == sampled.extractor.notes
     assert loaded.extractor.told == sampled.extractor.told
     assert loaded.settings == sampled.settings
-    again = Detector.load(loaded.save(tmp_path / "again"))
+    again = Detector.load(loaded.save(tmp_path / "again"), trust_code=True)
     np.testing.assert_array_equal(again.judge.calibration_scores, sampled.judge.calibration_scores)
     whole = (folder / "draws.safetensors").read_bytes()
     (folder / "draws.safetensors").write_bytes(whole[:-9] + b"\x00" + whole[-8:])
     with pytest.raises(CovaryError, match=r"draws\.safetensors"):
-        Detector.load(folder)
+        Detector.load(folder, trust_code=True)
 
 
 def test_any_number_of_inputs_streams_and_grouping_changes_rounding_alone(sampled, tmp_path):
-    loaded = Detector.load(sampled.save(tmp_path / "detector"), batch_size=70)
+    loaded = Detector.load(sampled.save(tmp_path / "detector"), batch_size=70, trust_code=True)
     sizes = [len(rows) for _, rows, _ in loaded.stream(X)]
     assert sizes[:2] == [70, 70]
     np.testing.assert_allclose(loaded.score(X).score, sampled.score(X).score, atol=1e-4)

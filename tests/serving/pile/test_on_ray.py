@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning"),
 ]
 
-SIZES = {"partition_size": 4, "batch_size": 4}
+SIZES = {"partition_size": 4, "batch_size": 4, "trust_code": True}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_a_killed_worker_loses_and_duplicates_nothing(cluster, slow_detector, tm
 
 def test_a_url_a_second_pass_over_the_cluster_and_a_broken_input(cluster, saved_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(score, "FEW", 0)
-    sizes = {"partition_size": 80, "batch_size": 16}
+    sizes = {"partition_size": 80, "batch_size": 16, "trust_code": True}
     data = pile_cases.write_zip(tmp_path)
     score_pile(saved_folder, data, tmp_path / "alone", **sizes)
     out = f"file://{tmp_path / 'ray'}"
@@ -84,7 +84,7 @@ def test_a_url_a_second_pass_over_the_cluster_and_a_broken_input(cluster, saved_
 def test_fewer_processors_than_one_actor_takes(cluster, saved_folder, tmp_path):
     data = pile_cases.write_npz(tmp_path)
     with pytest.raises(CovaryError, match="the Ray cluster has 2 CPUs and 0 GPUs; expected 3 and 0 for each actor"):
-        score_pile(saved_folder, data, tmp_path / "out", ray="local", threads=3)
+        score_pile(saved_folder, data, tmp_path / "out", ray="local", threads=3, trust_code=True)
 
 
 def test_an_address_where_nobody_listens():

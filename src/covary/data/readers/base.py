@@ -165,15 +165,34 @@ def checked_truth(values: Any, n: int, where: str) -> np.ndarray:
     return truth.astype(np.int64)
 
 
+# As long as a path may be.
+LONGEST_ID = 4096
+
+
+def checked_id(name: str, where: str) -> str:
+    """The name of one input.
+
+    Raises:
+        CovaryError: it is longer than any path, or cannot be written as UTF-8.
+    """
+    if len(name) > LONGEST_ID:
+        raise CovaryError(f"an id of {where} has {len(name):,} characters", f"at most {LONGEST_ID:,}", "shorten it")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise CovaryError(f"id {name!a} of {where} cannot be written as UTF-8", "text", "name it otherwise") from None
+    return name
+
+
 def checked_ids(values: Any, n: int, where: str) -> list[str]:
     """Ids as unique strings; "0", "1", ... where `values` is None.
 
     Raises:
-        CovaryError: another length, or an id that occurs twice.
+        CovaryError: another length, an id that occurs twice, or one that `checked_id` refuses.
     """
     if values is None:
         return [str(i) for i in range(n)]
-    ids = [str(v) for v in np.asarray(values).tolist()]
+    ids = [checked_id(str(v), where) for v in np.asarray(values).tolist()]
     if len(ids) != n:
         raise CovaryError(f"{where} holds {n} inputs and {len(ids)} ids", "as many ids as inputs")
     if len(set(ids)) != n:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from PIL import Image
 
 from covary.data.readers.base import LeftOut, Reader
 from covary.errors import CovaryError, printable
+from covary.storage.contents import irregular
 
 # Pillow hands these to other programs, or knows them by name alone.
 FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
@@ -18,7 +21,11 @@ Image.init()
 FORMATS = tuple(sorted(set(Image.OPEN) - set(FOREIGN)))
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS))
 GREY = ("1", "L", "LA", "La")
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow's decoders raise on files that somebody has tampered with.
+BROKEN = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -111,7 +118,9 @@ def pixels(image: Image.Image, where: str, mode: str | None = None) -> UInt8[np.
 
 def unreadable(where: str, error: Exception) -> CovaryError:
     """The error for an image that Pillow cannot read."""
-    return CovaryError(f"{where} cannot be read as an image ({error})", "an intact image", "replace or remove the file")
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    found = f"{where} cannot be read as an image ({reason})"
+    return CovaryError(found, "an intact image", "replace or remove the file")
 
 
 def too_deep(where: str) -> CovaryError:
@@ -126,8 +135,16 @@ def has_colours(where: str) -> CovaryError:
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether a file is called as images are."""
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    """Whether a file is called as images are.
+
+    Raises:
+        CovaryError: it is called so and is none: a pipe, a device, a link to one, or one that leads nowhere.
+    """
+    if path.suffix.lower() not in SUFFIXES or path.is_dir():
+        return False
+    if (wrong := irregular(path)) is not None:
+        raise CovaryError(f"{path} {wrong}", "an image file", "remove it")
+    return True
 
 
 def name_below(path: Path, root: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from covary.errors import CovaryError
 from covary.features.sampled.chains import SamplingData, run_block, start
 from covary.features.sampled.samplers import SamplingPlan
 from covary.models.functional import Buffers, FunctionalNetwork, Params
+from covary.storage.locks import atomic_file
 
 FORMAT = "covary-draws-1"
 
@@ -161,17 +161,15 @@ def save_bank(bank: Bank, path: str | Path) -> None:
     """Writes the bank to one safetensors file, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     tensors = {f"delta/{name}": t.contiguous() for name, t in bank.deltas.items()}
     tensors |= {f"buffer/{name}": t.contiguous() for name, t in bank.buffers.items()}
     along = {"loss": bank.loss, "accuracy": bank.accuracy}
     tensors |= {f"along/{name}": torch.from_numpy(np.ascontiguousarray(t)) for name, t in along.items()}
-    try:
-        save_file(tensors, part, {"format": FORMAT, "plan": json.dumps(bank.plan)})
-    except SafetensorError as problem:
-        part.unlink(missing_ok=True)
-        raise OSError(str(problem)) from problem
-    os.replace(part, path)
+    with atomic_file(path) as part:
+        try:
+            save_file(tensors, part, {"format": FORMAT, "plan": json.dumps(bank.plan)})
+        except SafetensorError as problem:
+            raise OSError(str(problem)) from problem
 
 
 def load_bank(path: str | Path, network: FunctionalNetwork | None = None) -> Bank:

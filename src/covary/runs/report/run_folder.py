@@ -13,7 +13,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from covary.errors import CovaryError
+from covary.runs.cells import from_cell
 from covary.scoring.scores.parts import PARTS
+from covary.storage.parts import read_all
+from covary.storage.receipts import RECORDS
 
 NUMBERS = ("score", "p_value", "unexplained", "predicted", "y", "truth")
 WORDS = ("raised_by", "least_explained_layer", "explained_by")
@@ -92,7 +95,9 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Reads a RUN folder; raises CovaryError where `results.csv` is missing or a file cannot be read."""
+    """Reads a RUN folder, or a finished pile; CovaryError where verdicts are missing or a file cannot be read."""
+    if (path / RECORDS["pile"]).is_file():
+        return _read_pile(path)
     if not (path / "results.csv").is_file():
         raise CovaryError(f"no results.csv in {path}", "a folder written by `covary scan --out`", "check the path")
     run = _read_json(path / "run.json")
@@ -104,6 +109,27 @@ def read_run(path: Path) -> RunFolder:
         _read_json(path / "report.json"),
         _read_json(path / "mechanisms.json"),
     )
+
+
+def _read_pile(path: Path) -> RunFolder:
+    """A finished pile as a RUN: verdicts in memory, and of the rest what a pile records."""
+    plan, summary = _read_json(path / RECORDS["pile"]), _read_json(path / "summary.json")
+    table = read_all(path)
+    if summary.get("n") != len(table):
+        raise CovaryError(f"{path} is no finished pile", f"{len(table)} verdicts in its summary", "finish it first")
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    n, run = len(table), {name: plan.get(name) for name in ("versions",)}
+    detector = section(plan, "detector")
+    fingerprints = {name: detector.get(name) for name in ("network", "trusted")}
+    run["fingerprints"] = {**fingerprints, "inputs": plan.get("listing")}
+    settings = ("data", "kind", "partition_size", "batch_size", "threads", "device")
+    run["config"] = {name: plan.get(name) for name in settings}
+    nothing = [None] * n
+    known = {name: [number(value) for value in columns.get(name, nothing)] for name in [*NUMBERS, *_parts(run)]}
+    numbers = {name: np.array([math.nan if v is None else v for v in values]) for name, values in known.items()}
+    words = {name: columns.get(name, [""] * n) for name in WORDS}
+    results = Results(columns["id"], np.array(columns["flagged"], bool), numbers, words)
+    return RunFolder(path, results, summary, run, {}, _read_json(path / "mechanisms.json"))
 
 
 def number(value: Any) -> float | None:
@@ -169,7 +195,8 @@ def _read_results(path: Path, numeric: list[str]) -> Results:
         raise CovaryError(f"{path} is not readable CSV ({error})", "an intact run folder", "scan again") from error
     flagged = np.zeros(n, bool) if not kept["flagged"] else np.isin(np.char.lower(kept["flagged"]), ("true", "1"))
     numbers = {name: _floats(kept[name], n) for name in numeric}
-    return Results(kept["id"], flagged, numbers, {name: kept[name] or [""] * n for name in WORDS})
+    words = {name: [from_cell(cell) for cell in kept[name]] or [""] * n for name in WORDS}
+    return Results([from_cell(cell) for cell in kept["id"]], flagged, numbers, words)
 
 
 def _floats(texts: list[str], n: int) -> Float[np.ndarray, " n"]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,9 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from covary.errors import CovaryError
+from covary.storage.contents import irregular
+from covary.storage.locks import is_temporary, temporary, write_file
 
-PART = ".part"
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 # What a filesystem may raise where nothing is wrong with covary: missing packages, keys, hosts, files.
 TROUBLE = (OSError, ImportError, ValueError, RuntimeError, KeyError, zipfile.BadZipFile)
@@ -55,10 +54,25 @@ def files_at(where: str) -> list[tuple[str, int]]:
             listed = {path: fs.info(path)} if path and fs.isfile(path) else fs.find(path, detail=True)
     except TROUBLE as problem:
         raise CovaryError(f"{where} cannot be listed ({problem})", "a readable path or URL") from problem
-    files = [(name, int(info.get("size") or 0)) for name, info in listed.items() if info["type"] == "file"]
+    local = isinstance(fs, LocalFileSystem)
+    files = [(name, _size(name, info, local)) for name, info in listed.items() if info["type"] != "directory"]
     if not files:
         raise CovaryError(f"nothing at {where}", "files to judge", "check the path")
     return sorted(files, key=lambda file: file[0].split("/"))
+
+
+def _size(name: str, info: dict[str, Any], local: bool) -> int:
+    """The size of a file; a link to one is followed.
+
+    Raises:
+        CovaryError: a pipe, a device, a link to one or to a folder: leaving it out would be a verdict nobody gave.
+    """
+    if info["type"] == "file" and not info.get("islink"):
+        return int(info.get("size") or 0)
+    wrong = irregular(Path(name)) if local else "is no file"
+    if wrong is not None:
+        raise CovaryError(f"{name} {wrong}", "files to judge", "remove it, or name the files by a glob")
+    return Path(name).stat().st_size
 
 
 class OutputStore:
@@ -106,15 +120,11 @@ class OutputStore:
         Raises:
             CovaryError: the place cannot be written to.
         """
-        part = self.path(f"{name}.{uuid.uuid4().hex}{PART}")
+        part = self.path(temporary(Path(name)).name)
         try:
             self.fs.makedirs(self.root, exist_ok=True)
             if self.local:
-                with open(part, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, self.path(name))
+                write_file(Path(self.path(name)), data)
             else:
                 self.fs.pipe_file(part, data)
                 self.fs.mv(part, self.path(name))
@@ -130,7 +140,7 @@ class OutputStore:
             self.fs.rm_file(self.path(name))
 
     def sweep(self) -> None:
-        """Removes what killed writers left behind."""
+        """Removes what killed writers left behind, by names that are covary's alone."""
         for name in self.names():
-            if name.endswith(PART):
+            if is_temporary(name):
                 self.remove(name)

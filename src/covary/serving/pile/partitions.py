@@ -15,21 +15,17 @@ from covary.serving.pile import INPUTS_PER_PARTITION
 from covary.serving.pile.output_store import OutputStore
 from covary.serving.pile.sources import SOURCES, recognise
 from covary.storage.fingerprints import canonical_json, digest_json, versions
+from covary.storage.folders import HASH, RECEIPT, SIGNATURE, check_unsigned
+from covary.storage.locks import is_temporary
+from covary.storage.parts import REMEDY, is_part
+from covary.storage.verify import MISSING, differences
 
-FORMAT = 1
+FORMAT = 2
 PLAN, SUMMARY = "pile.json", "summary.json"
+# What is made from the partitions, and made again.
+DERIVED = (SUMMARY, "report.html", "mechanisms.json", RECEIPT, HASH, SIGNATURE)
 # What decides the bits of a verdict and is not in the detector.
 VERSIONS = ("covary", "torch", "numpy")
-
-
-def part_name(number: int) -> str:
-    """The file of a partition."""
-    return f"part-{number:06d}.parquet"
-
-
-def is_part(name: str) -> bool:
-    """Whether a file is that of a partition."""
-    return name.startswith("part-") and name.endswith(".parquet")
 
 
 @dataclass(frozen=True)
@@ -103,35 +99,61 @@ def plan_of(pile: Pile, detector: dict[str, Any], size: int, batch_size: int, th
     }
 
 
-def begin(place: OutputStore, plan: dict[str, Any]) -> set[str]:
+def begin(place: OutputStore, plan: dict[str, Any], force: bool = False) -> set[str]:
     """Takes a folder for a plan, or takes up the same plan's work; returns the partitions that are there.
 
+    Where the work was finished, the folder is first compared with its receipt: only partitions may be missing. What is
+    made from the partitions is then removed, to be made again.
+
+    Args:
+        place: the folder.
+        plan: what is to be done.
+        force: go on though the folder is signed.
+
     Raises:
-        CovaryError: the folder holds something else, or another plan's partitions.
+        CovaryError: the folder holds something else, or another plan's partitions, or is not what its receipt says.
     """
-    names = place.names()
+    names = [name for name in place.names() if not is_temporary(name)]
+    if strange := [name for name in names if not (name in (PLAN, *DERIVED) or is_part(name))]:
+        raise CovaryError(f"{place.where} holds {strange[0]!r}, which is not part of a pile", WANTED, "choose another")
     if PLAN not in names:
-        if strange := [name for name in names if not name.endswith(".part")]:
-            raise CovaryError(
-                f"{place.where} holds {strange[0]!r} and no {PLAN}",
-                "a new folder, or one that `covary score` began to fill with partitions",
-                "choose another",
-            )
+        if names:
+            raise CovaryError(f"{place.where} holds {names[0]!r} and no {PLAN}", WANTED, "choose another")
         place.write(PLAN, json.dumps(plan, indent=1, sort_keys=True).encode() + b"\n")
         return set()
+    if place.local:
+        check_unsigned(Path(place.root), "changed", force)
+        if RECEIPT in names:
+            _check_changed(Path(place.root))
+    _check_other_plan(place, plan)
+    for name in DERIVED:
+        place.remove(name)
+    return {name for name in names if is_part(name)}
+
+
+WANTED = "a new folder, or one that `covary score` began to fill with partitions"
+
+
+def _check_changed(folder: Path) -> None:
+    for name, wrong in differences(folder):
+        if not (is_part(name) and wrong == MISSING) and name != SIGNATURE:
+            remedy = REMEDY if is_part(name) else "make the pile again in another folder"
+            raise CovaryError(f"{folder} is not what its receipt says: {name} {wrong}", "", remedy)
+
+
+def _check_other_plan(place: OutputStore, plan: dict[str, Any]) -> None:
     try:
         old = json.loads(place.read(PLAN))
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise CovaryError(f"{PLAN} of {place.where} is damaged ({problem})", "", "choose another folder") from problem
-    for key in plan:
-        if not isinstance(old, dict) or old.get(key) != plan[key]:
-            then = old.get(key) if isinstance(old, dict) else old
+    for key in {**plan, **(old if isinstance(old, dict) else {})}:
+        then = old.get(key) if isinstance(old, dict) else old
+        if key not in plan or canonical_json(then) != canonical_json(plan[key]):
             raise CovaryError(
                 f"{place.where} was begun with {key} {then}",
-                f"{plan[key]}, as asked for now",
+                f"{plan.get(key)}, as asked for now",
                 "finish it as it was begun, or choose another --out",
             )
-    return {name for name in names if is_part(name)}
 
 
 def plan_digest(plan: dict[str, Any]) -> str:

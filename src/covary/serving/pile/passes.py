@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from typing import Any
 
 import numpy as np
 
+from covary.errors import CovaryError
 from covary.serving.pile import fdr
+from covary.serving.pile.duplicates import hashes
 from covary.serving.pile.output_store import OutputStore
-from covary.serving.pile.partitions import part_name
+from covary.serving.pile.sources import SOURCES
 from covary.serving.pile.verdicts import read_part, with_flags, write_part
+from covary.storage.parts import REMEDY, digest_of, part_name
 
 Record = dict[str, Any]
 
@@ -20,17 +25,30 @@ def fixed_rule(fpr: float) -> str:
 
 
 class Tally:
-    """Counts the p-values of partitions: the first half of a second pass."""
+    """Counts the p-values of partitions, once each is known to be whole and of the inputs it should be of."""
 
-    def __init__(self, out: str) -> None:
-        self.place = OutputStore(out)
+    def __init__(self, out: str, plan: str, data: str, kind: str) -> None:
+        self.place, self.plan, self.data, self.kind = OutputStore(out), plan, data, kind
 
     def __call__(self, number: int, part: str) -> Record:
-        """Counts of one partition, and what its footer says."""
-        table, record = read_part(self.place, part_name(number), ("p_value", "flagged"))
+        """Counts of one partition, hashes of its ids, and what its footer says.
+
+        Raises:
+            CovaryError: a byte of it was changed, or it is another partition's, another run's or of other inputs.
+        """
+        name = part_name(number)
+        table, record = read_part(self.place, number)
+        if record["plan"] != self.plan:
+            raise CovaryError(f"{name} of {self.place.where} is of another run", "one plan's partitions", REMEDY)
+        ids = table["id"].to_pylist()
+        expected = SOURCES[self.kind].ids(self.data, json.loads(part))
+        if expected is not None and ids != expected:
+            found = f"{name} of {self.place.where} holds verdicts on other inputs"
+            raise CovaryError(found, f"{len(expected)} inputs from {expected[0]!r} on", REMEDY)
         p = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False)
         flagged = int(np.count_nonzero(table["flagged"].combine_chunks().to_numpy(zero_copy_only=False)))
-        return {**record, "number": number, "n": len(p), "counts": fdr.counts_of(p), "n_flagged": flagged}
+        told = {"ids": base64.b64encode(hashes(ids).tobytes()).decode(), "counts": fdr.counts_of(p)}
+        return {**record, **told, "n_flagged": flagged}
 
 
 class Flagger:
@@ -41,7 +59,8 @@ class Flagger:
 
     def __call__(self, number: int, part: str) -> Record:
         """Writes one partition again with flagged = p_value <= limit."""
-        table, record = read_part(self.place, part_name(number))
+        table, record = read_part(self.place, number)
         flagged = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False) <= self.limit
-        write_part(self.place, part_name(number), with_flags(table, flagged), {**record, "rule": self.rule})
-        return {"number": number, "n": len(table), "n_flagged": int(flagged.sum())}
+        table = with_flags(table, flagged)
+        write_part(self.place, table, {**record, "rule": self.rule})
+        return {"number": number, "n": len(table), "n_flagged": int(flagged.sum()), "digest": digest_of(table)}

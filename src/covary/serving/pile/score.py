@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -10,19 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.display import SILENT, Display
 from covary.runs.summary import standing
 from covary.serving.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
 from covary.serving.pile import fdr as counted
+from covary.serving.pile.duplicates import Repeated, first_repeated
 from covary.serving.pile.output_store import OutputStore
-from covary.serving.pile.partitions import SUMMARY, part_name
+from covary.serving.pile.partitions import SUMMARY, Pile
 from covary.serving.pile.passes import Flagger, Record, Tally, fixed_rule
-from covary.serving.pile.verdicts import arrow
+from covary.serving.pile.verdicts import read_part
 from covary.serving.pile.worker import Job, Scorer, limited
 from covary.storage import detector as saved
 from covary.storage.fingerprints import digest_json
+from covary.storage.locks import one_writer
+from covary.storage.parts import arrow, part_name
 from covary.storage.receipts import write_receipt
 
 # Up to here one process reads the p-values in less time than actors take to start.
@@ -46,6 +52,9 @@ def score_pile(
     threads: int = 1,
     ray: str | None = None,
     actors: int | None = None,
+    public_key: str | Path | None = None,
+    trust_code: bool = False,
+    force: bool = False,
     display: Display = SILENT,
     progress: Progress | None = None,
     told: Told | None = None,
@@ -64,6 +73,8 @@ def score_pile(
         partition_size: inputs a partition at most.
         ray: None for this process, `local` for a Ray cluster on this machine, else a cluster's address.
         actors: copies of the network; by default as many as the cluster has room for.
+        public_key, trust_code: who vouches for code that the detector names (see `Detector.load`).
+        force: change a pile though it is signed.
         display: what is told while the cluster starts.
         progress: called with (partitions done, partitions in all).
         told: called with the record of every partition as it is done.
@@ -71,49 +82,64 @@ def score_pile(
     Raises:
         CovaryError: bad input, another plan's results at `out`, a cluster that does not answer.
     """
-    begun = time.perf_counter()
     arrow()
     check_options(fdr=fdr, batch_size=batch_size, partition_size=partition_size, threads=threads, actors=actors)
     place, folder = OutputStore(out), Path(folder)
     with limited(threads):
         here = "cpu" if ray else device
-        detector = Detector.load(folder, model, weights=weights, device=here, batch_size=batch_size)
+        detector = Detector.load(
+            folder, model, weights=weights, device=here, batch_size=batch_size, public_key=public_key,
+            trust_code=trust_code,
+        )  # fmt: skip
     pile = partitions.cut(str(data), partition_size)
-    about = {"digest": digest_json(saved.open_record(folder)), "network": detector.network.fingerprint}
+    about = {
+        "digest": digest_json(saved.open_record(folder)), "network": detector.network.fingerprint,
+        "trusted": detector.trusted_fingerprint,
+    }  # fmt: skip
     plan = partitions.plan_of(pile, about, partition_size, batch_size, threads, device)
-    done = partitions.begin(place, plan)
-    if strange := sorted(done - {part_name(i) for i in range(len(pile.parts))}):
-        raise CovaryError(f"{place.where} holds {strange[0]}", f"{len(pile.parts)} partitions", "remove it")
-    place.remove(SUMMARY)
-    everything = list(enumerate(pile.parts))
-    missing = [(i, part) for i, part in everything if part_name(i) not in done]
     job = Job(
         out=str(out), plan=partitions.plan_digest(plan), data=pile.data, kind=pile.kind, detector=str(folder),
         model=model, weights=None if weights is None else str(weights), device=device, batch_size=batch_size,
-        threads=threads,
+        threads=threads, trust_code=True,
     )  # fmt: skip
-    bare = [(i, "") for i, _ in everything]
     with ExitStack() as stack:
-        run: Run = local.run
-        scorer: dict[str, Any] = {"job": job, "detector": detector}
-        again: Run = run
+        if place.local:
+            stack.enter_context(one_writer(Path(place.root)))
+        done = partitions.begin(place, plan, force)
+        cluster = None
         if ray is not None:
             workers = None if actors is None else actors * threads
-            modules = stack.enter_context(on_ray.cluster(ray, workers, display))
-            gpus = int(device.startswith("cuda"))
-            run = partial(on_ray.run, modules, actors=actors, cpus=threads, gpus=gpus)
-            if len(pile.parts) > FEW:
-                again = partial(on_ray.run, modules, actors=actors)
-            scorer = {"job": job.packed()} if missing else {}
-        worked = _score(run, scorer, missing, len(everything), progress, told)
-        judged = _judge(again, detector, str(out), bare, job.plan, fdr)
+            cluster = stack.enter_context(on_ray.cluster(ray, workers, display))
+        return _scored(place, detector, pile, job, done, fdr, cluster, actors, progress, told)
+
+
+def _scored(
+    place: OutputStore, detector: Detector, pile: Pile, job: Job, done: set[str], fdr: float | None, cluster: Any,
+    actors: int | None, progress: Progress | None, told: Told | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Both passes over a place that is ours alone, here or over `cluster`."""
+    begun = time.perf_counter()
+    everything = list(enumerate(pile.parts))
+    missing = [(i, part) for i, part in everything if part_name(i) not in done]
+    if strange := sorted(done - {part_name(i) for i, _ in everything}):
+        raise CovaryError(f"{place.where} holds {strange[0]}", f"{len(everything)} partitions", "remove it")
+    run: Run = local.run
+    scorer: dict[str, Any] = {"job": job, "detector": detector}
+    again: Run = run
+    if cluster is not None:
+        gpus = int(job.device.startswith("cuda"))
+        run = partial(on_ray.run, cluster, actors=actors, cpus=job.threads, gpus=gpus)
+        if len(everything) > FEW:
+            again = partial(on_ray.run, cluster, actors=actors)
+        scorer = {"job": job.packed()} if missing else {}
+    worked = _score(run, scorer, missing, len(everything), progress, told)
+    judged = _judge(again, detector, job, everything, pile.inputs, fdr)
     place.sweep()
-    if pile.inputs is not None and judged["n"] != pile.inputs:
-        raise CovaryError(f"{judged['n']} verdicts for {pile.inputs} inputs", "one each", "remove --out and run again")
     summary = {
         **standing(detector, judged["n"], fdr),
         **judged,
         **worked,
+        "detector": str(Path(job.detector).absolute()),
         "partitions": len(everything),
         "actors": actors,
         "stored_bytes": pile.stored,
@@ -155,27 +181,36 @@ def _score(
     }
 
 
-def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: float | None) -> dict[str, Any]:
-    """The second pass: memory holds one count for every distinct p-value, and 64 letters a partition."""
+def _judge(
+    run: Run, detector: Detector, job: Job, parts: list[tuple[int, str]], inputs: int | None, fdr: float | None
+) -> dict[str, Any]:
+    """The second pass: memory holds one count for every distinct p-value, and 64 letters a partition.
+
+    Nothing is counted before every partition is known to be whole, this plan's and its own, and every id unique.
+    """
     started = time.perf_counter()
     digests: list[str] = [""] * len(parts)
     counts, n, rules, flagged = counted.merged([]), 0, {}, {}
     took = {"seconds": 0.0, "processor_seconds": 0.0}
-    for record in run(Tally, {"out": out}, parts):
-        i = record["number"]
-        if record["plan"] != plan:
-            raise CovaryError(f"{part_name(i)} of {out} is of another run", "one plan's partitions", "remove it")
-        digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
-        n += record["n"]
-        took = {name: sofar + record[name] for name, sofar in took.items()}
-        counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
+    about = {"out": job.out, "plan": job.plan, "data": job.data, "kind": job.kind}
+    with Repeated() as repeated:
+        for record in run(Tally, about, parts):
+            i = record["number"]
+            digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
+            n += record["n"]
+            took = {name: sofar + record[name] for name, sofar in took.items()}
+            counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
+            repeated.add(np.frombuffer(base64.b64decode(record["ids"]), np.uint64))
+        if inputs is not None and n != inputs:
+            raise CovaryError(f"{n} verdicts for {inputs} inputs", "one each", "remove --out and run again")
+        _check_repeated(OutputStore(job.out), len(parts), repeated)
     rule, limit = fixed_rule(detector.judge.fpr_in_force), detector.judge.fpr_in_force * (1 + 1e-9)
     if fdr is not None:
         limit = counted.threshold(counts, fdr)
         rule = f"Benjamini-Hochberg at {fdr!r} over {n}: p <= {limit!r}"
-    other = [part for part in parts if rules[part[0]] != rule]
-    for record in run(Flagger, {"out": out, "rule": rule, "limit": limit}, other):
-        flagged[record["number"]] = record["n_flagged"]
+    other = [(i, "") for i, _ in parts if rules[i] != rule]
+    for record in run(Flagger, {"out": job.out, "rule": rule, "limit": limit}, other):
+        flagged[record["number"]], digests[record["number"]] = record["n_flagged"], record["digest"]
     return {
         "n": n,
         "n_flagged": sum(flagged.values()),
@@ -186,3 +221,15 @@ def _judge(run: Run, detector: Detector, out: str, parts: list, plan: str, fdr: 
         **{f"{name}_per_input": sum_ / n if n else None for name, sum_ in took.items()},
         "second_pass_seconds": round(time.perf_counter() - started, 3),
     }
+
+
+def _check_repeated(place: OutputStore, parts: int, repeated: Repeated) -> None:
+    suspects = repeated.found()
+    if not suspects:
+        return
+    found = first_repeated(((part_name(i), read_part(place, i)[0]["id"].to_pylist()) for i in range(parts)), suspects)
+    if found is not None:
+        name, one, other = found
+        where = f"twice in {one}" if one == other else f"in {one} and in {other}"
+        remedy = "mend the ids and choose a new --out"
+        raise CovaryError(f"id {name!r} occurs {where}", "a unique id for every input", remedy)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool
 
-from covary.errors import CovaryError, missing_extra
+from covary.errors import CovaryError
 from covary.scoring.judge import Verdicts
 from covary.serving.pile.output_store import TROUBLE, OutputStore
+from covary.storage.parts import REMEDY, arrow, pack, part_name, unpack
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,17 +19,6 @@ if TYPE_CHECKING:
 # Columns before and after the evidence parts, which are the detector's own.
 COLUMNS = ("id", "score", "p_value", "flagged", "predicted")
 MORE_COLUMNS = ("raised_by", "least_explained_layer")
-KEY = b"covary"
-
-
-def arrow() -> Any:
-    """pyarrow, which the extra `ray` brings."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise missing_extra("pyarrow", "ray") from None
-    return pyarrow
 
 
 def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Sequence[str] = ()) -> pa.Table:
@@ -54,47 +41,27 @@ def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Se
     return pa.table(columns)
 
 
-def digest_of(table: pa.Table) -> str:
-    """sha256 over ids, scores, p-values, predictions and parts, in order; to the bit, and blind to who is flagged."""
-    digest = hashlib.sha256()
-    for name in table.column_names:
-        if name in ("flagged", *MORE_COLUMNS):
-            continue
-        column = table[name].combine_chunks()
-        digest.update(f"{name};{len(column)};".encode())
-        if name == "id":
-            digest.update("\0".join(column.to_pylist()).encode())
-        elif not column.null_count:
-            values = column.to_numpy(zero_copy_only=False)
-            digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
-    return digest.hexdigest()
+def write_part(place: OutputStore, table: pa.Table, record: dict[str, Any]) -> None:
+    """Writes the partition of `record`, whole or not at all."""
+    place.write(part_name(record["number"]), pack(table, record))
 
 
-def write_part(place: OutputStore, name: str, table: pa.Table, record: dict[str, Any]) -> None:
-    """Writes a partition, whole or not at all, with `record` in its footer."""
-    pa, sink = arrow(), io.BytesIO()
-    text = json.dumps(record, sort_keys=True, allow_nan=False).encode()
-    pa.parquet.write_table(table.replace_schema_metadata({KEY: text}), sink, compression="zstd")
-    place.write(name, sink.getvalue())
-
-
-def read_part(place: OutputStore, name: str, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
-    """Columns of a partition (None = all), and the record in its footer.
+def read_part(place: OutputStore, number: int, columns: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """Columns of partition `number` and the record in its footer.
 
     Raises:
-        CovaryError: the file is damaged or not ours.
+        CovaryError: the file is damaged, not ours, or another partition's.
     """
-    pa = arrow()
-    remedy = "remove that file and run the same command again"
+    name = part_name(number)
     try:
-        with place.open(name) as raw, pa.parquet.ParquetFile(raw) as file:
-            text = (file.schema_arrow.metadata or {}).get(KEY)
-            table = file.read(columns=None if columns is None else list(columns))
-    except (*TROUBLE, pa.lib.ArrowException) as problem:
-        raise CovaryError(f"{name} of {place.where} is damaged ({problem})", "an intact partition", remedy) from problem
-    if text is None:
-        raise CovaryError(f"{name} of {place.where} was not written by covary", "an intact partition", remedy)
-    return table, json.loads(text)
+        content = place.read(name)
+    except TROUBLE as problem:
+        found = f"{name} of {place.where} cannot be read ({problem})"
+        raise CovaryError(found, "an intact partition", REMEDY) from problem
+    table, record = unpack(content, name, place.where, columns)
+    if record["number"] != number:
+        raise CovaryError(f"{name} of {place.where} is a copy of {part_name(record['number'])}", "its own", REMEDY)
+    return table, record
 
 
 def with_flags(table: pa.Table, flagged: Bool[np.ndarray, " n"]) -> pa.Table:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +23,12 @@ from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError, printable
 from covary.serving.pile.output_store import OutputStore
-from covary.serving.pile.partitions import part_name
 from covary.serving.pile.passes import Record, fixed_rule
 from covary.serving.pile.prefetch import ahead, batched
 from covary.serving.pile.sources import SOURCES, readers
-from covary.serving.pile.verdicts import digest_of, table_of, write_part
+from covary.serving.pile.verdicts import table_of, write_part
 from covary.storage.fingerprints import array_bytes
+from covary.storage.parts import part_name
 
 
 class Samples(Reader):
@@ -58,6 +59,7 @@ class Job:
         plan: digest of the plan they belong to.
         data, kind: the pile, and its name in `SOURCES`.
         detector: folder of the detector; `model` and `weights` where it needs them.
+        trust_code: whether code that the detector names may run, which the driver has asked about.
         shipped: its files and the weights by name, for a machine that has no such folder.
         device, batch_size, threads: where and how the network runs.
     """
@@ -72,6 +74,7 @@ class Job:
     device: str
     batch_size: int
     threads: int
+    trust_code: bool = False
     shipped: dict[str, bytes] | None = None
 
     def packed(self) -> Job:
@@ -83,7 +86,9 @@ class Job:
 
     def load(self) -> Detector:
         """The detector."""
-        settings = {"device": self.device, "batch_size": self.batch_size}
+        settings: dict[str, Any] = {
+            "device": self.device, "batch_size": self.batch_size, "trust_code": self.trust_code,
+        }  # fmt: skip
         if self.shipped is None:
             return Detector.load(self.detector, self.model, weights=self.weights, **settings)
         with tempfile.TemporaryDirectory(prefix="covary-") as folder:
@@ -108,6 +113,22 @@ def limited(threads: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def preparation_of(detector: Detector) -> tuple[dict[str, Any], str]:
+    """What is done to raw samples, as `Source` takes it, and the mode in which images are read."""
+    done = detector.preprocessing
+    transform, name = named_transform(done["transform"])
+    shape = detector.input_shape
+    preparation = {
+        "mean": channel_numbers(done["mean"], "mean"),
+        "std": channel_numbers(done["std"], "std"),
+        "transform": transform,
+        "transform_name": name,
+    }
+    grey = shape is not None and len(shape) == 3 and shape[0] == 1
+    # The trusted images' own mode, where they were decoded: a transform may have changed the number of channels.
+    return preparation, done.get("mode") or ("L" if grey else "RGB")
+
+
 class Scorer:
     """Scores partitions with one copy of the network and writes their files."""
 
@@ -115,18 +136,7 @@ class Scorer:
         self.job, self.place = job, OutputStore(job.out)
         with limited(job.threads):
             self.detector = job.load() if detector is None else detector
-        done = self.detector.preprocessing
-        transform, name = named_transform(done["transform"])
-        self.preparation = {
-            "mean": channel_numbers(done["mean"], "mean"),
-            "std": channel_numbers(done["std"], "std"),
-            "transform": transform,
-            "transform_name": name,
-        }
-        shape = self.detector.input_shape
-        grey = shape is not None and len(shape) == 3 and shape[0] == 1
-        # The trusted images' own mode, where they were decoded: a transform may have changed the number of channels.
-        self.mode = done.get("mode") or ("L" if grey else "RGB")
+        self.preparation, self.mode = preparation_of(self.detector)
         if job.kind == "readers":
             self._check_fields()
 
@@ -156,10 +166,10 @@ class Scorer:
             "seconds": time.perf_counter() - started,
             "processor_seconds": time.process_time() - processor,
         }
-        record = {"plan": self.job.plan, "number": number, "digest": digest_of(table), "rule": self.rule, **took}
+        record = {"plan": self.job.plan, "number": number, "rule": self.rule, **took}
         # Whoever was taken for dead and finishes late must not undo what a second pass has written since.
         if not self.place.exists(name):
-            write_part(self.place, name, table, record)
+            write_part(self.place, table, record)
         return {"number": number, "n": len(table), "pid": os.getpid(), **took}
 
     @property

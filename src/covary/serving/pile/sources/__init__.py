@@ -27,21 +27,33 @@ class SourceKind(NamedTuple):
         cut: (pile, its files with sizes, inputs a partition) to partitions as JSON, each with its number of inputs
             where that is known without reading it.
         read: (pile, partition, mode of images) to ids and raw samples, in order.
+        ids: (pile, partition) to the ids of its inputs, None where only reading them tells.
         help: a word of help.
     """
 
     suffixes: tuple[str, ...]
     cut: Cut
     read: Read
+    ids: Callable[[str, dict[str, Any]], list[str] | None]
     help: str
 
 
+def _unknown(spec: str, part: dict[str, Any]) -> None:
+    """Ids that stand in the inputs themselves."""
+
+
 SOURCES: dict[str, SourceKind] = {
-    "images": SourceKind(images.SUFFIXES, images.cut, images.read, "a folder of images, or of one folder a class"),
-    "parquet": SourceKind(parquet.SUFFIXES, parquet.cut, parquet.read, "parquet with a column x or image"),
-    "jsonl": SourceKind(jsonl.SUFFIXES, jsonl.cut, jsonl.read, "JSON Lines with x, input_ids or a base64 image"),
-    "webdataset": SourceKind(webdataset.SUFFIXES, webdataset.cut, webdataset.read, "WebDataset shards (.tar)"),
-    "readers": SourceKind((), readers.cut, readers.read, "an .npz file, or package.module:dataset"),
+    "images": SourceKind(
+        images.SUFFIXES, images.cut, images.read, images.ids, "a folder of images, or of one folder a class"
+    ),
+    "parquet": SourceKind(parquet.SUFFIXES, parquet.cut, parquet.read, _unknown, "parquet with a column x or image"),
+    "jsonl": SourceKind(
+        jsonl.SUFFIXES, jsonl.cut, jsonl.read, _unknown, "JSON Lines with x, input_ids or a base64 image"
+    ),
+    "webdataset": SourceKind(
+        webdataset.SUFFIXES, webdataset.cut, webdataset.read, _unknown, "WebDataset shards (.tar)"
+    ),
+    "readers": SourceKind((), readers.cut, readers.read, readers.ids, "an .npz file, or package.module:dataset"),
 }
 
 

@@ -34,6 +34,11 @@ def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[di
         yield {"top": top, "names": [n for n, _ in some], "bytes": sum(length for _, length in some)}, len(some)
 
 
+def ids(spec: str, part: dict[str, Any]) -> list[str]:
+    """Names of the partition's images."""
+    return list(part["names"])
+
+
 def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.ndarray]]:
     """Ids (paths below the folder) and decoded images."""
     fs = filesystem(spec)[0]

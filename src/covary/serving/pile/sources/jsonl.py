@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from covary.data.readers.base import checked_id
 from covary.data.readers.python import INPUT_KEYS
 from covary.errors import CovaryError
 from covary.serving.pile.output_store import filesystem
@@ -57,7 +58,7 @@ def parsed(text: bytes, place: str, mode: str) -> tuple[str, np.ndarray]:
     if key is None:
         found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
         raise CovaryError(f"line {place} holds {found}", f"an object with one of: {', '.join(INPUT_KEYS)}")
-    name = str(value.get("id", place))
+    name = checked_id(str(value.get("id", place)), f"line {place}")
     if not isinstance(value[key], str):
         return name, numbers(value[key], f"line {place}", value.get("dtype"))
     try:

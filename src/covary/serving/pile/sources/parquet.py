@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Shaped
 
+from covary.data.readers.base import checked_id
 from covary.data.readers.python import INPUT_KEYS, raw_sample
 from covary.errors import CovaryError, missing_extra
 from covary.serving.pile.output_store import TROUBLE, filesystem
@@ -63,6 +64,7 @@ def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.n
             keep = range(max(start - row, 0), min(stop - row, len(batch)))
             for i in keep:
                 name = str(batch["id"][i].as_py()) if "id" in columns else f"{file.rsplit('/', 1)[-1]}:{row + i}"
+                checked_id(name, file)
                 yield name, sample(batch[column][i], f"input {name!r} of {file}", mode)
             row += len(batch)
             if row >= stop:

@@ -14,9 +14,15 @@ from covary.data.readers import Reader, open_reader
 AT_ONCE = 256
 
 
-@lru_cache(maxsize=1)
 def reader(spec: str) -> Reader:
-    """The reader, opened once a process."""
+    """The reader, opened once a process, and anew where its file has changed since."""
+    path = Path(spec)
+    return _reader(spec, (path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else None)
+
+
+@lru_cache(maxsize=1)
+def _reader(spec: str, stamp: tuple[int, int] | None) -> Reader:
+    del stamp
     return open_reader(spec)
 
 
@@ -27,6 +33,11 @@ def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[di
     for start in range(0, n, size):
         stop = min(start + size, n)
         yield {"start": start, "stop": stop, "bytes": total * (stop - start) // n}, stop - start
+
+
+def ids(spec: str, part: dict[str, Any]) -> list[str]:
+    """Ids of the partition's samples."""
+    return list(reader(spec).ids[part["start"] : part["stop"]])
 
 
 def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.ndarray]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from covary.data.readers.base import checked_id
 from covary.data.readers.images import SUFFIXES as IMAGES
 from covary.data.readers.python import raw_sample
 from covary.errors import CovaryError
@@ -43,7 +44,7 @@ def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.n
                 value = sample(tar, member, extension.lower(), f"{member.name} of {file}", mode)
                 if value is not None and not found:
                     found = True
-                    yield f"{shard}/{key}", value
+                    yield checked_id(f"{shard}/{key}", file), value
             check_not_empty(found, before, file)
     except (tarfile.TarError, EOFError) as error:
         raise CovaryError(f"{file} cannot be read as tar ({error})", "an intact shard", "copy it again") from error
