@@ -57,7 +57,7 @@ def enough(trusted: Source) -> list[Finding]:
     """Whether there are as many trusted inputs as a detector takes."""
     if len(trusted) >= LEAST_TRUSTED:
         return []
-    text = f"There are {len(trusted)} trusted inputs, and a detector takes {LEAST_TRUSTED} at least."
+    text = f"The trusted set has {len(trusted)} inputs, and a detector takes at least {LEAST_TRUSTED}."
     return [Finding("error", "Too few trusted inputs", text, "Trust some more.")]
 
 
