@@ -20,6 +20,7 @@ SLOW = {
     "body": "bodies, a byte a second",
     "unread": "answers that are not read",
 }
+HARM = ("code", "detector", "detector sealed", "run", "run sealed", "pile", "bits")
 HEAD = "| tried | how often | what happened |\n| --- | --- | --- |\n"
 
 
@@ -37,6 +38,15 @@ def load(record: dict[str, Any]) -> str:
         first, last = own["load_average"]
         lines.append(_row([title, f"{own['requests']:,}", own["lost"], others, *times, f"{first} to {last}"]))
     return "\n".join(lines) + "\n"
+
+
+def harm(record: dict[str, Any]) -> str:
+    """Markdown: what was tried with folders, piles and files, how often, what happened."""
+    rows = []
+    for own in (record[name] for name in HARM if name in record):
+        happened = ", ".join(f"{what}: {n:,}" for what, n in own["happened"].items())
+        rows.append([own["tried"], f"{own['how_often']:,}", happened])
+    return HEAD + "\n".join(map(_row, rows)) + "\n"
 
 
 def attacks(record: dict[str, Any]) -> str:

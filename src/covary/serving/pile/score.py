@@ -100,7 +100,7 @@ def score_pile(
     job = Job(
         out=str(out), plan=partitions.plan_digest(plan), data=pile.data, kind=pile.kind, detector=str(folder),
         model=model, weights=None if weights is None else str(weights), device=device, batch_size=batch_size,
-        threads=threads, trust_code=True,
+        threads=threads, trust_code=trust_code or public_key is not None,
     )  # fmt: skip
     with ExitStack() as stack:
         if place.local:

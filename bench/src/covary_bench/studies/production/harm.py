@@ -303,7 +303,7 @@ def main() -> None:
                 known[name] = {"tried": what, "how_often": n, "happened": tried(world, n)}
                 print(f"| {what} | {n:,} | {', '.join(f'{k}: {v:,}' for k, v in known[name]['happened'].items())} |")
                 sys.stdout.flush()
-    folders.write_json(RECORD, known)
+                folders.write_json(RECORD, known)
 
 
 if __name__ == "__main__":
