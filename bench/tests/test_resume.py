@@ -33,12 +33,21 @@ def same(one, other) -> None:
     np.testing.assert_array_equal(one.predicted, other.predicted)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The whole run, written in blocks; held in memory with blocks of another size it is the same."""
+    network, data, x, ids = tiny(dropout=0.3)
+    whole = record_traces(network, plan(), x, ids, data, folder=tmp_path_factory.mktemp("whole") / "w", block=4)
+    same(record_traces(network, plan(), x, ids, data), whole)
+    return whole
+
+
 @pytest.mark.parametrize("kill_at", [0, 1, 5])
 @pytest.mark.parametrize("between", [False, True], ids=["before the block", "between block and checkpoint"])
-def test_resume_is_the_uninterrupted_run_to_the_bit(tmp_path, monkeypatch, kill_at, between):
+def test_resume_is_the_uninterrupted_run_to_the_bit(
+    tmp_path, monkeypatch, kill_at, between, uninterrupted
+):  # fmt: skip
     network, data, x, ids = tiny(dropout=0.3)
-    whole = record_traces(network, plan(), x, ids, data, folder=tmp_path / "whole", block=4)
-
     original, writes = TraceStore.write, []
 
     def dying(self, *args):
@@ -57,9 +66,8 @@ def test_resume_is_the_uninterrupted_run_to_the_bit(tmp_path, monkeypatch, kill_
             record_traces(network, plan(), x, ids, data, folder=tmp_path / "killed", block=4)
     monkeypatch.undo()
     again = record_traces(network, plan(), x, ids, data, folder=tmp_path / "killed", block=4)
-    same(again, whole)
-    same(read_traces(tmp_path / "killed"), whole)
-    same(record_traces(network, plan(), x, ids, data), whole)  # in memory, other block size
+    same(again, uninterrupted)
+    same(read_traces(tmp_path / "killed"), uninterrupted)
     assert not list((tmp_path / "killed").glob("*.part"))
 
 
@@ -74,19 +82,19 @@ from covary_bench.traces import record_traces
 network, data, x, ids = tiny()
 def stop(traces):
     print(traces.values["margin"].shape[1], flush=True)
-    time.sleep(float(sys.argv[2]))
+    time.sleep(float(sys.argv[-1]))
     return False
-record_traces(network, plan(steps=104), x, ids, data, folder=sys.argv[1], block=4, stop=stop)
+for folder in sys.argv[1:-1]:
+    record_traces(network, plan(steps=104), x, ids, data, folder=folder, block=4, stop=stop)
 """
     path = [str(Path(__file__).parents[2] / "tests"), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
 
-    def started(folder, wait):
-        return subprocess.Popen(
-            [sys.executable, "-c", code, str(folder), str(wait)], stdout=subprocess.PIPE, text=True, env=environment
-        )
+    def started(wait, *folders):
+        command = [sys.executable, "-c", code, *map(str, folders), str(wait)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
-    child = started(tmp_path / "killed", 0.3)
+    child = started(0.3, tmp_path / "killed")
     assert child.stdout is not None
     for line in child.stdout:
         if int(line) >= 12:
@@ -95,9 +103,8 @@ record_traces(network, plan(steps=104), x, ids, data, folder=sys.argv[1], block=
     child.wait()
     child.stdout.close()
     assert read_traces(tmp_path / "killed").values["margin"].shape[1] == 0, "the second chain had not begun"
-    for folder in ("killed", "whole"):
-        with started(tmp_path / folder, 0) as child:
-            assert child.wait() == 0
+    with started(0, tmp_path / "killed", tmp_path / "whole") as child:
+        assert child.wait() == 0
     same(read_traces(tmp_path / "killed"), read_traces(tmp_path / "whole"))
 
 

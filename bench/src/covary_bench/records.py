@@ -199,7 +199,7 @@ def _at(found: Any, place: Place) -> Any:
     return found
 
 
-def _put(found: dict[str, Any], place: Place, value: Any) -> None:
+def _put(found: Any, place: Place, value: Any) -> None:
     for key, after in pairwise(place):
         inner = found.get(key)
         if inner is None:

@@ -1,4 +1,4 @@
-"""Settings of the baselines: what `covary-bench run tune` chose on the tuning cells, in `tables/baselines.toml`."""
+"""Settings of the baselines: what `covary-bench tune` chose on the tuning cells, in `tables/baselines.toml`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def as_toml(settings: dict[str, dict[str, Any]]) -> str:
         return json.dumps(list(value) if isinstance(value, tuple) else value)
 
     head = (
-        "# Settings of the baselines, by `covary-bench run tune`: best mean masked AUROC over the tuning cells.\n"
+        "# Settings of the baselines, by `covary-bench tune`: best mean masked AUROC over the tuning cells.\n"
     )
     parts = ["\n".join([f'["{name}"]', *(f"{key} = {word(value)}" for key, value in values.items())])
              for name, values in settings.items()]  # fmt: skip

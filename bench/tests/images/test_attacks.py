@@ -154,9 +154,9 @@ def test_diversity_is_the_ratio_of_distances():
 
 def test_the_mask_learns_to_be_sparse(monkeypatch):
     monkeypatch.setattr(input_aware, "MASK_STEPS", 60)
-    x = RNG.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
-    images = Images(x, np.arange(64) % 10, [str(i) for i in range(64)])
-    joint = input_aware.InputAware((32, 32, 3), 0, 10, 0, 0.1)
+    x = RNG.integers(0, 256, (32, 16, 16, 3), dtype=np.uint8)
+    images = Images(x, np.arange(32) % 10, [str(i) for i in range(32)])
+    joint = input_aware.InputAware((16, 16, 3), 0, 10, 0, 0.1)
     joint.begin(images)
     x = torch.from_numpy(images.x).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():

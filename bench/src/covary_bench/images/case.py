@@ -12,6 +12,7 @@ from typing import Any
 from covary.storage import folders
 from covary_bench import outputs, summary
 from covary_bench.baselines.images import BASELINES
+from covary_bench.baselines.material import Baseline
 from covary_bench.case import Modality, Say
 from covary_bench.cell import Cell
 from covary_bench.figures import figures
@@ -33,7 +34,8 @@ class ImageCase:
 
     def __init__(self, table: Table, cell: Cell, cache: Path) -> None:
         self.table, self.cell, self.cache = table, cell, cache
-        self.work, self.baselines = work_folder(table, cell, cache), BASELINES
+        self.work = work_folder(table, cell, cache)
+        self.baselines: Mapping[str, Baseline] = BASELINES
 
     def check(self) -> None:
         checked(self.table.maker, self.cell)

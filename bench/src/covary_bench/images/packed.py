@@ -42,7 +42,7 @@ def images_of(content: bytes, n: int, shape: tuple[int, int, int]) -> UInt8[np.n
 def read_pack(home: Path) -> Images:
     """The images of one packed set."""
     if not (home / "pack.json").is_file():
-        raise CovaryError(f"no pack in {home}", "a folder written by `covary-bench run pack`")
+        raise CovaryError(f"no pack in {home}", "a folder written by `covary-bench pack`")
     told = json.loads((home / "pack.json").read_text())
     parts = []
     for start in range(0, told["n"], CHUNK):

@@ -1,4 +1,4 @@
-"""`covary-bench run speed`: what the first-order engine costs, against what, and how close it is; one JSON a machine.
+"""`covary-bench speed`: what the first-order engine costs, against what, and how close it is; one JSON a machine.
 
 Sections that are in the result file already are kept unless asked for `again`. Times are medians of interleaved repeats
 in one process; the machine may be shared, so ratios are told for wall and for processor time.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from covary_bench.baselines.material import Baseline
 from covary_bench.baselines.texts import TEXT_BASELINES
 from covary_bench.baselines.texts.confguard import rule
 from covary_bench.case import Modality, Say
@@ -28,7 +29,7 @@ class TextCase:
     def __init__(self, table: Table, cell: Cell, cache: Path) -> None:
         self.cell, self.cache = cell, cache
         self.folder, self.work = home(cache, cell.what, cell.seed), work_folder(table, cell, cache)
-        self.baselines = TEXT_BASELINES
+        self.baselines: Mapping[str, Baseline] = TEXT_BASELINES
 
     def check(self) -> None:
         # A folder that somebody brought may be called anything.
