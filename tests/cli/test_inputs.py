@@ -117,7 +117,7 @@ def test_a_folder_whose_own_name_is_no_utf_8(place, run_cli):
     code, _, err = scan(run_cli, "--quiet", inputs=os.fsdecode(b"p\xff"))
     assert code == 0, err
     assert len(ids()) == 4
-    assert run_cli("scan", "--replay", "run", "--out", "again", "--quiet")[0] == 0
+    assert run_cli("scan", "--trust-code", "--replay", "run", "--out", "again", "--quiet")[0] == 0
 
 
 def test_grey_images_among_coloured_trusted_ones_are_read_in_colour(place, run_cli):
