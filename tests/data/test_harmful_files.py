@@ -17,6 +17,7 @@ from PIL import Image
 
 from covary.data.readers import npz, open_reader
 from covary.data.readers.base import LONGEST_ID, checked_ids
+from covary.data.truth import truth_column
 from covary.errors import CovaryError
 from covary.runs.cells import from_cell, to_cell
 from covary.serving.pile.output_store import files_at
@@ -153,6 +154,16 @@ def test_a_torn_stream_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "load", lambda *_, **__: (_ for _ in ()).throw(zlib.error("torn")))
     with pytest.raises(CovaryError, match="torn"):
         npz.read_array(tmp_path / "x.npz", "x")
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"id,truth\n" + b"a" * 200_000 + b",1\n", b"", b"id\n1\n", b"truth\nx\n"]
+)
+def test_a_table_of_truth_that_is_none(content, tmp_path):
+    (tmp_path / "truth.csv").write_bytes(content)
+    with pytest.raises(CovaryError, match=r"truth\.csv") as problem:
+        truth_column(tmp_path / "truth.csv", ["a"])
+    assert "\n" not in str(problem.value)
 
 
 # Ids -----------------------------------------------------------------------------------------------------------------

@@ -349,6 +349,7 @@ def demo(
     amp: Amp = None,
     channels_last: ChannelsLast = False,
     device: Device = "cpu",
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Train a small backdoored digit classifier, scan clean and triggered digits, write the report.
@@ -359,7 +360,8 @@ def demo(
     """
     from covary.runs.demo import run_demo
 
-    summary = run_demo(out, seed=seed, amp=amp, channels_last=channels_last, device=device, display=terminal(json))
+    settings = {"seed": seed, "amp": amp, "channels_last": channels_last, "device": device}
+    summary = run_demo(out, display=terminal(json), force=force, **settings)
     _show(summary, out, json)
 
 

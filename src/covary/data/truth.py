@@ -39,12 +39,15 @@ def read_truth(truth: Any, spec: Any, ids: list[str]) -> Any:
 
 def truth_column(path: Path, ids: list[str]) -> Float[np.ndarray, " n"]:
     """The column `truth` of a CSV file, matched by the column `id` where there is one, else in order."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        columns = list(table.fieldnames or [])
-        if "truth" not in columns:
-            raise CovaryError(f"{path} has the columns {', '.join(columns) or 'none'}", "a column 'truth'")
-        rows = list(table)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns = list(table.fieldnames or [])
+            if "truth" not in columns:
+                raise CovaryError(f"{path} has the columns {', '.join(columns)[:200] or 'none'}", "a column 'truth'")
+            rows = list(table)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise CovaryError(f"{path} is not readable CSV ({error})", "a column 'truth'", "write it again") from error
     try:
         values = [float(row["truth"]) for row in rows]
     except (TypeError, ValueError) as error:

@@ -102,14 +102,15 @@ def train_network(
     return model.eval().state_dict()
 
 
-def run_demo(out: Path, *, seed: int = 0, display: Display = SILENT, **settings: Any) -> dict[str, Any]:
+def run_demo(
+    out: Path, *, seed: int = 0, display: Display = SILENT, force: bool = False, **settings: Any
+) -> dict[str, Any]:
     """Makes the material beside `out` and scans it with default settings; returns the summary.
 
     Its `auroc` is the masked one: clean digits the network reads right against marked ones that reach the target.
     """
     started = time.perf_counter()
     material = out.with_name(out.name + "-material")
-    folders.check_replaceable(out, "RUN")
     plan = scanning.Plan.checked(
         model="covary.runs.demo:network",
         weights=str(material / "weights.safetensors"),
@@ -118,8 +119,9 @@ def run_demo(out: Path, *, seed: int = 0, display: Display = SILENT, **settings:
         target=TARGET,
         settings={"seed": seed, **{name: value for name, value in settings.items() if value is not None}},
     )
-    with display.progress("images trained on") as bar:
-        make_material(material, seed, settings.get("device", "cpu"), bar)
-    summary = scanning.scan(plan, out, display=display)
+    with folders.reserved(out, "RUN", force=force):
+        with display.progress("images trained on") as bar:
+            make_material(material, seed, settings.get("device", "cpu"), bar)
+        summary = scanning.scan(plan, out, display=display, force=force)
     summary |= {"auroc_all": summary["auroc"], "auroc": summary["auroc_masked"]}
     return summary | {"seconds": round(time.perf_counter() - started, 3)}
