@@ -80,7 +80,7 @@ def read(results: Path, name: str) -> dict[str, Any] | None:
 
 
 @cache
-def _read(path: Path, _: int) -> dict[str, Any]:
+def _read(path: Path, written: int) -> dict[str, Any]:
     what, _, scale = path.stem.partition("-")
     if what in TABLES and scale in SCALES:
         return complete(read_record(path))
