@@ -419,3 +419,28 @@ def test_a_pile_judged_together_by_the_library(fitted):
     assert auroc(together.score, TRUTH) >= auroc(alone.score, TRUTH) - 0.01
     # The detector itself has not changed.
     same(fitted.score(X), alone)
+
+
+def test_thorough_evidence_is_kept_with_the_detector(tmp_path, monkeypatch):
+    # The tiny network has one normalisation, which hardly changes an answer; survival is measured all the same.
+    monkeypatch.setattr("covary.features.survival.LEAST_CHANGED", 0.0)
+    detector = Detector(tiny.trained(), evidence="thorough").fit(tiny.trusted())
+    assert detector.trusted_rows.survival is not None
+    loaded = Detector.load(detector.save(tmp_path / "detector"), tiny.trained())
+    before, after = detector.score(X, together=True), loaded.score(X, together=True)
+    assert "survival" in before.parts
+    same(after, before)
+    same(loaded.score(X), detector.score(X))
+
+
+def test_survival_that_says_nothing_is_told():
+    detector = Detector(tiny.trained(), evidence="thorough").fit(tiny.trusted())
+    assert any("Survival says nothing" in statement for statement in detector.judge.statements)
+    assert "survival" not in detector.judge.parts
+
+
+def test_thorough_evidence_needs_gradients_and_classes():
+    with pytest.raises(CovaryError, match="thorough"):
+        Detector(tiny.trained(), estimator="gaussian", evidence="thorough")
+    with pytest.raises(CovaryError, match="classes"):
+        Detector(tiny.trained(), observable=largest_logit, evidence="thorough").fit(tiny.trusted())

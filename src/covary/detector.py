@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,25 +30,28 @@ from covary.features.projections import projection_fingerprint
 from covary.features.sampled.draws import load_bank, save_bank
 from covary.features.sampled.extractor import SampledExtractor, check_observable
 from covary.features.sampled.fit import take_draws, tell
+from covary.features.survival import Survival
 from covary.models.network import Network, as_logits, load_network
 from covary.objects import check_consent, is_object_name, load_object
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.splits import CROSS_CONFORMAL_BELOW
+from covary.scoring.splits import CROSS_CONFORMAL_BELOW, not_calibrating
 from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from covary.features.observables import UserObservable
 
 Progress = Callable[[int, int], None]
 # Settings that a loaded detector may be given anew, since they decide no score.
 CHANGEABLE = {"device", "batch_size"}
+# Trusted inputs that the layers to amplify are chosen on.
+CHOSEN_ON = 200
 
 
 class Detector:
@@ -90,6 +94,7 @@ class Detector:
         self.network: Network = load_network(model, weights, device=s.device, output=s.output)
         self._function = function
         self.metric: Metric | None = None
+        self.survival: Survival | None = None
         self.extractor = self._extractor()
 
     def _extractor(self) -> GradientExtractor | SampledExtractor:
@@ -109,7 +114,30 @@ class Detector:
             # A user's function may run another copy of the network, which hooks on this one never see.
             engine=s.engine if isinstance(function, str) else "exact",
             metric=self.metric,
+            survival=self.survival,
         )
+
+    def _logits(self, out: Any) -> Tensor:
+        return as_logits(out, self.network.output)
+
+    def _with_survival(self, source: Source, rows: Rows, apart: bool, progress: Progress | None) -> Rows:
+        """Chooses what is amplified, on trusted inputs that need not calibrate; the rows with their survival."""
+        if not self.classes or not isinstance(self.extractor, GradientExtractor):
+            raise CovaryError("evidence thorough without the network's own classes", "evidence fast")
+        positions = not_calibrating(rows.ids, rows.predicted, self.settings.seed, apart)[:CHOSEN_ON]
+        chosen = source.take(positions.tolist()).batches(self.settings.batch_size)
+        self.survival = Survival(self.network.module, self._logits).choose(self.extractor.placed(b) for b in chosen)
+        self.extractor = self._extractor()
+        assert isinstance(self.extractor, GradientExtractor)
+        found: list[np.ndarray | None] = []
+        done = 0
+        for batch in source.batches(self.settings.batch_size):
+            found.append(self.extractor.survived(batch, rows.predicted[done : done + len(batch)]))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(source))
+        there = [part for part in found if part is not None]
+        return replace(rows, survival=np.concatenate(there)) if there else rows
 
     def fit(
         self,
@@ -163,11 +191,18 @@ class Detector:
         elif labels is not None:
             # -1 says that nobody knows, so the network is not known to be wrong.
             labels = np.where(labels < 0, rows.predicted, labels)
+        if self.settings.evidence == "thorough":
+            rows = self._with_survival(source, rows, held is not None, progress)
         held_rows = None if held is None else self.rows(held, progress)
         if self.settings.metric != "identity":
             self._fit_metric(source, self.fit_rows(rows, labels, held_rows).judge)
             rows, held_rows = self.rows(source, progress), None if held is None else self.rows(held, progress)
         self.fit_rows(rows, labels, held_rows)
+        if self.survival is not None and not self.survival.depths:
+            self.judge.statements.append(
+                "Survival says nothing here: amplified layers change the answer of at most "
+                f"{self.survival.changed:.0%} of reference inputs, at a factor of {self.survival.factor:g}."
+            )
         if moved_by:
             self.judge.roles["sampling"] = moved_by
         wanted = set(self.judge.reference.ids)
@@ -329,6 +364,7 @@ class Detector:
             write_draws=partial(save_bank, self.extractor.bank)
             if isinstance(self.extractor, SampledExtractor)
             else None,
+            survival={} if self.survival is None else self.survival.state,
             sampling=self.extractor.told if isinstance(self.extractor, SampledExtractor) else {},
         )
         saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None, force)
@@ -408,6 +444,9 @@ class Detector:
         self.trusted_fingerprint, self.thumbnails = what.trusted_fingerprint, what.thumbnails
         if what.metric:
             self.metric = metric_from_arrays(what.metric, self.extractor.layers)
+        if what.survival:
+            self.survival = Survival(self.network.module, self._logits, what.survival)
+        if what.metric or what.survival:
             self.extractor = self._extractor()
         self.fit_rows(what.trusted, what.labels, what.calibration, what.roles)
         if "sampling" in what.roles:

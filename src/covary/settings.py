@@ -85,6 +85,8 @@ class Settings(BaseModel):
         amp: `bf16` or `fp16` autocast, or None.
         channels_last: memory format of images.
         engine: how per-sample gradients are taken: `hooks` (one pass) or `exact` (torch.func).
+        evidence: `fast` (one forward and one backward pass) or `thorough` (three more forward passes, for survival; see
+            `covary.features.survival`).
         estimator: gradients at w* (`first-order`) or traces along draws of weights (see `ESTIMATORS`), which sets the
             defaults of `observable`, `score` and `coupling`.
 
@@ -123,6 +125,7 @@ class Settings(BaseModel):
     amp: Literal["bf16", "fp16"] | None = None
     channels_last: bool = False
     engine: Literal["hooks", "exact"] = "hooks"
+    evidence: Literal["fast", "thorough"] = "fast"
     estimator: str = "first-order"
     draws: int | None = Field(default=None, ge=4)
     chains: int = Field(default=1, ge=1)
@@ -168,6 +171,9 @@ class Settings(BaseModel):
         if self.sampled:
             if self.compiled and self.draws_at_once > 1:
                 raise CovaryError("compiled passes take one draw at a time", "draws_at_once 1, or no compiled")
+            if self.evidence == "thorough":
+                found = f"evidence thorough with the estimator {self.estimator}, whose rows carry no survival"
+                raise CovaryError(found, "evidence fast", "or use --estimator first-order")
             if self.metric != "identity":
                 found = f"metric {self.metric!r} with the estimator {self.estimator}, whose draws know none"
                 raise CovaryError(found, "metric identity", "or use --estimator first-order")

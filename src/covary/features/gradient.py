@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -19,6 +21,7 @@ from covary.features.exact import ChooseLogits, Gradients, exact_gradients
 from covary.features.observables import UserObservable, energy, margin, observable_named
 from covary.features.preconditioner import Metric, Moments, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
+from covary.features.survival import Survival
 from covary.models.spaces import select_parameters
 from covary.scoring.rows import Batch, Rows
 
@@ -43,6 +46,7 @@ class GradientExtractor:
         amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
         channels_last: memory format of four-dimensional inputs.
         engine: `hooks` (layer inputs and output gradients, see `engine`) or `exact` (`vmap(grad)`, the oracle).
+        survival: what measures survival under amplification, whose passes are then made as well; None = not measured.
         metric: roots of Sigma that are multiplied into the projections (see `preconditioner`); None = identity.
 
     The same projections in both engines: rows agree up to rounding. `notes` says, in words, which parameters the fast
@@ -63,6 +67,7 @@ class GradientExtractor:
         channels_last: bool = False,
         engine: str = "hooks",
         metric: Metric | None = None,
+        survival: Survival | None = None,
     ) -> None:
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
@@ -81,7 +86,7 @@ class GradientExtractor:
         }
         if metric is not None:
             self.projections = under_metric(self.projections, metric)
-        self.seed, self.engine = seed, engine
+        self.seed, self.engine, self.survival = seed, engine, survival
         self.notes: list[str] = []
         self._vectorised = True
         self._activation_projections: dict[str, Tensor | None] = {}
@@ -106,6 +111,8 @@ class GradientExtractor:
         """The same extractor on another copy of the network, such as one that shares its weights: same projections."""
         other = copy.copy(self)
         other.module, other.choose_logits, other.notes = module, choose_logits, []
+        if self.survival is not None:
+            other.survival = Survival(module, choose_logits, self.survival.state)
         other._activation_projections = dict(self._activation_projections)
         other._attach()
         return other
@@ -209,7 +216,23 @@ class GradientExtractor:
 
     def _slice_rows(self, ids: list[str], x: Any) -> Rows:
         got = self._fast(x, self._autocast) if self.engine == "hooks" else self._compressed(self._gradients(x))
-        return self._finished(ids, got)
+        rows = self._finished(ids, got)
+        return rows if self.survival is None else replace(rows, survival=self._survived(x, got.predicted))
+
+    def survived(self, batch: Batch, predicted: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n depths"] | None:
+        """Survival alone, of inputs whose answers are known; None where it is not measured or says nothing."""
+        x = tree_map(self._place, batch.x)
+        return self._survived(x, torch.from_numpy(predicted).to(self.device))
+
+    def placed(self, batch: Batch) -> Any:
+        """A batch's inputs as the network takes them."""
+        return tree_map(self._place, batch.x)
+
+    def _survived(self, x: Any, predicted: Tensor) -> Float[np.ndarray, "n depths"] | None:
+        if self.survival is None or not self.survival.depths:
+            return None
+        with self._autocast():
+            return _numpy(self.survival(x, predicted)).astype(np.float64)
 
     def _finished(self, ids: list[str], got: Compressed) -> Rows:
         latent = {}

@@ -44,6 +44,7 @@ class Saved:
         metric: arrays of the metric, empty for the identity.
         write_draws: writes the bank of draws of a sampled estimator to a file; `load_bank` reads it, given the network.
         sampling: what is told of those draws.
+        survival: what `Survival` has chosen, empty where it is not measured.
         labels: classes of the trusted inputs, (n,), where known.
         calibration_scores: scores of the calibration samples, in order.
         roles: ids of the trusted inputs by role.
@@ -68,6 +69,7 @@ class Saved:
     metric: dict[str, np.ndarray] = field(default_factory=dict)
     write_draws: Callable[[Path], object] | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    survival: dict[str, Any] = field(default_factory=dict)
 
 
 def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None, force: bool = False) -> None:
@@ -97,6 +99,7 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         "calibration": calibration,
         "roles": saved.roles,
         "sampling": saved.sampling,
+        "survival": saved.survival,
         "versions": versions(),
     }
     with folders.atomic_folder(folder, "detector", force=force) as part:
@@ -212,6 +215,7 @@ def _read(folder: Path, record: Mapping[str, Any]) -> Saved:
         thumbnails={name: pictures[str(i)] for i, name in enumerate(names)},
         metric={name: array for name, array in arrays.items() if name.startswith("metric.")},
         sampling=record.get("sampling", {}),
+        survival=record.get("survival", {}),
     )
 
 
