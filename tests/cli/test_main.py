@@ -83,13 +83,27 @@ def test_scan_writes_a_run(run_cli, usual, tmp_path):
     assert {"config", "versions", "seed", "roles", "started", "plan"} <= set(record)
 
 
+def test_a_scan_judges_its_pile_together_unless_told_otherwise(run_cli, usual, run_folder, tmp_path):
+    assert run_cli("scan", *usual, "--out", tmp_path / "alone", "--alone", "--target", 3)[0] == 0
+    assert table(tmp_path / "alone") == table(run_folder)
+    assert run_cli("scan", *usual, "--out", tmp_path / "together", "--fdr", 0.1)[0] == 0
+    config = json.loads((tmp_path / "together" / "run.json").read_text())["config"]
+    assert config["together"] is True
+    assert config["evidence"] == "thorough"
+    assert {"pile", "pile functional", "pile latent", "pile features"} <= set(table(tmp_path / "together")[0])
+    again = run_cli("scan", "--replay", tmp_path / "together", "--out", tmp_path / "again", "--trust-code")
+    assert again[0] == 0
+    code, _, err = run_cli("scan", *usual, "--out", tmp_path / "no", "--together", "--offline")
+    assert (code, "leave --offline away" in err) == (2, True)
+
+
 def test_json_alone_on_stdout(run_cli, usual, network, tiny_files, tmp_path):
     code, out, err = run_cli("scan", *usual, "--out", tmp_path / "run", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["n"] == len(X)
     code, out, _ = run_cli("fit", *network, "--trusted", tiny_files / "trusted.npz", "--out", tmp_path / "d", "--json")
     assert json.loads(out)["kind"] == "detector"
-    scored = ["--out", tmp_path / "r", "--trust-code", "--json"]
+    scored = ["--out", tmp_path / "r", "--trust-code", "--together", "--json"]
     code, out, _ = run_cli("score", tmp_path / "d", tiny_files / "inputs.npz", *scored)
     assert json.loads(out)["n"] == len(X)
     assert table(tmp_path / "r") == table(tmp_path / "run")

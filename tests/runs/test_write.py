@@ -83,7 +83,7 @@ def test_the_rest_of_the_folder(run, fitted):
     record = json.loads((folder / "run.json").read_text())
     assert record["config"] == {
         "model": "tiny:network", "preprocessing": fitted.preprocessing, **fitted.settings.model_dump(), "fdr": None,
-        "target": 3, "offline": False,
+        "target": 3, "offline": False, "together": False,
     }  # fmt: skip
     assert record["plan"] == {"model": "x"}
     assert record["fingerprints"]["network"] == fitted.network.fingerprint

@@ -50,6 +50,7 @@ from covary.cli.options import (
     Trusted,
     Weights,
     grouped,
+    judge_together_by_default,
     settings,
 )
 from covary.cli.pile import OutOrUrl, Partitioned
@@ -127,6 +128,7 @@ def scan(
         "calibration": calibration, "sampling": sampling, "text": text,
         "settings": {"fpr": fpr, **settings(method, output, machine), **sampled.given()},
     }  # fmt: skip
+    judge_together_by_default(names, given)
     needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
     needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
     missing = [name for name, value in needed.items() if value is None]

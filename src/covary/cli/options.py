@@ -149,6 +149,11 @@ class Method:
     half_rows: Annotated[
         bool, Option("--half-rows", help="Keep rows of trusted inputs in float16.", rich_help_panel=DETECTOR)
     ] = False
+    evidence: Annotated[
+        str | None,
+        Option("--evidence", help="fast, or thorough: three more forward passes, for how the answer survives amplified "
+               "layers. By default thorough where a pile is judged together.", rich_help_panel=DETECTOR),
+    ] = None  # fmt: skip
     seed: Seed = 0
     per_class: Annotated[
         bool,
@@ -224,6 +229,11 @@ class Pile:
         str | None,
         Option("--target", help="The attacker's label, or all-to-all; for figures only.", rich_help_panel=VERDICTS),
     ] = None
+    together: Annotated[
+        bool | None,
+        Option("--together/--alone", help="Judge the pile together, so that inputs of one kind give each other away, "
+               "or each input alone. `scan` judges together, `score` alone.", rich_help_panel=VERDICTS)
+    ] = None  # fmt: skip
     offline: Annotated[
         bool, Option("--offline", help="Judge the pile as a whole: UMAP of all couplings, distance to trusted inputs.",
                      rich_help_panel=VERDICTS)
@@ -239,7 +249,10 @@ class Pile:
             if not target.lstrip("-").isdigit():
                 raise CovaryError(f"--target is {target!r}", "a class number or all-to-all")
             target = int(target)
-        return {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
+        if self.together and self.offline:
+            raise CovaryError("--together and --offline", "one of them", "leave --offline away")
+        asked = {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
+        return asked if self.together is None else {**asked, "together": self.together}
 
 
 @dataclass(frozen=True)
@@ -284,6 +297,19 @@ class Texts:
             if value is not None:
                 raise CovaryError(f"{name} beside --hf", "one or the other", f"leave {name} away")
         return {name: value for name, value in asdict(self).items() if name != "hf"}
+
+
+def judge_together_by_default(names: dict[str, Any], given: dict[str, Any]) -> None:
+    """A scan judges its pile together, with thorough evidence, unless told otherwise or where its score knows no piles.
+
+    Thorough evidence needs a network's own classes, so not where the observable is a user's or the inputs are texts.
+    """
+    chosen = given["settings"]
+    parts = chosen["estimator"] == "first-order" and chosen["score"] in (None, "combined")
+    names.setdefault("together", parts and not names["offline"])
+    own = ":" in (chosen["observable"] or "")
+    if chosen["evidence"] is None and names["together"] and given["text"] is None and not own:
+        chosen["evidence"] = "thorough"
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:

@@ -51,6 +51,8 @@ class Partitioned:
         """Scores the pile; `asked` is what was asked of it as a whole. Returns the summary."""
         from covary.serving.pile.score import score_pile
 
+        if asked.get("together"):
+            raise CovaryError("--together with partitions", "--alone", "judge a pile of one machine's size together")
         for name in ("truth", "target"):
             if asked.get(name) is not None:
                 raise CovaryError(

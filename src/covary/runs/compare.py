@@ -17,7 +17,7 @@ from covary.storage.verify import changed, receipt_state
 # Settings in which two RUNs may differ and still give scores on one scale.
 HARMLESS = {
     "inputs", "truth", "target", "fdr", "fpr", "device", "batch_size", "detector", "model", "weights", "trusted",
-    "calibration", "sampling", "offline", "per_class",
+    "calibration", "sampling", "offline", "together", "evidence", "per_class",
 }  # fmt: skip
 FIGURES = ("auroc", "auroc_masked", "tpr", "tpr_at_1", "fpr", "accuracy")
 MOST_FLIPS = 1000

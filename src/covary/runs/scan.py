@@ -48,6 +48,8 @@ class Pile(BaseModel):
     target: int | str | None = None
     fdr: float | None = Field(default=None, gt=0, lt=1)
     offline: bool = False
+    # Not the command's own default: what was planned before piles were judged together is done again as it was.
+    together: bool = False
 
     @staticmethod
     def checked(**values: Any) -> Pile:
@@ -238,8 +240,8 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
     with display.progress("inputs") as bar:
         return write_run(
-            detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, config=told,
-            plan=plan.model_dump(), findings=findings, started=started, progress=bar, force=force,
+            detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, together=plan.together,
+            config=told, plan=plan.model_dump(), findings=findings, started=started, progress=bar, force=force,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
@@ -266,6 +268,7 @@ def score(
     truth: str | None = None,
     target: int | str | None = None,
     offline: bool = False,
+    together: bool = False,
     device: str = "cpu",
     batch_size: int = 64,
     display: Display = SILENT,
@@ -280,7 +283,7 @@ def score(
     With `opened` the inputs are what it gives: some of `data`, which the pile `flagged_of` flagged.
     """
     started = time.perf_counter()
-    pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline)
+    pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline, together=together)
     with folders.reserved(out, "RUN", force=force) as out:
         detector = Detector.load(
             folder, model, weights=weights, device=device, batch_size=batch_size, public_key=public_key,
@@ -291,8 +294,8 @@ def score(
         told |= {} if flagged_of is None else {"flagged_of": flagged_of}
         with display.progress("inputs") as bar:
             return write_run(
-                detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, config=told,
-                started=started, progress=bar, report=write_report, force=force,
+                detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, together=pile.together,
+                config=told, started=started, progress=bar, report=write_report, force=force,
             )  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def write_run(
     fdr: float | None = None,
     target: int | str | None = None,
     offline: bool = False,
+    together: bool = False,
     config: dict[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
     findings: list[dict[str, Any]] | None = None,
@@ -71,6 +72,7 @@ def write_run(
         detector, inputs, out: what judges, what is judged, and where the RUN goes.
         fdr: flag by Benjamini-Hochberg over the pile at this rate.
         target: the attacker's label or `all-to-all`, for figures alone.
+        together: judge the pile together (see `Detector.look`).
         offline: judge the pile as a whole (see `covary.runs.transductive`).
         config: where things came from, to be told beside the detector's settings.
         plan: what `scan` needs to do it all again.
@@ -88,6 +90,8 @@ def write_run(
             check_labels(inputs.y, detector.classes, inputs.name)
     if offline:
         detector = judged_together(detector, inputs, progress)
+    elif together:
+        detector = detector.look(inputs, progress)
     with folders.atomic_folder(Path(out), "RUN", force=force) as folder:
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
@@ -128,6 +132,7 @@ def write_run(
                     "fdr": fdr,
                     "target": target,
                     "offline": offline,
+                    "together": together,
                 },
                 "plan": plan,
                 "folder": str(Path.cwd()),
