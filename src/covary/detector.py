@@ -37,7 +37,7 @@ from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.splits import CROSS_CONFORMAL_BELOW, not_calibrating
+from covary.scoring.splits import LEAST_SPLIT, not_calibrating
 from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
@@ -206,6 +206,8 @@ class Detector:
         if moved_by:
             self.judge.roles["sampling"] = moved_by
         wanted = set(self.judge.reference.ids)
+        if held is None:
+            wanted |= {holder.id for holder in self.judge.holders}
         pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
         self.thumbnails = {name: picture for name, picture in pictures.items() if picture is not None}
         return self
@@ -215,8 +217,8 @@ class Detector:
         if "reference" not in judge.roles:
             raise CovaryError(
                 f"metric {self.settings.metric!r} with {len(source)} trusted inputs",
-                f"at least {CROSS_CONFORMAL_BELOW}, since its own inputs may not calibrate",
-                "trust more inputs, or leave the metric at identity",
+                f"at least {LEAST_SPLIT} and one split, since its own inputs may not calibrate",
+                "trust more inputs, leave conformal at auto, or the metric at identity",
             )
         wanted = set(judge.roles["reference"])
         chosen = source.take([i for i, name in enumerate(source.ids) if name in wanted])
@@ -237,7 +239,7 @@ class Detector:
         if s.half_rows:
             rows, calibration = halved(rows), None if calibration is None else halved(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
-        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed).fit(
+        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed, s.calibrates_by(len(rows))).fit(
             rows, labels, calibration, roles or self._roles_before()
         )
         self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))
@@ -309,6 +311,7 @@ class Detector:
             parts={kind: np.concatenate([part.parts[kind] for part in parts]) for kind in parts[0].parts},
             copy_of=[name for part in parts for name in part.copy_of],
             copy_distance=np.concatenate([part.copy_distance for part in parts]),
+            stream_score=np.concatenate([part.stream_score for part in parts]),
         )
         return verdicts if fdr is None else verdicts.with_fdr(fdr)
 

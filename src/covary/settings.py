@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from covary.errors import CovaryError, unknown_name
 from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
+from covary.scoring.splits import kind_for
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ class Settings(BaseModel):
         coupling: name of the coupling that the first four scores read (see `COUPLINGS`).
         fpr: false-alarm rate asked for, in (0, 1).
         per_class: rank p-values within predicted classes where calibration suffices.
+        conformal: `split` calibrates on 30 % of the trusted inputs, `cross` on every one by turns (five scores for each
+            input); `auto` crosses up to 4,000 trusted inputs.
         allow_missing_classes: go on where no trusted input is answered with some of the network's classes (it is told).
         metric: how far weights may move, `identity`, `diagonal` or `kronecker` (see `METRICS`).
         damping: of the metric's factors, in units of their mean eigenvalue, > 0.
@@ -114,6 +117,7 @@ class Settings(BaseModel):
     coupling: str = "cosine"
     fpr: float = Field(default=0.01, gt=0, lt=1)
     per_class: bool = False
+    conformal: Literal["auto", "split", "cross"] = "auto"
     allow_missing_classes: bool = True
     metric: Literal["identity", "diagonal", "kronecker"] = "identity"
     damping: float = Field(default=0.1, gt=0)
@@ -152,6 +156,10 @@ class Settings(BaseModel):
     def sampled(self) -> bool:
         """Whether rows are traces along draws rather than gradients."""
         return estimator_named(self.estimator).preset is not None
+
+    def calibrates_by(self, n: int) -> Literal["split", "cross"]:
+        """How n trusted inputs calibrate; those that draws or a metric were chosen on may not where they suffice."""
+        return kind_for(n, self.conformal, chosen_on_trusted=self.sampled or self.metric != "identity")
 
     @staticmethod
     def checked(**values: Any) -> Settings:

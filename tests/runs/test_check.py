@@ -403,16 +403,17 @@ def test_class_folders_that_number_differently():
 
 
 @pytest.mark.parametrize("n", [19, 98, 99, 329, 330, 1400])
-def test_smallest_false_alarm_rate_agrees_with_the_split(n):
-    finding, figures = sets.resolution(n, None, 0.01)
-    ranked = n if n < 330 else len(split([str(i) for i in range(n)], np.zeros(n, np.int64), 0).calibration)
+@pytest.mark.parametrize("conformal", ["split", "cross"])
+def test_smallest_false_alarm_rate_agrees_with_the_split(n, conformal):
+    finding, figures = sets.resolution(n, None, 0.01, conformal)
+    ranked = n if conformal == "cross" else len(split([str(i) for i in range(n)], np.zeros(n, np.int64), 0).calibration)
     assert figures["n_calibration"] == ranked
     assert figures["p_min"] == 1 / (figures["n_calibration"] + 1)
     assert (finding.level == "ok") == (figures["p_min"] <= 0.01 + 1e-12)
 
 
 def test_what_is_needed_for_a_smaller_rate_is_enough():
-    for fpr, trusted in ((0.01, 50), (0.001, 500), (0.001, 2000)):
+    for fpr, trusted in ((0.01, 50), (0.001, 500), (0.0001, 5000)):
         finding, _ = sets.resolution(trusted, None, fpr)
         needed = int(finding.change.split()[3].replace(",", ""))
         assert sets.resolution(needed, None, fpr)[0].level == "ok"

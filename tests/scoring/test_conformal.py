@@ -20,6 +20,8 @@ from covary.scoring.conformal import (
     grouped_p,
     least_flagged_for_fdr,
     needed,
+    rank_of_threshold,
+    rate_interval,
     resolve,
     smallest_p,
 )
@@ -88,11 +90,31 @@ def test_ranks_within_the_own_group():
     classes = np.repeat([0, 1, 2], [10, 6, 5]).astype(np.int64)
     calibration = np.random.default_rng(0).normal(size=21)
     queries, query_classes = np.array([0.3, 0.3, 0.3, 0.3]), np.array([0, 1, 2, 9])
-    found = grouped_p(queries, query_classes, calibration, classes, {0: 0, 1: -1, 2: -1})
+    found = grouped_p(queries[None], query_classes, calibration, np.zeros(21, int), classes, {0: 0, 1: -1, 2: -1})
     thin = slow_p(0.3, calibration[classes != 0])
     assert found.tolist() == pytest.approx([slow_p(0.3, calibration[:10]), thin, thin, thin])
-    alone = grouped_p(queries, query_classes, calibration, classes, {0: 0, 1: 1, 2: 2})
+    alone = grouped_p(queries[None], query_classes, calibration, np.zeros(21, int), classes, {0: 0, 1: 1, 2: 2})
     assert alone[3] == pytest.approx(slow_p(0.3, calibration)), "an unknown class, nothing thin: among all"
+
+
+def test_ranks_within_the_own_group_across_folds():
+    rng = np.random.default_rng(3)
+    classes, folds, calibration = np.repeat([0, 1, 2], [9, 7, 5]), np.arange(21) % 3, rng.normal(size=21)
+    queries, query_classes = rng.normal(size=(3, 8)), rng.integers(0, 3, 8)
+    groups = {0: 0, 1: -1, 2: -1}
+    found = grouped_p(queries, query_classes, calibration, folds, classes, groups)
+    for q in range(8):
+        peers = [i for i in range(21) if groups[int(classes[i])] == groups[int(query_classes[q])]]
+        beaten = sum(calibration[i] >= queries[folds[i], q] for i in peers)
+        assert found[q] == pytest.approx((1 + beaten) / (1 + len(peers)))
+
+
+def test_the_rate_of_one_detector_by_simulation():
+    # Uniform scores: the rate of a detector is 1 - its threshold, the j-th largest of n.
+    n, fpr = 150, 0.02
+    rates = 1 - np.sort(np.random.default_rng(4).random((20_000, n)), axis=1)[:, -rank_of_threshold(fpr, n)]
+    np.testing.assert_allclose(rate_interval(fpr, n), np.quantile(rates, [0.005, 0.995]), rtol=0.1)
+    assert rate_interval(0.001, n) == (0.0, 0.0)
 
 
 def test_class_conditional_ranking_holds_in_every_group_where_pooling_does_not():
@@ -109,7 +131,7 @@ def test_class_conditional_ranking_holds_in_every_group_where_pooling_does_not()
         p = (
             conformal_p(queries, calibration)
             if groups is None
-            else grouped_p(queries, query_classes, calibration, classes, groups)
+            else grouped_p(queries[None], query_classes, calibration, np.zeros(150, int), classes, groups)
         )
         if groups is not None:
             for label in range(3):

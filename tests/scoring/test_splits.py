@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from covary.errors import CovaryError
 from covary.scoring.splits import (
-    CROSS_CONFORMAL_BELOW,
+    CROSS_UP_TO,
     FOLDS,
+    LEAST_SPLIT,
     SHARES,
     across,
     calibration_size,
@@ -32,7 +33,7 @@ def classes_of(n: int, seed: int = 0) -> np.ndarray:
 
 def test_the_published_shares():
     assert SHARES == {"reference": 0.35, "fit": 0.35, "calibration": 0.30}
-    assert CROSS_CONFORMAL_BELOW == 330
+    assert (LEAST_SPLIT, CROSS_UP_TO) == (330, 4000)
     assert FOLDS == 5
 
 

@@ -293,13 +293,14 @@ def test_the_stream_alarm_sees_every_score(fitted, x):
     assert not monitor.stream.alarmed
     monitor(x[truth == 1])
     assert monitor.stream.alarmed
-    assert monitor.stream.calibration == len(fitted.judge.calibration_scores)
+    assert monitor.stream.calibration == len(fitted.judge.stream_calibration)
 
 
-def test_across_folds_the_stream_is_compared_with_itself():
+def test_across_folds_the_first_split_scores_the_stream():
     x, y = tiny.trusted()
     detector = Detector(tiny.trained(), allow_missing_classes=True).fit((x[:100], y[:100]))
-    assert Monitor(detector).stream.calibration == 0
+    monitor = Monitor(detector)
+    assert monitor.stream.calibration == len(detector.judge.roles["calibration 0"]) == 20
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,10 @@ class Method:
         bool,
         Option("--per-class", help="Rank p-values within predicted classes where possible.", rich_help_panel=DETECTOR),
     ] = False
+    conformal: Annotated[
+        str, Option("--conformal", help="split (30 % calibrate), cross (all by turns, five scores an input) or auto: "
+                    "cross up to 4,000 trusted inputs.", rich_help_panel=DETECTOR)
+    ] = "auto"  # fmt: skip
     allow_missing_classes: Annotated[
         bool,
         Option("--allow-missing-classes/--refuse-missing-classes", help="Go on though some classes have no trusted "

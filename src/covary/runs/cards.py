@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.runs.columns import column_cards
 from covary.scoring.evidence import Evidence
 
-SHOWN_FLAGGED, SHOWN_CLEAN = 60, 6
+SHOWN_FLAGGED, SHOWN_CLEAN, SHOWN_HOLDERS = 60, 6, 12
 
 
 def shown(
@@ -37,6 +37,21 @@ def shown(
         "flagged": _cards(detector, inputs, odd, flagged),
         "clean_examples": _cards(detector, inputs, ordinary, flagged),
     }
+
+
+def holders(detector: Detector) -> list[dict[str, Any]]:
+    """The calibration inputs that hold the threshold, highest score first, with pictures of those that have some."""
+    judge = detector.judge
+    return [
+        {
+            "id": holder.id,
+            "score": holder.score,
+            "predicted": holder.predicted,
+            "thumbnail": data_uri(detector.thumbnails.get(holder.id) if detector.calibration_rows is None else None),
+            **_text_of(detector, holder.id),
+        }
+        for holder in judge.holders[:SHOWN_HOLDERS]
+    ]
 
 
 def _cards(

@@ -165,6 +165,7 @@ def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
         material.trusted,
         material.inputs,
         fpr=s.fpr,
+        conformal=s.calibrates_by(len(material.trusted)),
         calibration=material.calibration,
         batch_size=s.batch_size,
         forwards_per_input=1.0 + draws * moves if draws else FORWARDS[s.engine],
@@ -227,6 +228,9 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     started = time.perf_counter()
     if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
+    if plan.offline and plan.settings.conformal == "auto":
+        # One embedding has one score of each calibration input.
+        plan = plan.model_copy(update={"settings": plan.settings.model_copy(update={"conformal": "split"})})
     texts = None if plan.text is None else read_texts(plan.inputs)
     material = Material(plan)
     if plan.class_names is not None:

@@ -13,7 +13,7 @@ def standing(detector: Detector, n: int, fdr: float | None) -> dict[str, Any]:
     judge = detector.judge
     sizes = {role: len({name for key, names in judge.roles.items() if key.split()[0] == role for name in names})
              for role in ("reference", "fit")}  # fmt: skip
-    statements = [*judge.statements, *detector.extractor.notes]
+    statements = [*judge.statements, *judge.what_holds(), *detector.extractor.notes]
     if fdr is not None:
         least = conformal.least_flagged_for_fdr(fdr, judge.p_min, n)
         statements.append(
@@ -29,6 +29,7 @@ def standing(detector: Detector, n: int, fdr: float | None) -> dict[str, Any]:
         "n_fit": sizes["fit"],
         "n_calibration": len(judge.calibration_scores),
         "calibration": judge.mode,
+        "threshold_held_by": [{"id": holder.id, "score": holder.score} for holder in judge.holders],
         "score": detector.settings.score,
         "statements": statements,
     }

@@ -23,7 +23,7 @@ from covary.scoring.judge import Judge
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.scores import Score
 from covary.scoring.scores.combined import Measured
-from covary.scoring.splits import CROSS_CONFORMAL_BELOW, random_order
+from covary.scoring.splits import random_order
 
 STATEMENT = (
     "Offline: scores come from one embedding of all inputs together with trusted ones; they hold for this pile alone, "
@@ -64,14 +64,14 @@ def judged_together(detector: Detector, inputs: Source, progress: Callable[[int,
     roles it does not know, so p-values hold as ever for clean queries. Rows of the whole pile stay in memory.
 
     Raises:
-        CovaryError: cross-conformal calibration (too few trusted inputs), or the extra `offline` is missing.
+        CovaryError: cross-conformal calibration, or the extra `offline` is missing.
     """
     judge = detector.judge
     if judge.mode != "split":
         raise CovaryError(
-            f"an offline run with {len(detector.trusted_rows)} trusted inputs",
-            f"at least {CROSS_CONFORMAL_BELOW}, or a calibration set apart",
-            "trust more inputs, or leave --offline away",
+            f"an offline run of a detector with {judge.mode} calibration",
+            "one split, or a calibration set apart",
+            "fit with --conformal split, or leave --offline away",
         )
     queries = detector.rows(inputs, progress)
     scores, calibration = offline_scores(judge, detector.trusted_rows, detector.calibration_rows, queries)

@@ -15,7 +15,7 @@ from covary.data.source import Source
 from covary.detector import Detector, Progress
 from covary.features.guards import check_labels, check_target
 from covary.models.spaces import ROOT
-from covary.runs.cards import shown
+from covary.runs.cards import holders, shown
 from covary.runs.cells import to_cell
 from covary.runs.quality import auroc, evaluate, masked, thinned_roc
 from covary.runs.summary import standing
@@ -112,6 +112,7 @@ def write_run(
             folder / "report.json",
             {
                 "threshold": judge.threshold,
+                "threshold_held_by": holders(detector),
                 "calibration_scores": [float(s) for s in np.sort(judge.calibration_scores)],
                 "roc": _roc(inputs, kept, target, detector.classes),
                 "diagnostics": findings or [],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import betabinom
+from scipy.stats import beta, betabinom
 
 Scores = Float[np.ndarray, " _"]
 Labels = Int[np.ndarray, " _"]
@@ -49,36 +49,42 @@ def class_groups(calibration_classes: Labels, fpr: float) -> dict[int, int] | No
     return {int(label): int(label) if own else -1 for label, own in zip(labels, enough, strict=True)}
 
 
-def grouped_p(
-    queries: Scores, query_classes: Labels, calibration: Scores, calibration_classes: Labels, groups: dict[int, int]
-) -> Float[np.ndarray, " q"]:
-    """Conformal p-values within the query's own group of classes (see `class_groups`).
-
-    A class no calibration sample was predicted as is ranked with the thin classes, or among all where none is thin.
-    """
-    own = np.array([groups.get(int(label), -1) for label in query_classes], dtype=np.int64)
-    known = np.array([groups[int(label)] for label in calibration_classes], dtype=np.int64)
-    p = np.empty(len(queries))
-    for group in np.unique(own):
-        peers = calibration[known == group] if (known == group).any() else calibration
-        p[own == group] = conformal_p(queries[own == group], peers)
-    return p
-
-
 def cross_conformal_p(
     queries: Float[np.ndarray, "folds q"], calibration: Scores, folds: Int[np.ndarray, " _"]
 ) -> Float[np.ndarray, " q"]:
     """p = (1 + sum over folds k of #{i in k: s_i >= s_k(query)}) / (1 + n).
 
-    Every calibration sample is scored by the detector fitted without its fold, every query by all of them. Valid
+    Every calibration sample is scored by the detector fitted without its fold, every query by all of them. One fold is
+    one split, whose p-values are valid as they are (see `conformal_p`). Several are valid
     up to a factor: P(p <= a) <= `cross_conformal_bound` (Vovk 2015; Barber et al. 2021, arXiv 1905.02928, eq. for
     CV+).
     """
     at_least = np.zeros(queries.shape[1])
     for k in np.unique(folds):
-        own = calibration[folds == k]
-        at_least += (1.0 + len(own)) * conformal_p(queries[k], own) - 1.0
+        own = np.sort(calibration[folds == k])
+        at_least += len(own) - np.searchsorted(own, queries[k], side="left")
     return (1.0 + at_least) / (1.0 + len(calibration))
+
+
+def grouped_p(
+    queries: Float[np.ndarray, "folds q"],
+    query_classes: Labels,
+    calibration: Scores,
+    folds: Int[np.ndarray, " _"],
+    calibration_classes: Labels,
+    groups: dict[int, int],
+) -> Float[np.ndarray, " q"]:
+    """(Cross-)conformal p-values within the query's own group of classes (see `class_groups`).
+
+    A class no calibration sample was predicted as is ranked with the thin classes, or among all where none is thin.
+    """
+    own = np.array([groups.get(int(label), -1) for label in query_classes], dtype=np.int64)
+    known = np.array([groups[int(label)] for label in calibration_classes], dtype=np.int64)
+    p = np.empty(queries.shape[1])
+    for group in np.unique(own):
+        peers = known == group if (known == group).any() else np.ones(len(known), bool)
+        p[own == group] = cross_conformal_p(queries[:, own == group], calibration[peers], folds[peers])
+    return p
 
 
 def cross_conformal_bound(alpha: float, n: int, folds: int) -> float:
@@ -106,13 +112,31 @@ def benjamini_hochberg(p: Float[np.ndarray, " n"], rate: float) -> Bool[np.ndarr
     return flagged
 
 
+def rank_of_threshold(fpr: float, n: int) -> int:
+    """Of n calibration scores, how many lie at or above the threshold: floor(fpr (n + 1))."""
+    return math.floor(fpr * (n + 1) + 1e-9)
+
+
+def rate_interval(fpr: float, n: int, level: float = 0.99) -> tuple[float, float]:
+    """Interval of one detector's false-alarm rate, by chance of its n calibration samples alone, at that level.
+
+    The rate is Beta(j, n + 1 - j) with j = floor(fpr (n + 1)) for one split and scores without ties; a yardstick for
+    cross-conformal ranking.
+    """
+    j = rank_of_threshold(fpr, n)
+    if j < 1:
+        return 0.0, 0.0
+    law, tail = beta(j, n + 1 - j), (1 - level) / 2
+    return float(law.ppf(tail)), float(law.ppf(1 - tail))
+
+
 def false_alarm_interval(fpr: float, calibration: int, clean: int, level: float = 0.99) -> tuple[float, float]:
     """Interval that holds the realised false-alarm rate on `clean` fresh clean inputs with probability >= `level`.
 
     With j = floor(fpr (n + 1)) the count of alarms is BetaBinomial(clean, j, n + 1 - j): both the calibration set and
     the inputs are finite. For scores without ties.
     """
-    j = math.floor(fpr * (calibration + 1) + 1e-9)
+    j = rank_of_threshold(fpr, calibration)
     if j < 1 or clean < 1:
         return 0.0, 0.0
     law = betabinom(clean, j, calibration + 1 - j)

@@ -36,6 +36,7 @@ class Verdicts:
         residuals: the standardised numbers behind the parts.
         copy_of: the trusted input that an input is a copy of (see `Copies`), else empty; a copy is never flagged.
         copy_distance: distance from that input; 0 = the same.
+        stream_score: score by the first split alone, exchangeable with `Judge.stream_calibration`.
     """
 
     ids: list[str]
@@ -47,6 +48,7 @@ class Verdicts:
     residuals: dict[str, Float[np.ndarray, "n _"]] = field(default_factory=dict)
     copy_of: list[str] = field(default_factory=list)
     copy_distance: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
+    stream_score: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,12 +66,21 @@ class Verdicts:
         return replace(self, flagged=calibrate.benjamini_hochberg(self.p_value, rate))
 
 
+@dataclass(frozen=True)
+class Holder:
+    """A calibration input at or above the threshold: without it the threshold would lie lower."""
+
+    id: str
+    score: float
+    predicted: int
+
+
 class Judge:
     """Fits a score on trusted rows and gives calibrated verdicts on others.
 
     Trusted rows are split into reference, fit and calibration (35/35/30 %): calibration by lot, the rest stratified by
-    predicted class. Below 330 of them 5-fold cross-conformal ranking lets every one calibrate, folds by lot too. A
-    separate calibration set replaces the split.
+    predicted class. Up to 4,000 of them 5-fold cross-conformal ranking lets every one calibrate instead, folds by lot
+    too; every fresh input is then scored five times. A separate calibration set replaces either.
     Trusted samples the network gets wrong, where labels tell, leave reference and fit but never calibration, since
     clean queries contain such samples too.
 
@@ -81,6 +92,7 @@ class Judge:
         fpr: the false-alarm rate asked for, in (0, 1).
         per_class: rank within the predicted class where its calibration samples suffice (see `class_groups`).
         seed: of the split.
+        conformal: `split`, `cross`, or `auto`, which goes by the number of trusted samples (see `splits.kind_for`).
 
     Attributes:
         parts: names of the evidence parts that verdicts carry (see `PARTS`).
@@ -93,10 +105,12 @@ class Judge:
         fpr: float = 0.01,
         per_class: bool = False,
         seed: int = 0,
+        conformal: splits.Conformal = "auto",
     ) -> None:
         if not 0 < fpr < 1:
             raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
         self.score, self.coupling, self.fpr, self.per_class, self.seed = score, coupling, fpr, per_class, seed
+        self.conformal: splits.Conformal = conformal
 
     def fit(
         self,
@@ -157,7 +171,7 @@ class Judge:
         apart = calibration is not None
         if roles is not None:
             return splits.recorded(trusted.ids, roles, calibration_apart=apart)
-        if not apart and len(trusted) < splits.CROSS_CONFORMAL_BELOW:
+        if splits.kind_for(len(trusted), self.conformal, calibration_apart=apart) == "cross":
             return splits.across(trusted.ids, trusted.predicted, self.seed)
         return [splits.split(trusted.ids, trusted.predicted, self.seed, calibration_apart=apart)]
 
@@ -196,8 +210,7 @@ class Judge:
         self.groups_: dict[int, int] | None = None
         if not self.per_class:
             return
-        if self.mode == "split":
-            self.groups_ = calibrate.class_groups(self.calibration_classes, self.fpr_in_force)
+        self.groups_ = calibrate.class_groups(self.calibration_classes, self.fpr_in_force)
         done = (
             f"p-values are ranked within {len(set(self.groups_.values()))} groups of predicted classes"
             if self.groups_
@@ -212,27 +225,56 @@ class Judge:
         # What is a trusted input given again ranks below everything, so p = 1 whatever is done with it later.
         found = self.copies_.find(rows)
         every[:, found.copies] = np.minimum(every[:, found.copies], self.calibration_scores.min())
-        if self.mode != "split":
-            p = calibrate.cross_conformal_p(every, self.calibration_scores, self.calibration_folds)
-        elif self.groups_ is None:
-            p = calibrate.conformal_p(every[0], self.calibration_scores)
+        scores, folds = self.calibration_scores, self.calibration_folds
+        if self.groups_ is None:
+            p = calibrate.cross_conformal_p(every, scores, folds)
         else:
-            p = calibrate.grouped_p(
-                every[0], rows.predicted, self.calibration_scores, self.calibration_classes, self.groups_
-            )
+            p = calibrate.grouped_p(every, rows.predicted, scores, folds, self.calibration_classes, self.groups_)
         flagged = p <= self.fpr_in_force * (1 + 1e-9)
         parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
         copy_of = [name if is_copy else "" for name, is_copy in zip(found.of, found.copies, strict=True)]
         distance = np.where(found.copies, found.distance, np.nan)
         return Verdicts(
-            list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals, copy_of, distance
+            list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals, copy_of, distance, every[0]
         )  # fmt: skip
 
     @property
     def threshold(self) -> float | None:
         """Score above which an input is flagged at the rate in force (of the pooled ranking); None if none can be."""
-        j = int(np.floor(self.fpr_in_force * (len(self.calibration_scores) + 1) + 1e-9))
-        return None if j < 1 else float(np.sort(self.calibration_scores)[-j])
+        return self.holders[-1].score if self.holders else None
+
+    @property
+    def holders(self) -> list[Holder]:
+        """The calibration inputs that hold the threshold, the highest first: the floor(rate (n + 1)) highest scores."""
+        order = np.argsort(-self.calibration_scores, kind="stable")
+        j = calibrate.rank_of_threshold(self.fpr_in_force, len(order))
+        return [
+            Holder(self.calibration_ids[i], float(self.calibration_scores[i]), int(self.calibration_classes[i]))
+            for i in order[:j].tolist()
+        ]
+
+    @property
+    def stream_calibration(self) -> Float[np.ndarray, " _"]:
+        """Calibration scores of the first split: with one score for all of them, a stream can be ranked among them."""
+        return self.calibration_scores[self.calibration_folds == 0]
+
+    def what_holds(self) -> list[str]:
+        """Which inputs the threshold rests on, how far one of them moves it, and what more of them would give."""
+        holders, n = self.holders, len(self.calibration_scores)
+        if not holders:
+            return []
+        names = ", ".join(repr(holder.id) for holder in holders[:3]) + (", ..." if len(holders) > 3 else "")
+        below = np.sort(self.calibration_scores)[-len(holders) - 1] if n > len(holders) else holders[-1].score
+        rest = f"the {len(holders)} of {n} calibration inputs with the highest scores ({names})"
+        if len(holders) == 1:
+            rest = f"one of {n} calibration inputs, {names}"
+        low, high = calibrate.rate_interval(self.fpr_in_force, n)
+        less, more = calibrate.rate_interval(self.fpr_in_force, 4 * n)
+        return [
+            f"The threshold of {holders[-1].score:.3g} rests on {rest}; without the highest of them it would be "
+            f"{below:.3g}. By chance of calibration alone the false-alarm rate of one detector lies between {low:.2%} "
+            f"and {high:.2%} (99 in 100 detectors); with four times the inputs, between {less:.2%} and {more:.2%}."
+        ]
 
 
 def _mean(measured: list[Measured], what: str) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -13,12 +14,18 @@ from jaxtyping import Int
 from covary.errors import CovaryError
 
 SHARES = {"reference": 0.35, "fit": 0.35, "calibration": 0.30}
-# Below this many trusted samples one split wastes too many: 5-fold cross-conformal instead.
-CROSS_CONFORMAL_BELOW = 330
 FOLDS = 5
+# Up to this many trusted samples every one calibrates, since the few of one split that hold the threshold are a matter
+# of luck (`covary_bench.studies.deals_of_trusted`); beyond, one split holds it as well for a fifth of the work.
+CROSS_UP_TO = 4000
+# Where settings or a preconditioner are chosen on trusted inputs, those must not calibrate: one split, if it is enough.
+LEAST_SPLIT = 330
 # As published (arXiv 2604.18970): as many inputs move the weights as are left to judge by.
 SAMPLING_SHARE = 0.5
 LEAST_SAMPLING = 32
+
+# One split, every sample by turns, or whichever suits the number of trusted samples.
+Conformal = Literal["auto", "split", "cross"]
 
 Index = Int[np.ndarray, " _"]
 
@@ -36,6 +43,20 @@ def random_order(ids: Sequence[str], seed: int, purpose: str) -> Index:
     """A random order of samples that depends on their ids alone, not on the order they came in."""
     keys = [hashlib.sha256(f"{seed}\x1f{purpose}\x1f{name}".encode()).digest() for name in ids]
     return np.array(sorted(range(len(ids)), key=lambda i: keys[i]), dtype=np.int64)
+
+
+def kind_for(
+    n: int, conformal: Conformal, *, calibration_apart: bool = False, chosen_on_trusted: bool = False
+) -> Literal["split", "cross"]:
+    """How n trusted samples are to calibrate; a calibration set apart always makes one split.
+
+    `auto` crosses up to 4,000 samples, and only below 330 where settings were chosen on some of them.
+    """
+    if calibration_apart:
+        return "split"
+    if conformal != "auto":
+        return conformal
+    return "cross" if n < LEAST_SPLIT or (n <= CROSS_UP_TO and not chosen_on_trusted) else "split"
 
 
 def calibration_size(n: int) -> int:
@@ -133,12 +154,14 @@ def sampling_split(ids: Sequence[str], labels: Index | None, seed: int) -> tuple
     return sampling, np.setdiff1d(np.arange(len(ids)), sampling)
 
 
-def not_calibrating(ids: Sequence[str], classes: Index, seed: int, calibration_apart: bool) -> Index:
+def not_calibrating(
+    ids: Sequence[str], classes: Index, seed: int, calibration_apart: bool, conformal: Conformal = "auto"
+) -> Index:
     """Positions that settings may be chosen on: those `split` deals to reference and fit.
 
     Every one where calibration data come apart, or where all take part in cross-conformal ranking.
     """
-    if calibration_apart or len(ids) < CROSS_CONFORMAL_BELOW:
+    if calibration_apart or kind_for(len(ids), conformal, chosen_on_trusted=True) == "cross":
         return np.arange(len(ids))
     dealt = split(ids, classes, seed)
     return np.sort(np.concatenate([dealt.reference, dealt.fit]))

@@ -131,7 +131,7 @@ class LanguageDetector(Detector):
         labels = source.y if self.classes else None
         labels = None if labels is None else np.where(labels < 0, rows.predicted, labels)
         self.fit_rows(rows, labels, held_rows)
-        wanted = set(self.judge.reference.ids)
+        wanted = {*self.judge.reference.ids, *(holder.id for holder in self.judge.holders)}
         self.trusted_texts = {
             text.id: text.shown if text.completion is None else f"{text.shown}\n→ {text.completion}"
             for text in source.texts

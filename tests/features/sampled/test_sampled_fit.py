@@ -113,7 +113,7 @@ def test_sigma_meets_no_calibration_input(monkeypatch):
     source = open_data((x, y))
     rest, moved_by = take_draws(detector.extractor, source, None, None)
     assert (len(rest), moved_by) == (len(x), [])
-    detector = Detector("tiny:trained").fit(x, y)
+    detector = Detector("tiny:trained", conformal="split").fit(x, y)
     chosen = {name for batch in seen for name in batch.ids}
     assert chosen
     assert not chosen & set(detector.judge.roles["calibration"])

@@ -26,7 +26,7 @@ from covary.scoring.rows import Rows
 from covary.scoring.scores import SCORES
 from covary.scoring.scores.combined import Measured
 
-RESULTS = Path(__file__).resolve().parents[4] / "results" / "false-alarms.json"
+RESULTS = Path(__file__).resolve().parents[3] / "results" / "false-alarms.json"
 FREQUENT, RARE, SHARE = 6, 36, 0.30
 RATES = (0.01, 0.05)
 # name -> number of trusted inputs, and what is asked of the judge.

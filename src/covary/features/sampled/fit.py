@@ -59,7 +59,7 @@ def take_draws(
     if roles is not None and "calibration" in roles:
         free = np.flatnonzero(~np.isin(trusted.ids, [] if calibration is not None else roles["calibration"]))
     else:
-        free = not_calibrating(trusted.ids, classes, s.seed, calibration is not None)
+        free = not_calibrating(trusted.ids, classes, s.seed, calibration is not None, s.conformal)
     chosen = trusted.take(free[:: max(1, len(free) // LOOKED_AT)][:LOOKED_AT])
     extractor.draw(list(chosen.batches(s.batch_size)), data)
     return trusted, list(ids)

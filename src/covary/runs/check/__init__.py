@@ -13,6 +13,7 @@ from covary.runs.check import labels as about_labels
 from covary.runs.check import network as about_network
 from covary.runs.check import sets
 from covary.runs.check.findings import CheckReport, Finding, listed
+from covary.scoring.splits import Conformal
 
 __all__ = ["CheckReport", "Finding", "check"]
 
@@ -26,6 +27,7 @@ def check(
     inputs: Source | None = None,
     *,
     fpr: float = 0.01,
+    conformal: Conformal = "auto",
     calibration: Source | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -41,6 +43,7 @@ def check(
         trusted: inputs whose answers are trusted; labels, where there are any, are used to measure accuracy alone.
         inputs: inputs to be scored.
         fpr: the false-alarm rate asked for.
+        conformal: how trusted inputs will calibrate (see `splits.kind_for`).
         calibration: calibration data, where they come separately.
         batch_size: inputs a batch.
         seed: which inputs are looked at where there are many.
@@ -54,7 +57,7 @@ def check(
     findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, not draws)
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
-    finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr)
+    finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr, conformal)
     findings.append(finding)
     figures |= more
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)

@@ -11,9 +11,9 @@ import numpy as np
 from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.runs.check.findings import Finding, listed
-from covary.scoring.conformal import needed, smallest_p
+from covary.scoring.conformal import needed, rank_of_threshold, rate_interval, smallest_p
 from covary.scoring.judge import LEAST_TRUSTED
-from covary.scoring.splits import CROSS_CONFORMAL_BELOW, FOLDS, SHARES, calibration_size
+from covary.scoring.splits import FOLDS, SHARES, Conformal, calibration_size, kind_for
 
 
 def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None]:
@@ -133,11 +133,13 @@ def rounded_up(rate: float) -> float:
     return float(f"{math.ceil(rate / step - 1e-9) * step:.2g}")
 
 
-def resolution(n_trusted: int, n_calibration: int | None, fpr: float) -> tuple[Finding, dict[str, Any]]:
+def resolution(
+    n_trusted: int, n_calibration: int | None, fpr: float, conformal: Conformal = "auto"
+) -> tuple[Finding, dict[str, Any]]:
     """The smallest false-alarm rate that calibration can reach, 1 / (n + 1) with n calibration inputs."""
     if n_calibration is not None:
         n, how = n_calibration, f"{n_calibration:,} calibration inputs"
-    elif n_trusted < CROSS_CONFORMAL_BELOW:
+    elif kind_for(n_trusted, conformal) == "cross":
         n, how = n_trusted, f"{n_trusted:,} trusted inputs, all of them ranked in {FOLDS}-fold cross-conformal fashion"
     else:
         n = calibration_size(n_trusted)
@@ -146,8 +148,15 @@ def resolution(n_trusted: int, n_calibration: int | None, fpr: float) -> tuple[F
     figures = {"fpr_target": fpr, "p_min": p_min, "n_calibration": n}
     text = f"{how[0].upper()}{how[1:]} allow false-alarm rates down to {p_min:.3g}"
     if p_min <= fpr * (1 + 1e-9):
+        held, (low, high), (less, more) = rank_of_threshold(fpr, n), rate_interval(fpr, n), rate_interval(fpr, 4 * n)
+        text += (
+            f". The {held} with the highest scores will hold the threshold (a RUN names them): one detector's rate "
+            f"lies between {low:.2%} and {high:.2%} by chance, with four times the inputs between {less:.2%} and "
+            f"{more:.2%}"
+        )
         return Finding("ok", "False-alarm rate", f"{text}; {fpr:g} is asked for."), figures
-    share = 1 if n_calibration is not None or needed(fpr) < CROSS_CONFORMAL_BELOW else SHARES["calibration"]
+    crossed = n_calibration is None and kind_for(needed(fpr), conformal) == "cross"
+    share = 1 if n_calibration is not None or crossed else SHARES["calibration"]
     kind = "calibration" if n_calibration is not None else "trusted"
     enough = math.ceil(needed(fpr) / share)
     change = f"Give at least {enough:,} {kind} inputs, or ask for --fpr {rounded_up(p_min):g}."

@@ -13,7 +13,7 @@ from covary.runs.report import charts, words
 from covary.runs.report.axis import axis_for
 from covary.runs.report.draws import draws
 from covary.runs.report.mechanism_section import mechanisms
-from covary.runs.report.panels import panels
+from covary.runs.report.panels import holders, panels
 from covary.runs.report.run_folder import RunFolder, items, number, section
 
 TABLE_ROWS = 10_000
@@ -58,6 +58,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "where": _where(run),
         "evidence": evidence,
         "parts": [part for part in run.parts.values() if part.get("meaning")],
+        "holders": holders(run),
         "n_flagged": int(run.results.flagged.sum()),
         "highest": run.evidence.get("highest") is True,
         "draws": draws(run),

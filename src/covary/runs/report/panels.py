@@ -59,6 +59,20 @@ def image(value: Any) -> str | None:
     return value if isinstance(value, str) and IMAGE.fullmatch(value) else None
 
 
+def holders(run: RunFolder) -> list[dict[str, Any]]:
+    """The trusted inputs that hold the threshold, ready to be shown."""
+    return [
+        {
+            "id": _text(entry.get("id")),
+            "score": signed(number(entry.get("score"))),
+            "thumbnail": image(entry.get("thumbnail")),
+            "text": _text(entry.get("text"))[:SHOWN_TRUSTED_TEXT],
+        }
+        for entry in items(run.evidence, "threshold_held_by")
+        if isinstance(entry, dict)
+    ]
+
+
 def _scales(run: RunFolder, entries: list[dict[str, Any]]) -> Scales:
     results = run.results
     empty = np.empty(0)

@@ -90,9 +90,8 @@ class Monitor:
         seed: of the lots.
 
     Attributes:
-        stream: the stream alarm on the scores of all examined inputs, a `ConformalMartingale`. A detector with
-            cross-conformal calibration has no scores that a stream's could be exchangeable with; its alarm compares
-            the stream with its own past alone.
+        stream: the stream alarm on the scores of all examined inputs, a `ConformalMartingale`. Of a detector with
+            cross-conformal calibration the first split alone scores the stream, among the inputs held out from it.
         counts: see `Counts`.
     """
 
@@ -163,9 +162,7 @@ class Monitor:
             self.stream = self._new_stream()
 
     def _new_stream(self) -> ConformalMartingale:
-        one_split = self.judge.mode == "split"
-        calibration = self.judge.calibration_scores if one_split else np.empty(0)
-        return ConformalMartingale(calibration, self._level, self._starts)
+        return ConformalMartingale(self.judge.stream_calibration, self._level, self._starts)
 
     def drain(self) -> None:
         """Returns when every deferred batch so far is judged and delivered."""
@@ -208,7 +205,7 @@ class Monitor:
                 self._count(failed=len(batch))
                 return MonitorResult(outputs)
             if watched.verdicts is not None:
-                self.stream.update(watched.verdicts.score)
+                self.stream.update(watched.verdicts.stream_score)
                 flagged = int(watched.verdicts.flagged.sum())
                 self._count(judged=len(watched.verdicts), flagged=flagged)
             return watched
@@ -223,12 +220,13 @@ class Monitor:
                 log.warning("input %r is flagged without a score: %s", name, problem)
         n = len(batch)
         kinds = {} if not found else self.judge.judge(next(iter(found.values()))).parts
-        score, p = np.full(n, np.inf), np.full(n, self.judge.p_min)
+        score, stream, p = np.full(n, np.inf), np.full(n, np.inf), np.full(n, self.judge.p_min)
         flagged, predicted = np.ones(n, bool), np.full(n, -1, np.int64)
         parts = {kind: np.full(n, np.inf) for kind in kinds}
         rows = Rows.concatenate(list(found.values())) if found else None
         if rows is not None:
             own, at = self.judge.judge(rows), np.array(list(found))
+            stream[at] = own.stream_score
             score[at], p[at], flagged[at], predicted[at] = own.score, own.p_value, own.flagged, own.predicted
             for kind in parts:
                 parts[kind][at] = own.parts[kind]
