@@ -49,7 +49,7 @@ def test_a_calibration_sample_lacks_siblings_as_often_as_a_fresh_input(n):
 
 def test_a_judge_keeps_the_roles_it_is_given():
     trusted = ROWS.take(np.arange(0, 1400, 2))
-    first = Judge("own-class", seed=1).fit(trusted)
+    first = Judge("own-class", seed=1, conformal="split").fit(trusted)
     again = Judge("own-class", seed=2).fit(trusted, roles=first.roles)
     assert again.roles == first.roles
     np.testing.assert_array_equal(again.calibration_scores, first.calibration_scores)

@@ -57,7 +57,7 @@ def rates(folder: Path) -> dict[str, Any]:
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(rows))
         inside, outside = order[:TRUSTED], order[TRUSTED:]
-        judge = Judge(seed=seed).fit(rows.take(inside), labels[inside])
+        judge = Judge(seed=seed, conformal="split").fit(rows.take(inside), labels[inside])
         p = judge.judge(rows.take(outside)).p_value
         sizes.append(len(judge.calibration_scores))
         for rate in RATES:

@@ -72,7 +72,7 @@ def run_case(folder: Path, out: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "covary", *scan_arguments(case, out / "runs" / case["name"])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     summary = json.loads(done.stdout)
-    detector = Detector(case["model"], weights=case["weights"])
+    detector = Detector(case["model"], weights=case["weights"], conformal="split")
     trusted, inputs = (open_data(case[name], mean=case["mean"], std=case["std"]) for name in ("trusted", "inputs"))
     rows, queries = detector.rows(trusted), detector.rows(inputs)
     detector.fit_rows(rows, trusted.y)
@@ -92,7 +92,7 @@ def run_case(folder: Path, out: Path) -> dict[str, Any]:
     neighbours = {k: nearest_neighbours(material.trusted_features, material.query_features, k) for k in NEIGHBOURS}
     splits = []
     for seed in range(SEEDS):
-        judged = Judge(seed=seed).fit(rows, trusted.y).judge(queries)
+        judged = Judge(seed=seed, conformal="split").fit(rows, trusted.y).judge(queries)
         splits.append([auroc(judged.score[keep], truth[keep]), float(judged.flagged[truth == 0].mean())])
     result = {
         **{key: case[key] for key in ("name", "role", "kind", "n_trusted", "target")},

@@ -33,7 +33,7 @@ RATES = (0.01, 0.05)
 SITUATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "rare classes": (1000, {}),
     "rare classes, few trusted": (330, {}),
-    "rare classes, five folds": (300, {}),
+    "rare classes, five folds": (500, {"conformal": "cross"}),
     "ties": (1000, {"decimals": 1}),
     "wrong labels": (1000, {"wrong": 0.05}),
     "per class": (1000, {"per_class": True}),
@@ -87,7 +87,8 @@ def splits(rows: Rows, situation: str, n_splits: int) -> Iterator[np.ndarray]:
             order = random.permutation(len(rows))
             trusted = rows.take(order[:n])
             labels = np.where(random.random(n) < asked.get("wrong", 0.0), -2, trusted.predicted)
-            judge = Judge("nearest of class", fpr=0.05, per_class=asked.get("per_class", False), seed=seed)
+            per_class, conformal = asked.get("per_class", False), asked.get("conformal", "split")
+            judge = Judge("nearest of class", fpr=0.05, per_class=per_class, seed=seed, conformal=conformal)
             yield judge.fit(trusted, labels).judge(rows.take(order[n:])).p_value
     finally:
         del SCORES["nearest of class"]

@@ -52,7 +52,7 @@ class Cell:
         keep = np.ones(len(self.truth), bool)
         if self.target is not None and self.inputs.y is not None:
             keep = masked(self.truth, queries.predicted, self.inputs.y, self.target, 10**6)
-        verdicts = Judge().fit(trusted, self.trusted.y).judge(queries)
+        verdicts = Judge(conformal="split").fit(trusted, self.trusted.y).judge(queries)
         found = {}
         for name, scores in (("combined", verdicts.score), ("functional", verdicts.parts["functional"])):
             found[f"{name}_auroc"] = round(float(auroc(scores[keep], self.truth[keep]) or 0), 4)
@@ -74,7 +74,7 @@ def measure(name: str, record: dict[str, Any]) -> None:
     trusted, queries = cell.rows()
     if "identity" not in found:
         put("identity", cell.figures(trusted, queries))
-    wanted = set(Judge().fit(trusted, cell.trusted.y).roles["reference"])
+    wanted = set(Judge(conformal="split").fit(trusted, cell.trusted.y).roles["reference"])
     chosen = [i for i, own in enumerate(cell.trusted.ids) if own in wanted]
     for kind, damping in VARIANTS:
         if f"{kind} {damping}" in found:
