@@ -124,7 +124,8 @@ class Detector:
         """Chooses what is amplified, on trusted inputs that need not calibrate; the rows with their survival."""
         if not self.classes or not isinstance(self.extractor, GradientExtractor):
             raise CovaryError("evidence thorough without the network's own classes", "evidence fast")
-        positions = not_calibrating(rows.ids, rows.predicted, self.settings.seed, apart)[:CHOSEN_ON]
+        positions = not_calibrating(rows.ids, rows.predicted, self.settings.seed, apart, self.settings.conformal)
+        positions = positions[:CHOSEN_ON]
         chosen = source.take(positions.tolist()).batches(self.settings.batch_size)
         self.survival = Survival(self.network.module, self._logits).choose(self.extractor.placed(b) for b in chosen)
         self.extractor = self._extractor()

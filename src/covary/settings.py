@@ -158,8 +158,9 @@ class Settings(BaseModel):
         return estimator_named(self.estimator).preset is not None
 
     def calibrates_by(self, n: int) -> Literal["split", "cross"]:
-        """How n trusted inputs calibrate; those that draws or a metric were chosen on may not where they suffice."""
-        return kind_for(n, self.conformal, chosen_on_trusted=self.sampled or self.metric != "identity")
+        """How n trusted inputs calibrate; those that something was chosen on may not where they suffice."""
+        chosen = self.sampled or self.metric != "identity" or self.evidence == "thorough"
+        return kind_for(n, self.conformal, chosen_on_trusted=chosen)
 
     @staticmethod
     def checked(**values: Any) -> Settings:
