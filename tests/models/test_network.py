@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+import warnings
 from collections import OrderedDict, namedtuple
 from types import SimpleNamespace
 
@@ -113,8 +114,52 @@ def test_dtype_is_kept_and_inputs_follow(tmp_path):
 
 def test_wrappers_are_taken_off():
     network = trained()
-    assert load_network(nn.DataParallel(network)).module is network
-    assert load_network(torch.compile(network, backend="eager")).module is network  # type: ignore[arg-type]
+    for wrapped in (nn.DataParallel(network), torch.compile(network, backend="eager")):
+        found = load_network(wrapped).module
+        assert type(found) is type(network)
+        memory = [p.data_ptr() for p in network.parameters()]
+        assert [p.data_ptr() for p in found.parameters()] == memory
+
+
+def state(module: nn.Module) -> list[object]:
+    """Mode and hooks of every part."""
+    return [(m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in module.modules()]
+
+
+def with_old_weight_norm() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)),
+        with_old_weight_norm,
+    ],
+)
+def test_a_module_passed_in_stays_as_it_was(make):
+    module = make()
+    module[1].eval()
+    module[0].requires_grad_(False)
+    seen = []
+    module[1].register_forward_hook(lambda *_: seen.append(1))
+    with torch.no_grad():
+        module(torch.randn(5, 4))
+    before = state(module)
+    flags = [p.requires_grad for p in module.parameters()]
+    network = load_network(module)
+    network.module.requires_grad_(True)
+    network.module[1].register_forward_hook(lambda *_: None)
+    assert state(module) == before
+    assert [p.requires_grad for p in module.parameters()] == flags
+    assert not any(layer.training for layer in network.module.modules())
+    x = torch.randn(3, 4)
+    with torch.no_grad():
+        module[-1].bias += 1.0  # one memory
+        torch.testing.assert_close(network.logits(x), module.eval()(x))
 
 
 def test_lazy_modules_get_their_shape_from_the_weights(tmp_path):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 import tiny
 from covary.detector import Detector
 from covary.errors import CovaryError
+from covary.models.network import sharing_weights
 from covary.scoring.rows import Batch
 from covary.serving.monitor import Monitor, MonitorResult
 from covary.serving.monitor.deferred import BackgroundWorker
-from covary.serving.monitor.one_pass import OnePass, same_bits, sharing_weights
+from covary.serving.monitor.one_pass import OnePass, same_bits
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_one_pass_is_one_forward(fitted, x):
 
 def test_the_copy_shares_weights_and_nothing_else(fitted):
     module = fitted.network.module
-    twin = sharing_weights(module)
+    twin = sharing_weights(module, trainable=False).eval()
     for (name, p), q in zip(module.named_parameters(), twin.parameters(), strict=True):
         assert p.data_ptr() == q.data_ptr(), name
         assert not q.requires_grad

@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.errors import CovaryError, unknown_name
 from covary.features.activations import LAST_FEATURES, compress, watched_layers
-from covary.features.engine.fast import Compressed, FastEngine, Observe
+from covary.features.engine.compressed import Compressed
+from covary.features.engine.fast import FastEngine, Observe, some_of
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients
 from covary.features.observables import UserObservable, energy, margin, observable_named
 from covary.features.preconditioner import Metric, Moments, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
 from covary.features.survival import Survival
-from covary.models.spaces import select_parameters
+from covary.models.spaces import complex_parameters, select_parameters
 from covary.scoring.rows import Batch, Rows
 
 # Per-sample gradients of one slice of a batch may take this many bytes.
@@ -106,6 +107,8 @@ class GradientExtractor:
         )
         if self.engine == "hooks":
             self.notes = self._fast.notes
+        if left := complex_parameters(self.module):
+            self.notes.append(f"Parameters of complex numbers take no part: {some_of(left, 8)}.")
 
     def beside(self, module: nn.Module, choose_logits: ChooseLogits) -> GradientExtractor:
         """The same extractor on another copy of the network, such as one that shares its weights: same projections."""
@@ -195,7 +198,7 @@ class GradientExtractor:
             return run(False)
         try:
             return run(True)
-        except (RuntimeError, NotImplementedError) as problem:
+        except Exception as problem:
             if "out of memory" in str(problem).lower():
                 raise
             result = run(False)

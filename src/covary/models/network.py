@@ -24,6 +24,9 @@ from covary.storage.fingerprints import digest_tensors
 
 # Wrappers that change names and nothing else; torch.func works on what is inside.
 WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+# What a module writes into when it is called, hooked or put into another mode.
+_OWN = {"_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"}  # fmt: skip
 
 
 class Network:
@@ -113,6 +116,20 @@ class Network:
 OWN_FORWARD = "_covary_forward"
 
 
+class _ByName:
+    """A forward that takes a dictionary; a copy of its network calls the copy's own."""
+
+    def __init__(self, own: Callable[..., Any], parameters: tuple[str, ...], anything: bool) -> None:
+        self.own, self.parameters, self.anything = own, parameters, anything
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
+            given = args[0]
+            taken = {k: v for k, v in given.items() if k in self.parameters or (self.anything and len(given) > 1)}
+            return self.own(*[v for k, v in given.items() if k not in taken], **taken)
+        return self.own(*args, **kwargs)
+
+
 def called_with_one(module: nn.Module) -> nn.Module:
     """A network whose forward takes several inputs, as one that takes them in a dictionary, by name, as well.
 
@@ -126,14 +143,7 @@ def called_with_one(module: nn.Module) -> nn.Module:
     adapted = copy.copy(module)
     own = vars(module).get("forward") or MethodType(type(module).forward, adapted)
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
-            by_name = {k: v for k, v in args[0].items() if k in parameters or (anything and len(args[0]) > 1)}
-            return own(*[v for k, v in args[0].items() if k not in by_name], **by_name)
-        return own(*args, **kwargs)
-
-    vars(adapted).update({"forward": forward, OWN_FORWARD: own})
+    vars(adapted).update({"forward": _ByName(own, tuple(parameters), anything), OWN_FORWARD: own})
     return adapted
 
 
@@ -192,6 +202,9 @@ def load_network(
     factory = model if isinstance(model, str) else None
     module = unwrapped(built(model))
     check_module(module)
+    if isinstance(model, nn.Module):
+        # The caller's own keeps its mode, its hooks, its device and its flags.
+        module = copy.deepcopy(module) if weights is not None else sharing_weights(module)
     found_in = None if weights is None else load_weights(module, Path(weights))
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
@@ -237,6 +250,37 @@ def built(model: nn.Module | Callable[[], nn.Module] | str) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise CovaryError(f"{name}() returned a {type(found).__name__}", "a torch.nn.Module")
     return found
+
+
+def sharing_weights(module: nn.Module, trainable: bool = True) -> nn.Module:
+    """A copy of a module with mode, hooks and state of its own whose weights and buffers are the original's memory.
+
+    With `trainable=False` no weight of the copy requires a gradient. A module spread over devices is its own copy, as
+    what holds its weights at other places cannot be copied.
+    """
+    if hasattr(module, "hf_device_map") or any(is_lazy(p) or p.is_meta for p in module.parameters()):
+        return module
+    kept: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=trainable and p.requires_grad) for p in module.parameters()
+    }
+    kept |= {id(b): b for b in module.buffers()}
+    try:
+        return copy.deepcopy(module, dict(kept))
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError):
+        return _in_structure(module, kept, {})  # weights that torch.nn.utils.weight_norm computes, an open file, a lock
+
+
+def _in_structure(module: nn.Module, kept: dict[int, Any], made: dict[int, nn.Module]) -> nn.Module:
+    """The same modules anew, with all else shared."""
+    if id(module) in made:
+        return made[id(module)]
+    other = made[id(module)] = module.__class__.__new__(module.__class__)
+    other.__dict__ = {key: copy.copy(value) if key in _OWN else value for key, value in module.__dict__.items()}
+    other._parameters = {name: None if p is None else kept[id(p)] for name, p in module._parameters.items()}
+    other._modules = {
+        name: None if child is None else _in_structure(child, kept, made) for name, child in module._modules.items()
+    }
+    return other
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -40,8 +40,14 @@ SPACES: dict[str, Callable[[Sequence[str], str], list[str]]] = {
 
 
 def layer_of(parameter: str) -> str:
-    """The module that owns a parameter: weight and bias of one module are one layer."""
-    return parameter.rpartition(".")[0] or ROOT
+    """The module that owns a parameter: weight and bias of one module are one layer, and so is what makes a weight."""
+    owner, parametrised, _ = f".{parameter}".partition(".parametrizations.")
+    return (owner[1:] if parametrised else parameter.rpartition(".")[0]) or ROOT
+
+
+def complex_parameters(module: nn.Module) -> list[str]:
+    """Trainable parameters of complex numbers, which no space holds."""
+    return [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
 
 
 def select_parameters(module: nn.Module, space: str = "all") -> dict[str, list[str]]:

@@ -136,7 +136,7 @@ class TextExtractor:
 
     def _tokens_at_once(self, first: Tokens) -> float:
         """Tokens that one pass may hold, by the bytes that the first texts took per token."""
-        if self.engine == "exact":
+        if self.engine == "exact" or self._fast.one_by_one:
             return 1.0
         if not self._bytes_per_token:
             x = self._padded([first])
@@ -167,6 +167,9 @@ class TextExtractor:
     def _pass_rows(self, texts: Sequence[Tokens]) -> Rows:
         x = self._padded(texts)
         rows, norms = self._gradients(x)
+        if self._fast.one_by_one and len(texts) > 1:
+            # Texts meet in the network, as this batch has shown.
+            return Rows.concatenate([self._pass_rows([text]) for text in texts])
         assert self._last is not None
         answer, states = self._last
         self._last = None

@@ -1,7 +1,8 @@
 """Per-sample gradients from layer inputs and output gradients: one forward and one backward pass over activations.
 
-`LAYER_RULES` says which layers are known, by exact type: a subclass may compute something else. Other layers without
-children follow `LEAF_RULE`. A parameter outside them goes through `exact_gradients`, and the engine's notes name it.
+`LAYER_RULES` says which layers are known, by exact type: a subclass may compute something else. What other layers do
+with their weights is looked up in `operations`; where that is nothing known, a layer that alone holds its weights
+follows `LEAF_RULE`. A parameter outside them goes through `exact_gradients`, and the engine's notes name it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from covary.features.engine.attention import attention_rule, one_projection
 from covary.features.engine.calls import Rule
 from covary.features.engine.convolution import convolution_rule
 from covary.features.engine.embedding import embedding_rule, plain_lookup
-from covary.features.engine.leaf import childless, leaf_rule
+from covary.features.engine.leaf import leaf_rule, on_its_own
 from covary.features.engine.linear import linear_rule
 from covary.features.engine.normalisation import (
     always,
@@ -27,6 +28,7 @@ from covary.features.engine.normalisation import (
     own_statistics,
     rms_norm_rule,
 )
+from covary.features.engine.recurrent import between_layers_alike, recurrent_rule
 
 
 class LayerRule(NamedTuple):
@@ -68,7 +70,10 @@ LAYER_RULES: dict[type[nn.Module], LayerRule] = {
         all_arguments=True,
         parameters=("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"),
     ),
+    nn.LSTM: LayerRule(recurrent_rule, between_layers_alike, all_arguments=True, parameters=()),
+    nn.GRU: LayerRule(recurrent_rule, between_layers_alike, all_arguments=True, parameters=()),
+    nn.RNN: LayerRule(recurrent_rule, between_layers_alike, all_arguments=True, parameters=()),
 }
 
-# Any other layer without children whose output has samples first: its own gradient under vmap, nothing else's.
-LEAF_RULE = LayerRule(leaf_rule, childless, all_arguments=True, parameters=())
+# Any other layer that alone holds its weights: its own gradient, nothing else's.
+LEAF_RULE = LayerRule(leaf_rule, on_its_own, all_arguments=True, parameters=())

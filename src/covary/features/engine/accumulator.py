@@ -28,6 +28,7 @@ class PassTotals:
     """What one backward pass over n samples has contributed so far."""
 
     n: int
+    device: torch.device | None = None
     whole: dict[str, Tensor] = field(default_factory=dict)
     blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     final: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -39,7 +40,9 @@ class GradientAccumulator:
     """Sums one pass's contributions, per layer, as blocks (n, p, q) or as whole gradients (n, *shape).
 
     A layer's norm is exact where only whole gradients, or a single product |d||a|, came in; else it is the norm of the
-    projection, whose relative standard error is about 1 / sqrt(2 k). `norm_kinds` says which it was.
+    projection, whose relative standard error is about 1 / sqrt(2 k). `norm_kinds` says which it was. A layer that no
+    call reached has a row of zeros. Where how many positions a layer sees depends on the sample (`positions_vary`),
+    norms are of one kind whatever that number is.
     """
 
     def __init__(self, layers: Mapping[str, Sequence[str]], projections: Mapping[str, LayerProjection]) -> None:
@@ -52,11 +55,12 @@ class GradientAccumulator:
                     self.places[name] = BlockSlot(layer, block, position, start, start + columns)
                     start += columns
         self.norm_kinds: dict[str, str] = {}
+        self.positions_vary = False
         self.begin(0)
 
-    def begin(self, n: int) -> None:
+    def begin(self, n: int, device: torch.device | None = None) -> None:
         """A fresh page for a pass over n samples."""
-        self.page = PassTotals(n)
+        self.page = PassTotals(n, device)
 
     @property
     def n(self) -> int:
@@ -90,7 +94,7 @@ class GradientAccumulator:
 
     def seen(self, layer: str) -> bool:
         """Whether any call contributed to the layer."""
-        return self.page.calls.get(layer, 0) > 0 or any(name in self.page.whole for name in self.layers[layer])
+        return layer in self.page.calls or any(name in self.page.whole for name in self.layers[layer])
 
     def rows(self, layer: str) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """The layer's compressed rows and norms."""
@@ -108,8 +112,7 @@ class GradientAccumulator:
             if final is not None:
                 share = final if share is None else share + final
             if share is None:
-                some = next(iter(whole.values()), None) if whole else next(iter(self.page.blocks.values()))
-                share = torch.zeros(self.n, block.numbers, device=some.device if some is not None else None)
+                share = torch.zeros(self.n, block.numbers, device=self.page.device)
             parts.append(share)
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         squares = None
@@ -117,8 +120,10 @@ class GradientAccumulator:
             pass  # norms under a metric are those of the rows
         elif layer not in self.page.calls and whole:
             squares = torch.stack([g.flatten(1).double().square().sum(-1) for g in whole.values()]).sum(0)
-        elif self.page.calls.get(layer) == 1 and layer in self.page.squares and not whole:
+        elif self.page.calls.get(layer) == 1 and layer in self.page.squares and not whole and not self.positions_vary:
             squares = self.page.squares[layer].double()
+        if not self.seen(layer):
+            return rows, rows.new_zeros(len(rows), dtype=torch.float64)
         # The kind of the first pass is kept: norms of two kinds do not compare.
         kind = self.norm_kinds.setdefault(layer, "projected" if squares is None else "exact")
         if kind == "projected" or squares is None:

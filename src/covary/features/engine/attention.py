@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -22,14 +23,18 @@ def one_projection(layer: Any) -> bool:
 
 
 def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
-    """Gradients of the joint input projection and of the output projection (Vaswani et al. 2017, section 3.2.2)."""
+    """Gradients of the joint input projection and of the output projection (Vaswani et al. 2017, section 3.2.2).
+
+    Where the attention weights are used further on as well, their gradient takes part.
+    """
     layer: Any = call.layer
-    given = _SIGNATURE.bind(layer, *call.arguments[0], **call.arguments[1]).arguments
-    d = call.d
-    same = given["query"] is given["key"] and given["key"] is given["value"]
-    x = [given[name] for name in ("query", "key", "value")]
-    if not layer.batch_first:
-        d, x = d.transpose(0, 1), [leaf.transpose(0, 1) for leaf in x]
+    given = _SIGNATURE.bind(layer, *call.arguments[0], **call.arguments[1])
+    given.apply_defaults()
+    told = given.arguments
+    d, d_weights = (*call.ds, None)[:2]
+    same = told["query"] is told["key"] and told["key"] is told["value"]
+    x = [_batch_first(told[name], layer) for name in ("query", "key", "value")]
+    d = x[0].new_zeros(x[0].shape) if d is None else _batch_first(d, layer)
     weights = layer.in_proj_weight.detach().chunk(3)
     biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.detach().chunk(3)
     with torch.enable_grad():
@@ -37,13 +42,27 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
             F.linear(leaf.detach(), w, b).requires_grad_(True) for leaf, w, b in zip(x, weights, biases, strict=True)
         ]
         heads = [leaf.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for leaf in projected]
-        mask = _mask(given, layer.num_heads, len(d), heads[0])
-        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask).transpose(1, 2).flatten(2)
+        mask = _mask(told, layer.num_heads, len(d), heads[0])
         inner = d @ layer.out_proj.weight.detach().to(d)
-        d_projected = torch.autograd.grad(mixed, projected, inner.to(mixed))
+        if d_weights is None:
+            mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
+            mixed = mixed.transpose(1, 2).flatten(2)
+            d_projected = torch.autograd.grad(mixed, projected, inner.to(mixed))
+        else:
+            scores = heads[0] @ heads[1].transpose(2, 3) / math.sqrt(heads[0].shape[-1])
+            shares = (scores if mask is None else scores + mask).softmax(-1)
+            mixed = (shares @ heads[2]).transpose(1, 2).flatten(2)
+            told_shares = shares.mean(1) if told["average_attn_weights"] else shares
+            d_shares = d_weights.reshape(told_shares.shape).to(mixed)
+            d_projected = torch.autograd.grad([mixed, told_shares], projected, [inner.to(mixed), d_shares])
     mixed = mixed.detach()
-    product(_part(call, "out_proj.weight", "out_proj.bias"), ledger, d, mixed.to(d))
+
+    def by_sample(leaf: Tensor) -> Tensor:
+        return call.fold(leaf, 0).flatten(1, 2)
+
+    product(_part(call, "out_proj.weight", "out_proj.bias"), ledger, by_sample(d), by_sample(mixed).to(d))
     joint = _part(call, "in_proj_weight", "in_proj_bias")
+    d_projected, x = [by_sample(leaf) for leaf in d_projected], [by_sample(leaf) for leaf in x]
     if same:
         product(joint, ledger, torch.cat(d_projected, -1), x[0].to(d_projected[0]))
         return
@@ -54,9 +73,16 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
         ledger.add_whole(joint.names["bias"], torch.cat([grad.sum(1) for grad in d_projected], -1))
 
 
+def _batch_first(leaf: Tensor, layer: Any) -> Tensor:
+    """(rows, positions, width); a single sequence without a dimension of rows gets one."""
+    if leaf.ndim == 2:
+        return leaf.unsqueeze(0)
+    return leaf if layer.batch_first else leaf.transpose(0, 1)
+
+
 def _part(call: Call, weight: str, bias: str) -> Call:
     names = {own: call.names[key] for own, key in (("weight", weight), ("bias", bias)) if key in call.names}
-    return Call(call.layer, names, call.inputs, call.d)
+    return Call(call.layer, names, call.inputs, call.ds, call.n)
 
 
 def _mask(given: dict[str, Any], heads: int, n: int, like: Tensor) -> Tensor | None:

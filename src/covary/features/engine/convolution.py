@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covary.features.engine.accumulator import GradientAccumulator
-from covary.features.engine.calls import Call, by_sample
+from covary.features.engine.calls import Call
 from covary.features.engine.linear import columns_of, fits, whole_is_cheaper
 
 # Unfolding costs memory traffic beside its multiplications: measured 2 to 8 times a convolution's time.
@@ -49,9 +49,12 @@ def patches(layer: Any, a: Tensor) -> Tensor:
 def convolution_rule(call: Call, ledger: GradientAccumulator) -> None:
     """Conv1d, Conv2d and Conv3d with groups, stride, dilation and every padding mode."""
     layer: Any = call.layer
-    n, groups = ledger.n, layer.groups
+    n, groups, dimensions = ledger.n, layer.groups, len(layer.kernel_size)
     d, a = call.d, call.inputs[0].to(call.d.dtype)
-    folded = d.shape[0] // n
+    if d.ndim == dimensions + 1:
+        d, a = d.unsqueeze(0), a.unsqueeze(0)  # one sample without a dimension of its own
+    d, a = call.fold(d).flatten(0, 1), call.fold(a).flatten(0, 1)
+    positions = d.shape[0] // n
     rows, columns = d.shape[1], a.shape[1] // groups * math.prod(layer.kernel_size)
     place = ledger.places.get(call.names.get("weight", ""))
     bias = ledger.places.get(call.names.get("bias", ""))
@@ -59,14 +62,13 @@ def convolution_rule(call: Call, ledger: GradientAccumulator) -> None:
         if place is not None:
             ledger.add_whole(call.names["weight"], _whole(layer, d, a, n))
         if bias is not None:
-            ledger.add_whole(call.names["bias"], by_sample(d.flatten(2).sum(-1), n).reshape(n, -1, rows).sum(1))
+            ledger.add_whole(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
         return
     joint = bias is not None and bias.block is place.block
     if bias is not None and not joint:
-        ledger.add_whole(call.names["bias"], by_sample(d.flatten(2).sum(-1), n).reshape(n, -1, rows).sum(1))
+        ledger.add_whole(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
     left = place.block.cast("left", d)
     weight_part, bias_part = columns_of(call, place, ledger, d)
-    dimensions = len(layer.kernel_size)
     if weight_part is None:
         v = patches(layer, a).unflatten(1, (groups, -1)).flatten(2, 3)
         v = torch.cat([v, v.new_ones(*v.shape[:2], 1, v.shape[-1])], 2) if joint else v
@@ -83,13 +85,13 @@ def convolution_rule(call: Call, ledger: GradientAccumulator) -> None:
             groups,
         )
         v = v.flatten(2).unflatten(1, (groups, -1))
-    # v: (n * folded, groups, q, t)
+    # v: (n * positions, groups, q, t)
     # The output's projection comes after the sum over positions: q O multiplications a position, not p O + p q. The
     # short side goes first, which batched products on the CPU prefer by a factor of two to seven.
     share = (v @ d.flatten(2).unflatten(1, (groups, -1)).transpose(2, 3)).transpose(2, 3).flatten(1, 2)
     share = share if left is None else left @ share
-    if folded > 1:
-        share = share.unflatten(0, (n, folded)).sum(1)
+    if positions > 1:
+        share = share.unflatten(0, (n, positions)).sum(1)
     ledger.add_block(place, share)
 
 

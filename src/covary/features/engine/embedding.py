@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from covary.features.engine.accumulator import GradientAccumulator
-from covary.features.engine.calls import Call, by_sample
+from covary.features.engine.calls import Call
 from covary.features.engine.linear import fits
 
 
 def embedding_rule(call: Call, ledger: GradientAccumulator) -> None:
     """Embedding; the row of `padding_idx` gets no gradient, as in training."""
     layer: Any = call.layer
-    tokens, d = by_sample(call.inputs[0], ledger.n), by_sample(call.d, ledger.n)
-    tokens, d = tokens.reshape(ledger.n, -1), d.reshape(ledger.n, -1, d.shape[-1])
+    tokens, d = call.fold(call.inputs[0]).flatten(1), call.fold(call.d).flatten(1, -2)
     if layer.padding_idx is not None:
         d = d.masked_fill((tokens == layer.padding_idx).unsqueeze(-1), 0.0)
     rows, columns = layer.num_embeddings, layer.embedding_dim

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from covary.features.activations import pooled_activations
+from covary.features.activations import call_of, pooled_activations
 from covary.features.engine import LAYER_RULES, LEAF_RULE, LayerRule
 from covary.features.engine.accumulator import GradientAccumulator
 from covary.features.engine.calls import Call, Tap
+from covary.features.engine.operations import Used, watched_forward, watching
+from covary.features.layouts import Layout, Unsettled
 
 
 class RuleFailed(Exception):
@@ -22,6 +26,19 @@ class RuleFailed(Exception):
     def __init__(self, parameters: list[str], problem: Exception) -> None:
         super().__init__(f"{', '.join(parameters)}: {problem}")
         self.parameters = parameters
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the samples are in what one call was given and gave; None for what all samples share."""
+
+    inputs: tuple[Layout | None, ...]
+    outputs: tuple[Layout | None, ...]
+
+
+def operation_of(name: str) -> str:
+    """The key under which calls of known operations inside a layer are counted."""
+    return f"{name}()"
 
 
 class HookedPass:
@@ -33,48 +50,105 @@ class HookedPass:
         pooled: whether activations are pooled along the way.
 
     Attributes:
-        axes: the sample's dimension in layers' outputs, by name; 0 where it is not told.
+        rules: by layer name, the layer, its rule and the parameters it sees to.
+        operated: by layer name, the layer and the parameters whose operations are served one by one.
+        places: by layer name (or `operation_of` it), where the samples are in every call; None before they were found.
+        shared: embeddings that all samples share, looked up once a sample instead; the values are the same.
         bytes: size of the hooked layers' outputs in the last pass.
         unknown: parameters that no hook sees to.
     """
 
     def __init__(self, module: nn.Module, ledger: GradientAccumulator, pooled: bool = True) -> None:
         self.module, self.ledger, self.pooled = module, ledger, pooled
+        self.device = next((p.device for p in module.parameters() if not p.is_meta), None)
+        self.operated: dict[str, tuple[nn.Module, dict[str, str]]] = {}
+        self.places: dict[str, list[Places]] | None = None
+        self.shared: set[str] = set()
+        self.bytes = 0
+        self._forgotten: list[str] = []
+        self._select()
+
+    def _direct(self, layer: nn.Module) -> dict[str, str]:
+        direct = {key: self._first[id(p)] for key, p in layer.named_parameters(recurse=False)}
+        return {key: full for key, full in direct.items() if full in self.ledger.places}
+
+    def _select(self) -> None:
+        """Rules by type, or by the operations found; what neither sees to, wherever it is used, is unknown."""
+        # Anew each time: weights that come from disk are other objects in every pass.
+        self._first = {id(parameter): name for name, parameter in self.module.named_parameters()}
         self.rules: dict[str, tuple[nn.Module, LayerRule, dict[str, str]]] = {}
-        first = {id(parameter): name for name, parameter in module.named_parameters()}
         known: set[str] = set()
         covered: set[tuple[nn.Module, str]] = set()
         refused: set[str] = set()
-        for name, layer in module.named_modules():
-            direct = {key: first[id(p)] for key, p in layer.named_parameters(recurse=False)}
-            direct = {key: full for key, full in direct.items() if full in ledger.places}
+        for name, layer in self.module.named_modules():
+            direct = self._direct(layer)
+            if direct and all((layer, key) in covered for key in direct):
+                continue  # part of a layer that has a rule
             rule = LAYER_RULES.get(type(layer), LEAF_RULE)
-            inside = {key: first[id(p)] for key, p in layer.named_parameters()}
-            own = {key: inside[key] for key in rule.parameters or direct if inside.get(key) in ledger.places}
-            holds = rule.holds(layer) and set(direct) <= set(own)
-            if own and holds:
+            inside = {key: self._first[id(p)] for key, p in layer.named_parameters()}
+            parametrised = parametrize.is_parametrized(layer)
+            keys = rule.parameters or (inside if parametrised else direct)
+            own = {key: inside[key] for key in keys if inside.get(key) in self.ledger.places}
+            if name in self.operated:
+                served = set(self.operated[name][1].values())
+                known.update(served)
+                covered.update((layer, key) for key, full in direct.items() if full in served)
+            elif own and rule.holds(layer) and set(direct) <= set(own):
                 self.rules[name] = layer, rule, own
                 known.update(own.values())
                 covered.update((child, key) for child, key in _owners(layer, own))
             refused.update(full for key, full in direct.items() if (layer, key) not in covered)
         # A weight shared between a known and an unknown layer would be summed over the known one alone.
-        self.unknown = [name for name in ledger.places if name not in known or name in refused]
-        self._drop(set(self.unknown))
-        self.bytes = 0
-        self.axes: dict[str, int] = {}
+        self.unknown = [name for name in self.ledger.places if name not in known or name in refused]
+        self.unknown += [name for name in self._forgotten if name not in self.unknown]
+        for name, (layer, rule, own) in list(self.rules.items()):
+            left = {key: full for key, full in own.items() if full not in self.unknown}
+            self.rules[name] = layer, rule, left
+            if not left:
+                del self.rules[name]
 
     def forget(self, parameters: Sequence[str]) -> None:
         """Leaves these parameters to another engine from now on."""
-        self.unknown += [name for name in parameters if name not in self.unknown]
-        self._drop(set(parameters))
+        self._forgotten += [name for name in parameters if name not in self._forgotten]
+        self._select()
 
-    def _drop(self, parameters: set[str]) -> None:
-        for name, (layer, rule, own) in list(self.rules.items()):
-            left = {key: full for key, full in own.items() if full not in parameters}
-            if left:
-                self.rules[name] = layer, rule, left
-            else:
-                del self.rules[name]
+    def parameters_of(self, names: Iterable[str]) -> list[str]:
+        """Parameters that the layers or operations of these names see to."""
+        found: list[str] = []
+        for name in names:
+            layer = name.removesuffix("()")
+            if name in self.rules:
+                found += self.rules[name][2].values()
+            elif layer != name and layer in self.operated:
+                found += self.operated[layer][1].values()
+        return list(dict.fromkeys(found))
+
+    def find_operations(self, forward: Callable[[], Any]) -> None:
+        """Looks which layers without a rule of their own call known operations on their weights, and nothing else."""
+        candidates = {
+            name: (layer, self._direct(layer))
+            for name, layer in self.module.named_modules()
+            if type(layer) not in LAYER_RULES and self._direct(layer) and not parametrize.is_parametrized(layer)
+        }
+        if not candidates:
+            return
+        used: set[str] = set()
+        missed: set[str] = set()
+
+        def visit(call: Used, output: Tensor) -> Tensor:
+            used.update(call.names.values())
+            return output
+
+        with ExitStack() as stack:
+            for layer, own in candidates.values():
+                stack.enter_context(watched_forward(layer, watching(layer, own, visit, missed)))
+            forward()
+        for name, (layer, own) in candidates.items():
+            served = {key: full for key, full in own.items() if full in used and full not in missed}
+            # A layer on its own has a rule for all of its weights or none.
+            if served and (len(served) == len(own) or not LEAF_RULE.holds(layer)):
+                self.operated[name] = layer, served
+        self._select()
 
     def __call__(
         self,
@@ -88,30 +162,68 @@ class HookedPass:
         `forward` runs the network once and returns one or several observables of all samples; `collect` is called when
         the contributions of each are in the ledger, which begins a new page for the next.
         """
-        self.ledger.begin(n)
+        self.ledger.begin(n, self.device)
         self.bytes = 0
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(without_weight_gradients(self.module))
-            activations: Mapping[str, Tensor] = {}
-            if self.pooled:
-                activations = stack.enter_context(pooled_activations(self.module, n, self.axes))
             token = torch.zeros((), requires_grad=True)
-            self._hook(stack, token)
-            with autocast():
+            self._hook(stack, token, n)
+            with autocast(), self._pooling(n) as activations:
                 values, more = forward()
             for i, value in enumerate(values):
                 if i:
-                    self.ledger.begin(n)
+                    self.ledger.begin(n, self.device)
                 if value.requires_grad:
                     # Not autograd.grad: reentrant checkpointing refuses it. Only the token is there to accumulate.
                     value.sum().backward(retain_graph=i + 1 < len(values))
                 collect()
             return [value.detach() for value in values], more, activations
 
-    def _hook(self, stack: ExitStack, token: Tensor) -> None:
-        def attach(layer: nn.Module, rule: LayerRule, names: dict[str, str], axis: int) -> None:
+    @contextmanager
+    def _pooling(self, n: int) -> Iterator[dict[str, Tensor]]:
+        if not self.pooled:
+            yield {}
+            return
+        places = self.places or {}
+        layouts = {name: [call.outputs[0] for call in calls] for name, calls in places.items()}
+        with pooled_activations(self.module, n, layouts) as activations:
+            yield activations
+
+    def expand(self, n: int) -> ExitStack:
+        """While open, what all samples share is looked up once a sample in the embeddings known to do so."""
+        stack = ExitStack()
+
+        def look(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2 and inputs[0].shape[0] == 1 < n:
+                return inputs[0].expand(n, -1), *inputs[1:]
+            return None
+
+        for name in self.shared:
+            stack.callback(self.module.get_submodule(name).register_forward_pre_hook(look).remove)
+        return stack
+
+    def _hook(self, stack: ExitStack, token: Tensor, n: int) -> None:
+        calls: dict[str, int] = {}
+
+        def places_of(name: str) -> Places | None:
+            count = calls.get(name, 0)
+            calls[name] = count + 1
+            return None if n == 1 else call_of((self.places or {}).get(name, []), count)
+
+        def served(rule: Callable[..., Any], names: dict[str, str], make: Callable[..., Call]) -> Callable[..., Any]:
+            def consume(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Tensor | None:
+                try:
+                    return rule(make(ds, saved), self.ledger)
+                except Exception as problem:
+                    if isinstance(problem, (RuleFailed, Unsettled)) or "out of memory" in str(problem).lower():
+                        raise
+                    raise RuleFailed(list(names.values()), problem) from problem
+
+            return consume
+
+        def attach(name: str, layer: nn.Module, rule: LayerRule, names: dict[str, str]) -> None:
             detached: list[Tensor] = []
 
             def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
@@ -124,43 +236,73 @@ class HookedPass:
                 # Checkpointing runs layers without gradients first; calls count where the graph is built.
                 if not torch.is_grad_enabled():
                     return None
-                out = output if isinstance(output, Tensor) else output[0]
-                self.bytes += out.numel() * out.element_size()
+                places = places_of(name)
                 own = detached.pop() if detached else None
                 leaves, structure = tree_flatten((inputs, kwargs))
                 tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
                 tensors = tensors if rule.all_arguments else tensors[:1]
                 kept = [leaves[i].detach() for i in tensors] if own is None else [own]
+                # What is kept is held by autograd alone.
+                shells = [(i, id(leaves[i])) for i in tensors]
+                rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
-                def consume(d: Tensor, saved: tuple[Tensor, ...]) -> Tensor | None:
+                def make(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Call:
                     through = own is not None and own.requires_grad
                     arguments = ((), {})
                     if rule.all_arguments:
                         # The same tensor twice stays the same object: attention asks whether query is key.
-                        same = {id(leaves[i]): tensor for i, tensor in zip(tensors, saved, strict=True)}
-                        filled = [same.get(id(leaf), leaf) for leaf in leaves]
+                        same = {key: tensor for (_, key), tensor in zip(shells, saved, strict=True)}
+                        filled = list(rest)
+                        for i, key in shells:
+                            filled[i] = same[key]
                         arguments = tree_unflatten(filled, structure)
-                    if axis and not rule.all_arguments:
-                        d, saved = d.movedim(axis, 0), tuple(leaf.movedim(axis, 0) for leaf in saved)
-                    try:
-                        return rule.rule(Call(layer, names, saved, d, through, arguments), self.ledger)
-                    except (RuntimeError, ValueError) as problem:
-                        if "out of memory" in str(problem).lower():
-                            raise
-                        raise RuleFailed(list(names.values()), problem) from problem
+                    inside, outside = ((), ()) if places is None else (places.inputs, places.outputs)
+                    return Call(layer, names, saved, ds, n, outside, through, arguments, inside)
 
+                outs, shape = tree_flatten(output)
+                floats = [i for i, o in enumerate(outs) if isinstance(o, Tensor) and o.is_floating_point()]
+                floats = floats if rule.all_arguments else floats[:1]
+                if not floats:
+                    raise RuleFailed(list(names.values()), TypeError("no tensor comes out of the layer"))
+                self.bytes += sum(outs[i].numel() * outs[i].element_size() for i in floats)
                 # Marking a view as changed in place would drag its base along, and what an unknown layer returns may
                 # be something it keeps.
-                out = out.clone() if rule is LEAF_RULE or (out._is_view() and not out.requires_grad) else out
-                tapped = Tap.apply(out, token, consume, *kept)
-                return tapped if isinstance(output, Tensor) else (tapped, *output[1:])
+                ready = [
+                    o.clone() if rule.all_arguments or (o._is_view() and not o.requires_grad) else o
+                    for o in (outs[i] for i in floats)
+                ]
+                consume = served(rule.rule, names, make)
+                tapped = Tap.apply(consume, len(ready), token, *ready, *kept)
+                for i, o in zip(floats, (tapped,) if isinstance(tapped, Tensor) else tapped, strict=True):
+                    outs[i] = o
+                return tree_unflatten(outs, shape)
 
             if rule.own_backward:
                 stack.callback(layer.register_forward_pre_hook(before).remove)
             stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
 
+        def operate(name: str, layer: nn.Module, own: dict[str, str]) -> None:
+            def visit(used: Used, output: Tensor) -> Tensor:
+                names = {key: full for key, full in used.names.items() if full not in self.unknown}
+                if not torch.is_grad_enabled() or not names:
+                    return output
+                places = places_of(operation_of(name))
+                layouts = () if places is None else places.outputs
+                self.bytes += output.numel() * output.element_size()
+
+                def make(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Call:
+                    return Call(used.layer, names, saved, ds, n, layouts)
+
+                ready = output.clone() if output._is_view() else output
+                return Tap.apply(served(used.rule, names, make), 1, token, ready, used.input.detach())
+
+            stack.enter_context(watched_forward(layer, watching(layer, own, visit)))
+
+        stack.enter_context(self.expand(n))
         for name, (layer, rule, names) in self.rules.items():
-            attach(layer, rule, names, self.axes.get(name, 0))
+            attach(name, layer, rule, names)
+        for name, (layer, own) in self.operated.items():
+            operate(name, layer, own)
 
 
 def _owners(layer: nn.Module, keys: Iterable[str]) -> Iterator[tuple[nn.Module, str]]:

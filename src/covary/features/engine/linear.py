@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from covary.features.engine.accumulator import BlockSlot, GradientAccumulator
-from covary.features.engine.calls import Call, by_sample
+from covary.features.engine.calls import Call
 
 
 def whole_is_cheaper(place: BlockSlot, rows: int, columns: int, dearer: int = 1) -> bool:
@@ -39,9 +39,9 @@ def columns_of(
 
 def linear_rule(call: Call, ledger: GradientAccumulator) -> None:
     """y = W a + b at every position."""
-    d, a = by_sample(call.d, ledger.n), by_sample(call.inputs[0], ledger.n)
-    d, a = d.reshape(len(d), -1, d.shape[-1]), a.reshape(len(a), -1, a.shape[-1]).to(d.dtype)
-    product(call, ledger, d, a)
+    # A single vector has no dimension of samples.
+    d, a = (leaf.unsqueeze(0) if leaf.ndim == 1 else leaf for leaf in (call.d, call.inputs[0]))
+    product(call, ledger, call.fold(d).flatten(1, -2), call.fold(a).flatten(1, -2).to(d.dtype))
 
 
 def product(call: Call, ledger: GradientAccumulator, d: Float[Tensor, "n t o"], a: Float[Tensor, "n t i"]) -> None:
@@ -49,7 +49,8 @@ def product(call: Call, ledger: GradientAccumulator, d: Float[Tensor, "n t o"], 
     place = ledger.places.get(call.names.get("weight", ""))
     bias = ledger.places.get(call.names.get("bias", ""))
     rows, columns = d.shape[-1], a.shape[-1]
-    if place is None or not fits(place, rows, columns) or (d.shape[1] > 1 and whole_is_cheaper(place, rows, columns)):
+    several = d.shape[1] != 1 or ledger.positions_vary
+    if place is None or not fits(place, rows, columns) or (several and whole_is_cheaper(place, rows, columns)):
         if place is not None:
             ledger.add_whole(call.names["weight"], d.transpose(1, 2) @ a)
         if bias is not None:
@@ -65,7 +66,7 @@ def product(call: Call, ledger: GradientAccumulator, d: Float[Tensor, "n t o"], 
     else:
         v = a @ weight_part.T
         v = v if bias_part is None else v + bias_part
-    if d.shape[1] > 1:
+    if several:
         # The short side first: batched products on the CPU prefer it by a factor of two to seven.
         share = (v.transpose(1, 2) @ d).transpose(1, 2)
         ledger.add_block(place, share if left is None else left @ share)

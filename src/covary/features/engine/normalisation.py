@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from covary.features.engine.accumulator import GradientAccumulator
-from covary.features.engine.calls import Call, by_sample
+from covary.features.engine.calls import Call
 
 # Of one operand of the batch normalisation's loop, so that all four stay in a core's cache.
 CHUNK_BYTES = 1024 * 2**10
@@ -84,8 +84,11 @@ def rms_norm_rule(call: Call, ledger: GradientAccumulator) -> None:
 
 def _last(call: Call, ledger: GradientAccumulator, x: Tensor) -> None:
     own = tuple(call.layer.normalized_shape)  # type: ignore[arg-type]
-    d = call.d.float().reshape(ledger.n, -1, *own)
-    _add(call, ledger, (d * x.float().reshape(d.shape)).sum(1), d.sum(1))
+    leaves = (leaf.unsqueeze(0) if leaf.ndim == len(own) else leaf for leaf in (call.d, x))
+    d, x = (call.fold(leaf).flatten(1, -1 - len(own)).float() for leaf in leaves)
+    for key, gradient in (("weight", d * x), ("bias", d)):
+        if key in call.names:
+            ledger.add_whole(call.names[key], gradient.sum(1))
 
 
 def _over_positions(x: Tensor | None, d: Tensor) -> Tensor:
@@ -98,8 +101,7 @@ def _over_positions(x: Tensor | None, d: Tensor) -> Tensor:
 def _add(call: Call, ledger: GradientAccumulator, weight: Tensor, bias: Tensor) -> None:
     for own, gradient in (("weight", weight), ("bias", bias)):
         if own in call.names:
-            each = by_sample(gradient, ledger.n)
-            ledger.add_whole(call.names[own], each if each is gradient else each.sum(1))
+            ledger.add_whole(call.names[own], call.fold(gradient, 0).sum(1))
 
 
 def frozen_statistics(layer: Any) -> bool:

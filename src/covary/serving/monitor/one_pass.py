@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,20 +10,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from covary.detector import Detector
 from covary.features.gradient import GradientExtractor
-from covary.models.network import as_logits
+from covary.models.network import as_logits, sharing_weights
 from covary.scoring.rows import Batch, Rows
 
 # Shapes of batches whose outputs were compared with the bare network's; beyond that many, none is compared any more.
 COMPARED = 512
 # The engine checks itself on the first samples it sees; a few of them are enough.
 WARM = 4
-
-
-def sharing_weights(module: nn.Module) -> nn.Module:
-    """A copy of a module with hooks and state of its own whose parameters and buffers are the original's memory."""
-    kept: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
-    kept |= {id(b): b for b in module.buffers()}
-    return copy.deepcopy(module, kept).eval()
 
 
 class OnePass:
@@ -57,11 +49,14 @@ class OnePass:
             self.notes.append("A sampled estimator runs passes of its own: outputs come from one more.")
             return
         try:
-            twin = sharing_weights(self.module)
+            twin = sharing_weights(self.module, trainable=False).eval()
         except (RuntimeError, TypeError, NotImplementedError, AttributeError) as problem:
             self.apart = False
             self.notes.append(f"The network cannot be copied ({problem}): outputs come from a pass of their own.")
             return
+        if twin is self.module:
+            self.apart = False
+            self.notes.append("The network is spread over devices: outputs wait for a pass that is under way.")
         self.extractor = self.extractor.beside(twin, self._choose)
         self._joint = self.extractor.engine == "hooks"
         if not self._joint:
@@ -101,8 +96,9 @@ class OnePass:
 
     def _choose(self, output: Any) -> Tensor:
         logits = as_logits(output, self.selector)
-        # The first forward pass over the whole batch; checks and slices see other numbers of samples.
-        if self._wanted == len(logits) and not self._seen:
+        # The first forward pass over the whole batch. Slices see other numbers of samples; passes in which the engine
+        # only looks where samples are ask without gradients.
+        if self._wanted == len(logits) and not self._seen and torch.is_grad_enabled():
             self._seen.append(output)
         return logits
 
