@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_networks import check
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -18,6 +17,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.gradient import GradientExtractor
 from covary.scoring.rows import Batch
+from networks import check
 
 
 class Ends(nn.Module):
