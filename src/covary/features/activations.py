@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from covary.features.layouts import Layout, folded
 
@@ -165,8 +164,13 @@ def call_of(places: list[T], count: int) -> T | None:
 
 
 def with_zeros(activations: Mapping[str, Tensor], layers: Mapping[str, nn.Module], n: int) -> dict[str, Tensor]:
-    """Activations of every layer, in order: rows of zeros for those that the pass did not reach."""
-    some = next((leaf for leaf in tree_leaves(activations)), torch.zeros(0))
+    """Activations of every layer, in order: rows of zeros for those that the pass did not reach.
+
+    None at all where it reached no layer, since another copy of the network ran then.
+    """
+    if not activations:
+        return {}
+    some = next(iter(activations.values()))
     result = {name: rows for name, rows in activations.items() if name not in layers}
     for name, layer in layers.items():
         if name in activations:
