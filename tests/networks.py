@@ -26,24 +26,24 @@ WIDTHS = (3, 6, 12)
 class Same(nn.Conv2d):
     """A convolution that pads its input itself, as ports of EfficientNet do."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         pad = [k - 1 for k in self.kernel_size]
-        x = F.pad(x, [pad[1] // 2, pad[1] - pad[1] // 2, pad[0] // 2, pad[0] - pad[0] // 2])
+        x = F.pad(input, [pad[1] // 2, pad[1] - pad[1] // 2, pad[0] // 2, pad[0] - pad[0] // 2])
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 class Doubled(nn.Linear):
     """A linear layer of another class that does something else afterwards."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * F.linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * F.linear(input, self.weight, self.bias)
 
 
 class ChannelNorm(nn.LayerNorm):
     """A layer normalisation over the channels of images."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
 
 
 class Own(nn.Module):
@@ -223,7 +223,7 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.used(x)
-        return (x, self.auxiliary(x)) if self.training else x
+        return x + self.auxiliary(x).mean() if self.training else x
 
 
 class Grown(torch.autograd.Function):
@@ -235,8 +235,8 @@ class Grown(torch.autograd.Function):
         return x * w
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, Tensor]:
-        x, w = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        (d,), (x, w) = gradients, ctx.saved_tensors
         return d * w, (d * x).reshape(-1, w.shape[-1]).sum(0)
 
 
@@ -318,8 +318,9 @@ def _image(draw: Draw, c: int, size: int, depth: int) -> nn.Module:
     if kind == "same":
         return Same(c, c, draw(st.sampled_from([2, 3])))
     if kind == "norm":
-        make = [nn.BatchNorm2d, lambda c: nn.GroupNorm(3, c), lambda c: nn.InstanceNorm2d(c, affine=True)]
-        return draw(st.sampled_from(make))(c)
+        # No instance normalisation: of one sample PyTorch 2.13's own gradient is wrong where the gradient that comes
+        # back is laid out with channels last.
+        return draw(st.sampled_from([nn.BatchNorm2d, lambda c: nn.GroupNorm(3, c)]))(c)
     if kind == "channel-norm":
         return ChannelNorm(c)
     if kind == "bend":
@@ -498,7 +499,7 @@ def check(network: nn.Module, x: Tensor, choose: Callable[[Any], Tensor] = lambd
     still = np.array([0, 2, 3, 4, 5, 6])
     same(rows_of(features, other).take(still), seven.take(still))
     # Another extractor that meets a single sample first, as one that was loaded may.
-    fresh = extractor(network, choose)
+    fresh = features.beside(network, choose)  # the same projections
     same(rows_of(fresh, x[4:5]), seven.take(np.array([4])))
     same(rows_of(fresh, x[:7]), seven)
     return features.notes

@@ -35,6 +35,11 @@ class ValueDependence(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._set(leaf, _COMPUTED if leaf.is_floating_point() else _WHOLE)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Else the first call imports the compiler, which takes longer than most checks.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
