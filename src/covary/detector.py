@@ -34,6 +34,7 @@ from covary.features.survival import Survival
 from covary.models.network import Network, as_logits, load_network
 from covary.objects import check_consent, is_object_name, load_object
 from covary.scoring.evidence import Evidence, Explainer
+from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
 from covary.scoring.rows import Batch, Rows
@@ -244,8 +245,19 @@ class Detector:
             rows, labels, calibration, roles or self._roles_before()
         )
         self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))
+        if s.false_alarms == "right":
+            calibrate_on_right(self.judge, self._answered_right())
         self.explainer = Explainer(self.judge)
         return self
+
+    def _answered_right(self) -> list[str]:
+        """Names of the trusted inputs whose class is known and which the network answers with it."""
+        if self.labels is None or self.calibration_rows is not None:
+            where = "trusted inputs without classes" if self.labels is None else "a calibration set apart"
+            found = f"false alarms counted over right answers, with {where}"
+            raise CovaryError(found, "classes of trusted inputs, some of which calibrate", "count them over all")
+        right = self.trusted_rows.predicted == self.labels
+        return [name for name, known in zip(self.trusted_rows.ids, right.tolist(), strict=True) if known]
 
     def _roles_before(self) -> dict[str, list[str]] | None:
         fingerprint, roles = self.dealt_before or (None, None)

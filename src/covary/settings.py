@@ -88,6 +88,7 @@ class Settings(BaseModel):
         amp: `bf16` or `fp16` autocast, or None.
         channels_last: memory format of images.
         engine: how per-sample gradients are taken: `hooks` (one pass) or `exact` (torch.func).
+        false_alarms: clean inputs over which the rate holds: `all`, or those that the network answers `right`.
         evidence: `fast` (one forward and one backward pass) or `thorough` (three more forward passes, for survival; see
             `covary.features.survival`).
         estimator: gradients at w* (`first-order`) or traces along draws of weights (see `ESTIMATORS`), which sets the
@@ -129,6 +130,7 @@ class Settings(BaseModel):
     amp: Literal["bf16", "fp16"] | None = None
     channels_last: bool = False
     engine: Literal["hooks", "exact"] = "hooks"
+    false_alarms: Literal["all", "right"] = "all"
     evidence: Literal["fast", "thorough"] = "fast"
     estimator: str = "first-order"
     draws: int | None = Field(default=None, ge=4)

@@ -149,6 +149,10 @@ class Method:
     half_rows: Annotated[
         bool, Option("--half-rows", help="Keep rows of trusted inputs in float16.", rich_help_panel=DETECTOR)
     ] = False
+    false_alarms: Annotated[
+        str, Option("--false-alarms", help="Clean inputs over which the rate holds: all, or those answered right (needs"
+                    " trusted classes).", rich_help_panel=VERDICTS)
+    ] = "all"  # fmt: skip
     evidence: Annotated[
         str | None,
         Option("--evidence", help="fast, or thorough: three more forward passes, for how the answer survives amplified "

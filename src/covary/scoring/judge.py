@@ -181,6 +181,9 @@ class Judge:
         # Fit and calibration samples of every split, for a look at piles (see `covary.scoring.together`).
         self.held_: list[tuple[Rows, Rows]] = []
         self.views_: list[Any] | None = None
+        # Which calibration samples rank, and the folds of all, where not all do (see `covary.scoring.guarantee`).
+        self.ranked_: Bool[np.ndarray, " _"] | None = None
+        self.every_fold_: Int[np.ndarray, " _"] | None = None
         references: list[Rows] = []
         held: list[tuple[Rows, Float[np.ndarray, " _"]]] = []
         for k, dealt in enumerate(self.splits_):

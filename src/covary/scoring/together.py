@@ -158,7 +158,8 @@ def added(parts: Iterable[Sums]) -> Sums:
 def look(judge: Judge, pile: Sums) -> Judge:
     """The judge after a look at a pile of which `pile` are the sums; good for that pile alone."""
     seen = copy.copy(judge)
-    seen.scores_, seen.calibration_scores = [], np.empty(len(judge.calibration_scores))
+    folds = judge.calibration_folds if judge.every_fold_ is None else judge.every_fold_
+    seen.scores_, scores = [], np.empty(len(folds))
     for k, (evidence, moments) in enumerate(zip(views(judge), pile, strict=True)):
         own = judge.held_[k][1]
         both = _added([evidence.moments(own, judge.scores_[k].measure(own)), moments])
@@ -167,8 +168,9 @@ def look(judge: Judge, pile: Sums) -> Judge:
         seen.scores_.append(score)
         # The scores of several splits stand in the order of the trusted set, those of one in the order of its role.
         order = np.argsort(judge.splits_[k].calibration) if len(pile) > 1 else np.arange(len(own))
-        seen.calibration_scores[judge.calibration_folds == k] = measured.score[order]
+        scores[folds == k] = measured.score[order]
         seen.parts = list(measured.parts)
+    seen.calibration_scores = scores if judge.ranked_ is None else scores[judge.ranked_]
     seen.statements = [*judge.statements, STATEMENT]
     return seen
 
