@@ -455,6 +455,7 @@ def _keep(calls: list[Tensor]) -> Callable[..., None]:
 def mean(layer: nn.Module, out: Tensor) -> Tensor:
     """Over everything but the channels of one sample's output."""
     second = isinstance(layer, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase | nn.GroupNorm | ChannelNorm)
+    second |= getattr(layer, "data_format", "") == "channels_first"
     out = out.detach().movedim(1, -1) if second else out.detach()
     return out.reshape(-1, out.shape[-1]).mean(0)
 
