@@ -64,6 +64,18 @@ def test_policy_admits_exactly_the_style_and_script_of_the_page(page: Page) -> N
     assert not [a for _, a in page.elements if "style" in a], "the policy forbids style attributes"
 
 
+def test_what_holds_the_threshold_is_shown(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", n=60)
+    record = json.loads((run / "report.json").read_text())
+    record["threshold_held_by"] = [{"id": f"{HOSTILE[0]}-trusted", "score": 4.25, "thumbnail": None}]
+    (run / "report.json").write_text(json.dumps(record))
+    page = Page(write_report(run))
+    assert "What holds the threshold" in page.text
+    assert f"{HOSTILE[0]}-trusted" in page.text, "escaped, and whole"
+    assert "4.25" in page.text
+    assert "What holds the threshold" not in make(tmp_path / "before").text
+
+
 def test_a_run_tells_its_own_evidence_parts(tmp_path: Path) -> None:
     run = write_fake_run(tmp_path / "run", n=60)
     record = json.loads((run / "run.json").read_text())
