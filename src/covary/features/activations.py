@@ -24,9 +24,6 @@ _CHANNELS_SECOND = (
     nn.BatchNorm2d,
     nn.BatchNorm3d,
     nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
 )
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.MultiheadAttention)
 _HEADS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -43,7 +40,8 @@ Layouts = Mapping[str, list[Layout | None]]
 def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every convolution, normalisation, linear and attention layer, by name; norms of other libraries by class name.
 
-    What computes a weight (a parametrisation) and what an attention uses without calling it are no layers.
+    What computes a weight (a parametrisation) and what an attention uses without calling it are no layers. Instance
+    normalisations tell nothing: their mean over positions is their bias, and what is left is rounding.
     """
     inner: set[int] = set()
     for child in module.modules():
