@@ -41,7 +41,8 @@ def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Every convolution, normalisation, linear and attention layer, by name; norms of other libraries by class name.
 
     What computes a weight (a parametrisation) and what an attention uses without calling it are no layers. Instance
-    normalisations tell nothing: their mean over positions is their bias, and what is left is rounding.
+    normalisations, and group normalisations of one channel a group, tell nothing: their mean over positions is their
+    bias, and what is left is rounding.
     """
     inner: set[int] = set()
     for child in module.modules():
@@ -54,6 +55,7 @@ def watched_layers(module: nn.Module) -> dict[str, nn.Module]:
         for name, child in module.named_modules()
         if id(child) not in inner
         and (isinstance(child, _CHANNELS_SECOND + _CHANNELS_LAST) or type(child).__name__.endswith("Norm"))
+        and not (isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels)
     }
 
 
