@@ -98,7 +98,7 @@ def test_a_scan_judges_its_pile_together_unless_told_otherwise(run_cli, usual, r
 
 
 def test_json_alone_on_stdout(run_cli, usual, network, tiny_files, tmp_path):
-    code, out, err = run_cli("scan", *usual, "--out", tmp_path / "run", "--json")
+    code, out, err = run_cli("scan", *usual, "--evidence", "fast", "--out", tmp_path / "run", "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["n"] == len(X)
     code, out, _ = run_cli("fit", *network, "--trusted", tiny_files / "trusted.npz", "--out", tmp_path / "d", "--json")
