@@ -389,14 +389,14 @@ def test_memory_that_does_not_suffice_is_told(fitted, monkeypatch):
 
 def test_a_metric_comes_from_reference_inputs_alone_and_is_saved(tmp_path):
     x, y = tiny.trusted()
-    detector = tiny.detector(metric="kronecker").fit((x, y))
+    detector = tiny.detector(preconditioner="kronecker").fit((x, y))
     moments = detector.extractor.moments([], "kronecker")
     chosen = np.isin(detector.trusted_rows.ids, detector.judge.roles["reference"])
     assert 0 < chosen.sum() < len(x) / 2
     moments.add(detector.extractor._gradients(as_floats(x[chosen])).parameters)
-    assert detector.metric is not None
+    assert detector.extractor.metric is not None
     for layer, blocks in moments.metric(0.1).items():
-        for wanted, found in zip(blocks, detector.metric[layer], strict=True):
+        for wanted, found in zip(blocks, detector.extractor.metric[layer], strict=True):
             torch.testing.assert_close(found.left, wanted.left, rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(found.right, wanted.right, rtol=1e-3, atol=1e-4)
     same(Detector.load(detector.save(tmp_path / "d"), tiny.trained()).score(X), detector.score(X))
@@ -405,7 +405,7 @@ def test_a_metric_comes_from_reference_inputs_alone_and_is_saved(tmp_path):
 def test_a_metric_needs_a_trusted_set_that_can_be_split():
     x, y = tiny.trusted()
     with pytest.raises(CovaryError, match="at least 330"):
-        tiny.detector(metric="diagonal").fit((x[:300], y[:300]))
+        tiny.detector(preconditioner="diagonal").fit((x[:300], y[:300]))
 
 
 # Together ------------------------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def test_survival_that_says_nothing_is_told():
 
 
 def test_thorough_evidence_needs_gradients_and_classes():
-    with pytest.raises(CovaryError, match="thorough"):
+    with pytest.raises(CovaryError, match="evidence says nothing to the estimator gaussian"):
         Detector(tiny.trained(), estimator="gaussian", evidence="thorough")
     with pytest.raises(CovaryError, match="classes"):
         Detector(tiny.trained(), observable=largest_logit, evidence="thorough").fit(tiny.trusted())

@@ -10,7 +10,15 @@ from covary.features.sampled.extractor import plan_of
 from covary.features.sampled.samplers import PRESETS, sampler_named
 from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
-from covary.settings import ESTIMATORS, SAMPLED_ONLY, Settings, estimator_named
+from covary.settings import (
+    ESTIMATORS,
+    OF_EXTRACTOR,
+    GradientSettings,
+    SampledSettings,
+    Settings,
+    TextSettings,
+    estimator_named,
+)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -66,7 +74,7 @@ GIVEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SAMPLED_ONLY)
+@pytest.mark.parametrize("name", GIVEN)
 def test_what_would_do_nothing_is_refused(name):
     with pytest.raises(CovaryError, match=f"{name} says nothing to the estimator first-order; expected gaussian"):
         Settings.checked(**{name: GIVEN[name]})
@@ -79,9 +87,53 @@ def test_contradictions_are_refused():
         ({"draws": 3}, "draws is 3; expected a number greater than or equal to 4"),
         ({"batchnorm": "off"}, "batchnorm is 'off'; expected 'drift' or 'frozen'"),
         ({"compiled": True, "draws_at_once": 4}, "compiled passes take one draw at a time"),
-        ({"metric": "diagonal"}, "metric 'diagonal' with the estimator gaussian"),
+        ({"preconditioner": "diagonal"}, "preconditioner says nothing to the estimator gaussian; expected first-order"),
         ({"stop_when_stable": 1.5}, "stop_when_stable is 1.5"),
     ):
         with pytest.raises(CovaryError) as refused:
             Settings.checked(**{"estimator": "gaussian", **values})
         assert words in str(refused.value)
+
+
+def test_every_sampled_setting_is_tried():
+    assert {*GIVEN, "kind", "estimator", "output", "channels_last"} == set(SampledSettings.model_fields)
+
+
+OLD = {
+    "observable": "margin", "space": "all", "score": "combined", "coupling": "cosine", "fpr": 0.01, "per_class": False,
+    "allow_missing_classes": False, "metric": "identity", "damping": 0.1, "half_rows": False, "seed": 0, "output": None,
+    "device": "cpu", "batch_size": 64, "amp": None, "channels_last": False, "engine": "hooks",
+    "estimator": "first-order", "draws": None, "chains": 1, "burn_in": None, "thinning": None, "sigma": None,
+    "batchnorm": None, "constants": {}, "layerwise": False, "half_draws": False, "draws_at_once": 1, "compiled": False,
+    "stop_when_stable": None,
+}  # fmt: skip
+
+
+def test_settings_saved_before_the_union_are_read():
+    assert Settings(**OLD).extractor == GradientSettings()
+    kept = Settings(**{**OLD, "metric": "diagonal", "damping": 0.3}).extractor
+    assert kept == GradientSettings(preconditioner="diagonal", damping=0.3)
+    sampled = Settings(**{**OLD, "estimator": "sgld", "draws": 9, "score": "class-max", "channels_last": True})
+    assert sampled.extractor == SampledSettings(estimator="sgld", draws=9, channels_last=True)
+
+
+def test_a_setting_is_given_to_the_extractor_by_name_or_with_it():
+    by_name = Settings.checked(estimator="gaussian", draws=20)
+    assert by_name == Settings.checked(extractor=SampledSettings(estimator="gaussian", draws=20))
+    assert by_name == Settings.checked(extractor={"kind": "sampled", "estimator": "gaussian", "draws": 20})
+    texts = Settings.checked(extractor="text", pooling="sum")
+    assert texts.extractor == TextSettings(pooling="sum")
+    assert (texts.score, texts.observable) == ("combined", "margin")
+
+
+@pytest.mark.parametrize("kind", OF_EXTRACTOR)
+def test_what_no_extractor_of_the_kind_reads_cannot_be_written_down(kind):
+    others = {name for own in OF_EXTRACTOR.values() for name in own.model_fields} - set(OF_EXTRACTOR[kind].model_fields)
+    values = {**GIVEN, "estimator": "sgld", "pooling": "sum", "groups": "none", "max_new_tokens": 3, "max_length": 9,
+              "dtype": "bfloat16", "adapter": "fresh:2", "side": "left", "preconditioner": "diagonal", "damping": 0.4,
+              "engine": "exact", "evidence": "thorough", "output": "y", "channels_last": True}  # fmt: skip
+    for name in others - {"estimator"}:
+        with pytest.raises(CovaryError, match=f"{name} says nothing to"):
+            Settings.checked(extractor=kind, **{name: values[name]})
+    with pytest.raises(CovaryError, match="unknown setting 'anything'"):
+        Settings.checked(extractor=kind, anything=1)

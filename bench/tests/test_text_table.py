@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from covary.text.detector import LanguageDetector
+from covary.detector import Detector
 from covary_bench import commands, docs, runner
 from covary_bench import table as tables
 from covary_bench.baselines.texts import TEXT_BASELINES
@@ -79,7 +79,7 @@ def test_ours_is_what_the_detector_says(cache, tmp_path):
     case = cache / "language" / "tiny-s0"
     prepared = PreparedTexts(case, tmp_path / "work")
     text = {"max_new_tokens": tiny.LONGEST}
-    detector = LanguageDetector(case / "model", text=text).fit(case / "trusted.jsonl")
+    detector = Detector(case / "model", **text).fit(case / "trusted.jsonl")
     verdicts = detector.score(case / "inputs.jsonl")
     mine = ours(prepared)
     np.testing.assert_allclose(mine.score, verdicts.score, rtol=1e-4)

@@ -3,56 +3,37 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from covary.data.source import Source, open_data
+from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.features.cached import CachedRows
-from covary.features.gradient import GradientExtractor
-from covary.features.guards import (
-    check_labels,
-    check_missing_classes,
-    check_shape,
-    missing_classes,
-    network_at_work,
-    no_gradient,
-    shape_of_one,
-)
-from covary.features.preconditioner import Metric, metric_from_arrays, metric_to_arrays
+from covary.features.extractor import extractor_of, is_language_model
+from covary.features.guards import check_missing_classes, check_shape, missing_classes, network_at_work
 from covary.features.projections import projection_fingerprint
-from covary.features.sampled.draws import load_bank, save_bank
-from covary.features.sampled.extractor import SampledExtractor, check_observable
-from covary.features.sampled.fit import take_draws, tell
-from covary.features.survival import Survival
-from covary.models.network import Network, as_logits, load_network
+from covary.models.network import Network
 from covary.objects import check_consent, is_object_name, load_object
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import halved
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.splits import LEAST_SPLIT, not_calibrating
 from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from covary.features.observables import UserObservable
 
 Progress = Callable[[int, int], None]
 # Settings that a loaded detector may be given anew, since they decide no score.
 CHANGEABLE = {"device", "batch_size"}
-# Trusted inputs that the layers to amplify are chosen on.
-CHOSEN_ON = 200
 
 
 class Detector:
@@ -63,83 +44,62 @@ class Detector:
     >>> verdicts.flagged                                    # doctest: +SKIP
 
     Args:
-        model: a trained `torch.nn.Module`, a function that makes one, or the name `package.module:factory` of that.
+        model: a trained `torch.nn.Module`, a function that makes one, or the name `package.module:factory` of that;
+            or a language model: a `LanguageModel`, or a local folder in Hugging Face's format.
         weights: a safetensors or torch file to load into it.
         observable: `margin`, `nll`, or a function of (parameters, buffers, batch) with one scalar per sample; None
             takes the estimator's own.
-        settings: see `Settings`; the same names as the command line's.
+        settings: see `Settings`; the same names as the command line's. `extractor` takes a `GradientSettings`,
+            `SampledSettings` or `TextSettings`, or their values may be given by name.
     """
 
     def __init__(
         self,
-        model: Network | nn.Module | Callable[[], nn.Module] | str,
+        model: Any,
         *,
         weights: str | Path | None = None,
         observable: str | UserObservable | None = None,
         **settings: Any,
     ) -> None:
         name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
+        if "metric" in settings:
+            warnings.warn("metric= is now called preconditioner=", FutureWarning, stacklevel=2)
+        if settings.get("extractor") is None and is_language_model(model):
+            settings["extractor"] = "text"
         self.settings = Settings.checked(observable=name, **settings)
         function = self.settings.observable if observable is None else observable
         if isinstance(function, str) and is_object_name(function):
             function = load_object(function, "observable")
-        s = self.settings
-        self.preprocessing: dict[str, Any] = {"mean": None, "std": None, "transform": None}
-        self._transform: Callable[..., Any] | None = None
-        self.input_shape: tuple[int, ...] | None = None
-        self.classes, self.class_names = 0, None
         self.trusted_fingerprint = ""
         self.thumbnails: dict[str, np.ndarray] = {}
         # (fingerprint of the trusted data, roles) of a fit to be done again; those data then keep their roles.
         self.dealt_before: tuple[str, dict[str, list[str]]] | None = None
-        self.network: Network = load_network(model, weights, device=s.device, output=s.output)
-        self._function = function
-        self.metric: Metric | None = None
-        self.survival: Survival | None = None
-        self.extractor = self._extractor()
+        self.extractor: Any = extractor_of(self.settings, model, weights, function)
 
-    def _extractor(self) -> GradientExtractor | SampledExtractor:
-        s, function = self.settings, self._function
-        if s.sampled:
-            check_observable(function, s)
-            return SampledExtractor(self.network.module, lambda out: as_logits(out, self.network.output), s)
-        return GradientExtractor(
-            self.network.module,
-            lambda out: as_logits(out, self.network.output),
-            observable=function,
-            space=s.space,
-            seed=s.seed,
-            device=s.device,
-            amp=s.amp,
-            channels_last=s.channels_last,
-            # A user's function may run another copy of the network, which hooks on this one never see.
-            engine=s.engine if isinstance(function, str) else "exact",
-            metric=self.metric,
-            survival=self.survival,
-        )
+    @property
+    def network(self) -> Network:
+        """The network as it was loaded."""
+        return self.extractor.host
 
-    def _logits(self, out: Any) -> Tensor:
-        return as_logits(out, self.network.output)
+    @property
+    def classes(self) -> int:
+        """Number of the network's outputs; 0 without classes."""
+        return self.extractor.classes
 
-    def _with_survival(self, source: Source, rows: Rows, apart: bool, progress: Progress | None) -> Rows:
-        """Chooses what is amplified, on trusted inputs that need not calibrate; the rows with their survival."""
-        if not self.classes or not isinstance(self.extractor, GradientExtractor):
-            raise CovaryError("evidence thorough without the network's own classes", "evidence fast")
-        positions = not_calibrating(rows.ids, rows.predicted, self.settings.seed, apart, self.settings.conformal)
-        positions = positions[:CHOSEN_ON]
-        chosen = source.take(positions.tolist()).batches(self.settings.batch_size)
-        self.survival = Survival(self.network.module, self._logits).choose(self.extractor.placed(b) for b in chosen)
-        self.extractor = self._extractor()
-        assert isinstance(self.extractor, GradientExtractor)
-        found: list[np.ndarray | None] = []
-        done = 0
-        for batch in source.batches(self.settings.batch_size):
-            found.append(self.extractor.survived(batch, rows.predicted[done : done + len(batch)]))
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(source))
-        there = [part for part in found if part is not None]
-        return replace(rows, survival=np.concatenate(there)) if there else rows
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes, where the trusted data or the model have some."""
+        return self.extractor.class_names
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """Shape of one trusted input, where inputs have one."""
+        return self.extractor.input_shape
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What is done to raw inputs, as JSON."""
+        return self.extractor.preprocessing
 
     def fit(
         self,
@@ -161,73 +121,45 @@ class Detector:
         the labelled `sampling` set, or on half of the trusted inputs. `mean`, `std` and `transform` are remembered and
         applied to every later input. `class_names` are for reports, in the order of the network's outputs.
         """
-        source = open_data(trusted, y=y, mean=mean, std=std, transform=transform)
-        held = calibration
-        if held is not None:
-            held = open_data(held, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
-        self.preprocessing, self._transform = source.preprocessing, source.transform
-        source, held = self._named(source), None if held is None else self._named(held)
-        self.class_names = source.class_names if class_names is None else [str(name) for name in class_names]
+        extractor = self.extractor
+        source = extractor.open_trusted(trusted, y=y, mean=mean, std=std, transform=transform)
+        held, apart = (
+            None if other is None else extractor.open(other, like_trusted=True) for other in (calibration, sampling)
+        )
         self.trusted_fingerprint = source.fingerprint()
-        self._look(source, source.y)
-        if class_names is not None and len(class_names) != self.classes:
-            raise CovaryError(f"{len(class_names)} class names", f"{self.classes}, as many as the network has outputs")
-        moved_by: list[str] = []
-        if isinstance(self.extractor, SampledExtractor):
-            apart = sampling
-            if apart is not None:
-                apart = self._named(
-                    open_data(apart, mean=source.mean, std=source.std, transform=source.transform, mode=source.mode)
-                )
-            source, moved_by = take_draws(self.extractor, source, apart, held, self._roles_before())
-        elif sampling is not None:
-            found = f"a sampling set for the estimator {self.settings.estimator}, which takes no draws"
-            raise CovaryError(found, "no --sampling", "or choose --estimator paper or sgld")
-        labels = source.y
+        extractor.look(source)
+        if class_names is not None:
+            if len(class_names) != self.classes:
+                found = f"{len(class_names)} class names"
+                raise CovaryError(found, f"{self.classes}, as many as the network has outputs")
+            extractor.class_names = [str(name) for name in class_names]
+        source, moved_by = extractor.prepare(source, held, apart, self._roles_before())
         rows = self.rows(source, progress)
-        if isinstance(self.extractor, SampledExtractor):
-            tell(self.extractor, rows)
         self._check_missing_classes(rows)
-        if not self.classes:
-            labels = None  # no answers that could be wrong
-        elif labels is not None:
+        labels = source.y if self.classes else None  # without classes no answer could be wrong
+        if labels is not None:
             # -1 says that nobody knows, so the network is not known to be wrong.
             labels = np.where(labels < 0, rows.predicted, labels)
-        if self.settings.evidence == "thorough":
-            rows = self._with_survival(source, rows, held is not None, progress)
-        held_rows = None if held is None else self.rows(held, progress)
-        if self.settings.metric != "identity":
-            self._fit_metric(source, self.fit_rows(rows, labels, held_rows).judge)
-            rows, held_rows = self.rows(source, progress), None if held is None else self.rows(held, progress)
-        self.fit_rows(rows, labels, held_rows)
-        if self.survival is not None and not self.survival.depths:
-            self.judge.statements.append(
-                "Survival says nothing here: amplified layers change the answer of at most "
-                f"{self.survival.changed:.0%} of reference inputs, at a factor of {self.survival.factor:g}."
-            )
+
+        def held_rows() -> Rows | None:
+            return None if held is None else self.rows(held, progress)
+
+        def roles() -> dict[str, list[str]]:
+            return self.fit_rows(rows, labels, held_rows()).judge.roles
+
+        learned = extractor.learn(source, rows, roles, calibration_apart=held is not None)
+        self.fit_rows(self.rows(source, progress) if learned is None else learned, labels, held_rows())
+        self.judge.statements += extractor.statements
         if moved_by:
             self.judge.roles["sampling"] = moved_by
-        wanted = set(self.judge.reference.ids)
+        reference = list(self.judge.reference.ids)
         if held is None:
-            wanted |= {holder.id for holder in self.judge.holders}
+            reference += [holder.id for holder in self.judge.holders]
+        extractor.remember(source, reference)
+        wanted = set(reference)
         pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
         self.thumbnails = {name: picture for name, picture in pictures.items() if picture is not None}
         return self
-
-    def _fit_metric(self, source: Source, judge: Judge) -> None:
-        # Of reference inputs alone: calibration and queries must meet a metric that has seen neither.
-        if "reference" not in judge.roles:
-            raise CovaryError(
-                f"metric {self.settings.metric!r} with {len(source)} trusted inputs",
-                f"at least {LEAST_SPLIT} and one split, since its own inputs may not calibrate",
-                "trust more inputs, leave conformal at auto, or the metric at identity",
-            )
-        wanted = set(judge.roles["reference"])
-        chosen = source.take([i for i, name in enumerate(source.ids) if name in wanted])
-        assert isinstance(self.extractor, GradientExtractor)
-        moments = self.extractor.moments(chosen.batches(self.settings.batch_size), self.settings.metric)
-        self.metric = moments.metric(self.settings.damping)
-        self.extractor = self._extractor()
 
     def fit_rows(
         self,
@@ -334,32 +266,37 @@ class Detector:
             evidence for _, rows, verdicts in self.stream(inputs) for evidence in self.explainer.explain(rows, verdicts)
         ]
 
+    def explain_tokens(self, inputs: Any) -> list[Any]:
+        """Which tokens of each answer trusted texts account for least (`TokenEvidence`); of texts alone."""
+        self._fitted()
+        if self.settings.kind != "text":
+            raise CovaryError(f"tokens of a detector whose extractor is {self.settings.kind}", "one of texts")
+        return self.extractor.explain_tokens(self.open(inputs))
+
+    def cards(self, inputs: Source) -> list[dict[str, Any]]:
+        """What a report shows of each input beyond the evidence."""
+        return self.extractor.cards(inputs)
+
     def open(self, inputs: Any, *, truth: Any = None) -> Source:
-        """Inputs by path, name or array, preprocessed as the trusted ones were."""
-        if isinstance(inputs, Source):
-            return self._named(inputs)
-        # The function itself where it is at hand: a lambda has no name to find it by.
-        transform = self._transform or self.preprocessing["transform"]
-        return self._named(open_data(inputs, truth=truth, **{**self.preprocessing, "transform": transform}))
+        """Inputs by path, name or array, read and preprocessed as the trusted ones were."""
+        return self.extractor.open(inputs, truth=truth)
 
-    def _named(self, source: Source) -> Source:
-        """Inputs with those of their fields that the network's forward takes."""
-        names = self.network.names(source.reader.input_name, source.reader.fields)
-        if len(names) > 1 and isinstance(self.extractor, SampledExtractor):
-            found = f"the fields {', '.join(names[1:])} for the estimator {self.settings.estimator}"
-            raise CovaryError(found, "one input by itself", "choose --estimator first-order")
-        return source.named(names)
-
-    def save(self, folder: str | Path, *, weights: bool = True, force: bool = False) -> Path:
+    def save(self, folder: str | Path, *, weights: bool | None = None, force: bool = False) -> Path:
         """Writes the detector to a folder of safetensors and JSON, whole or not at all.
 
-        With `weights=False` only the network's fingerprint is kept, and loading needs the network itself. A detector
+        With `weights=False` only the network's fingerprint is kept, and loading needs the network itself. By default a
+        network's weights are kept and a language model stays in its own folder, from where loading takes it. A detector
         that is there already is replaced; with `force` also one that is signed.
 
         Raises:
             CovaryError: the place is taken by something else, or cannot be written to.
         """
         self._fitted()
+        of_texts = self.settings.kind == "text"
+        if of_texts and weights:
+            raise CovaryError("the weights of a language model in a detector", "its own folder", "leave weights= away")
+        weights = not of_texts and weights is not False
+        arrays, state, write_file = self.extractor.state()
         what = saved.Saved(
             settings=self.settings.model_dump(),
             factory=self.network.factory,
@@ -376,12 +313,10 @@ class Detector:
             calibration_scores=self.judge.calibration_scores,
             roles=self.judge.roles,
             thumbnails=self.thumbnails,
-            metric={} if self.metric is None else metric_to_arrays(self.metric),
-            write_draws=partial(save_bank, self.extractor.bank)
-            if isinstance(self.extractor, SampledExtractor)
-            else None,
-            survival={} if self.survival is None else self.survival.state,
-            sampling=self.extractor.told if isinstance(self.extractor, SampledExtractor) else {},
+            kind=self.settings.kind,
+            arrays=arrays,
+            state=state,
+            write_file=write_file,
         )
         saved.write_detector(Path(folder), what, self.network.module.state_dict() if weights else None, force)
         return Path(folder)
@@ -389,7 +324,7 @@ class Detector:
     @staticmethod
     def load(
         folder: str | Path,
-        model: nn.Module | str | None = None,
+        model: Any = None,
         *,
         weights: str | Path | None = None,
         public_key: str | Path | None = None,
@@ -417,7 +352,10 @@ class Detector:
         if forbidden := set(changes) - CHANGEABLE:
             expected = " or ".join(sorted(CHANGEABLE))
             raise CovaryError(f"{', '.join(sorted(forbidden))} cannot change after fitting", expected, "fit again")
-        if model is None and record["factory"] is None:
+        what = saved.read_detector(folder, record)
+        # A language model lies in a folder of its own.
+        place = what.state.get("folder") if what.kind == "text" else record["factory"]
+        if model is None and place is None:
             found = f"{folder} does not know how to build its network"
             remedy = "Detector.load(folder, network), or --model on the command line"
             raise CovaryError(found, "the network or its factory", remedy)
@@ -427,21 +365,18 @@ class Detector:
             "observable": record["settings"].get("observable"),
         }
         check_consent(folder, code, trust_code or public_key is not None)
-        if weights is None and (model is None or isinstance(model, str)):
+        if weights is None and what.kind != "text" and (model is None or isinstance(model, str)):
             # Without stored weights the factory may still set the right ones, as the fingerprint will tell.
             weights = folder / saved.WEIGHTS if saved.WEIGHTS in record["files"] else None
-        what = saved.read_detector(folder, record)
-        settings = {**what.settings, **changes}
         with saved.as_written(folder):
-            Settings.checked(**settings)
-        detector = Detector(record["factory"] if model is None else model, weights=weights, **settings)
+            settings = Settings.checked(**{**what.settings, **changes})
+        own = {name: getattr(settings, name) for name in Settings.model_fields}
+        detector = Detector(place if model is None else model, weights=weights, **own)
         with saved.as_written(folder):
-            detector._take_over(what, record["versions"]["torch"])
-        if isinstance(detector.extractor, SampledExtractor):
-            detector.extractor.take(load_bank(folder / saved.DRAWS, detector.extractor.network), what.sampling)
+            detector._take_over(what, record["versions"]["torch"], folder)
         return detector
 
-    def _take_over(self, what: saved.Saved, torch_then: str) -> None:
+    def _take_over(self, what: saved.Saved, torch_then: str, folder: Path) -> None:
         if self.network.fingerprint != what.network:
             raise CovaryError(
                 f"the network has fingerprint {self.network.fingerprint[:16]}",
@@ -454,16 +389,13 @@ class Detector:
                 "the same ones",
                 "fit again on this installation",
             )
-        self.preprocessing, self._transform = what.preprocessing, None
-        self.class_names, self.classes = what.class_names, what.classes
-        self.input_shape = None if what.input_shape is None else tuple(what.input_shape)
         self.trusted_fingerprint, self.thumbnails = what.trusted_fingerprint, what.thumbnails
-        if what.metric:
-            self.metric = metric_from_arrays(what.metric, self.extractor.layers)
-        if what.survival:
-            self.survival = Survival(self.network.module, self._logits, what.survival)
-        if what.metric or what.survival:
-            self.extractor = self._extractor()
+        extractor = self.extractor
+        extractor.class_names, extractor.classes = what.class_names, what.classes
+        extractor.input_shape = None if what.input_shape is None else tuple(what.input_shape)
+        if what.kind != "text":
+            extractor.preprocessing = what.preprocessing
+        extractor.restore(what.arrays, what.state, folder / saved.DRAWS, what.trusted)
         self.fit_rows(what.trusted, what.labels, what.calibration, what.roles)
         if "sampling" in what.roles:
             self.judge.roles["sampling"] = what.roles["sampling"]
@@ -475,19 +407,6 @@ class Detector:
     def _fitted(self) -> None:
         if not hasattr(self, "judge"):
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
-
-    def _look(self, source: Source, labels: np.ndarray | None) -> None:
-        """What the network makes of one trusted input: how many classes it tells apart, if any."""
-        batch = next(source.take([0]).batches(1))
-        self.input_shape, self.classes = shape_of_one(batch.x), 0
-        if self.extractor.observable is None:
-            return
-        with network_at_work(batch):
-            self.classes = self.network.logits(batch.x).shape[1]
-            if isinstance(self.extractor, GradientExtractor) and not self.network.differentiable(batch.x):
-                raise no_gradient()
-        if labels is not None:
-            check_labels(labels, self.classes, source.name)
 
     def _check_missing_classes(self, rows: Rows) -> None:
         if not self.settings.allow_missing_classes and self.classes:

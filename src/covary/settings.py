@@ -1,16 +1,17 @@
-"""The one frozen configuration of a detector, and the table of estimators that sets some of its defaults."""
+"""Settings of a detector: what every one has, and those of its extractor, which are a union by kind.
+
+An option that an extractor makes no use of is no field of its settings, so it cannot be written down.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from covary.errors import CovaryError, unknown_name
-from covary.scoring.couplings import COUPLINGS
-from covary.scoring.scores import SCORES
-from covary.scoring.splits import kind_for
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,18 @@ class Estimator:
     needs_sampling: bool = False
 
 
+FIRST_ORDER = "first-order"
 # `paper`: 2,000 steps of which 250 are dropped, as published (arXiv 2604.18970), and every tenth kept, since a step
 # forgets 5 %; scored by the largest class mean of Lin's concordance of the nll ("Class CCC").
 ESTIMATORS: dict[str, Estimator] = {
-    "first-order": Estimator(None, "margin", "combined", "cosine"),
+    FIRST_ORDER: Estimator(None, "margin", "combined", "cosine"),
     "gaussian": Estimator("gaussian", "margin", "class-max", "cosine", draws=250),
     "paper": Estimator("paper", "nll", "class-max", "ccc", draws=175, burn_in=250, thinning=10, needs_sampling=True),
     "sgld": Estimator(
         "sgld", "margin", "class-max", "cosine", draws=175, burn_in=250, thinning=10, needs_sampling=True
     ),
 }
+SAMPLED = ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.preset)
 
 
 def estimator_named(name: str) -> Estimator:
@@ -55,46 +58,56 @@ def estimator_named(name: str) -> Estimator:
     return ESTIMATORS[name]
 
 
-SAMPLED_ONLY = (
-    "draws", "chains", "burn_in", "thinning", "sigma", "batchnorm", "constants", "layerwise", "half_draws",
-    "draws_at_once", "compiled", "stop_when_stable",
-)  # fmt: skip
+# Panels of the command line's help.
+NETWORK, DETECTOR, VERDICTS = "The network", "The detector", "Verdicts and figures"
+SAMPLED_PANEL, TEXT_PANEL = "Sampled estimators", "Language models"
 
 
-def _sampled_names() -> str:
-    return ", ".join(name for name, estimator in ESTIMATORS.items() if estimator.preset)
+def option(default: Any, help: str, panel: str = DETECTOR, *, flag: str | None = None, **bounds: Any) -> Any:
+    """A setting with what the command line says of it: help text, panel, and a flag of its own where it needs one."""
+    return Field(default, description=help, json_schema_extra={"panel": panel, "flag": flag}, **bounds)
 
 
-class Settings(BaseModel):
-    """Settings of a detector; saved with it and checked when it is loaded.
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _OfArrays(_Frozen):
+    output: str | int | None = option(None, "Key or index of the logits in the network's output.", NETWORK)
+    channels_last: bool = option(False, "Memory format of images.", NETWORK)
+
+
+class GradientSettings(_OfArrays):
+    """Of gradients at w*, the estimator `first-order`.
 
     Attributes:
-        observable: name of the observable (see `OBSERVABLES`).
-        space: which weights may move (see `select_parameters`).
-        score: name of the score (see `SCORES`).
-        coupling: name of the coupling that the first four scores read (see `COUPLINGS`).
-        fpr: false-alarm rate asked for, in (0, 1).
-        per_class: rank p-values within predicted classes where calibration suffices.
-        conformal: `split` calibrates on 30 % of the trusted inputs, `cross` on every one by turns (five scores for each
-            input); `auto` crosses up to 4,000 trusted inputs.
-        allow_missing_classes: go on where no trusted input is answered with some of the network's classes (it is told).
-        metric: how far weights may move, `identity`, `diagonal` or `kronecker` (see `METRICS`).
-        damping: of the metric's factors, in units of their mean eigenvalue, > 0.
-        half_rows: keep rows of trusted inputs in float16, half the space on disk.
-        seed: of roles and projections.
-        output: key or index of the logits in what the network returns.
-        device: where the network runs.
-        batch_size: inputs a pass.
-        amp: `bf16` or `fp16` autocast, or None.
-        channels_last: memory format of images.
         engine: how per-sample gradients are taken: `hooks` (one pass) or `exact` (torch.func).
         false_alarms: clean inputs over which the rate holds: `all`, or those that the network answers `right`.
         evidence: `fast` (one forward and one backward pass) or `thorough` (three more forward passes, for survival; see
             `covary.features.survival`).
-        estimator: gradients at w* (`first-order`) or traces along draws of weights (see `ESTIMATORS`), which sets the
-            defaults of `observable`, `score` and `coupling`.
+        preconditioner: how far weights may move, `identity`, `diagonal` or `kronecker`.
+        damping: of the preconditioner's factors, in units of their mean eigenvalue, > 0.
+        output: key or index of the logits in what the network returns.
+        channels_last: memory format of images.
+    """
 
-    Of the sampled estimators alone; None takes the estimator's own:
+    kind: Literal["gradient"] = "gradient"
+    engine: Literal["hooks", "exact"] = option("hooks", "hooks (one fast pass) or exact (torch.func, the oracle).")
+    evidence: Literal["fast", "thorough"] = option(
+        "fast", "fast, or thorough: three more forward passes, for how the answer survives amplified layers. By "
+        "default thorough where a pile is judged together.",
+    )  # fmt: skip
+    preconditioner: Literal["identity", "diagonal", "kronecker"] = option(
+        "identity", "identity, diagonal or kronecker: how far each weight direction may move."
+    )
+    damping: float = option(0.1, "Of the preconditioner's factors, in units of their mean eigenvalue.", gt=0)
+
+
+class SampledSettings(_OfArrays):
+    """Of traces along draws of weights; None takes the estimator's own.
+
+    Attributes:
+        estimator: `gaussian`, `paper` or `sgld` (see `ESTIMATORS`).
         draws: kept draws of each chain.
         chains: independent chains.
         burn_in: steps whose draws are dropped.
@@ -108,99 +121,243 @@ class Settings(BaseModel):
         compiled: run forward passes through torch.compile.
         stop_when_stable: stop drawing when half of the draws rank trusted inputs as all do, to this Spearman
             correlation; None takes all draws.
+        output, channels_last: as of gradients.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: Literal["sampled"] = "sampled"
+    estimator: str = option("gaussian", f"{FIRST_ORDER} (gradients), or by draws of weights: {SAMPLED}.")
+    draws: int | None = option(None, "Kept draws of each chain.", SAMPLED_PANEL, ge=4)
+    chains: int = option(1, "Independent chains.", SAMPLED_PANEL, ge=1)
+    burn_in: int | None = option(None, "Steps whose draws are dropped.", SAMPLED_PANEL, ge=0)
+    thinning: int | None = option(None, "Keep every so-many-th step.", SAMPLED_PANEL, ge=1)
+    sigma: float | None = option(
+        None, "Deviation of a weight (gaussian); by default chosen on trusted accuracy.", SAMPLED_PANEL, gt=0
+    )
+    batchnorm: Literal["drift", "frozen"] | None = option(
+        None, "drift or frozen running statistics along chains.", SAMPLED_PANEL
+    )
+    constants: dict[str, float] = option(
+        {}, "Other constants of the sampler, as in step_size=1e-7,nbeta=0.", SAMPLED_PANEL
+    )
+    layerwise: bool = option(
+        False, "Move one layer at a time, for the profile: so many times the passes.", SAMPLED_PANEL
+    )
+    half_draws: bool = option(False, "Keep draws in float16; what it costs is told.", SAMPLED_PANEL)
+    draws_at_once: int = option(1, "Draws a vectorised pass.", SAMPLED_PANEL, ge=1)
+    compiled: bool = option(False, "Use torch.compile.", SAMPLED_PANEL)
+    stop_when_stable: float | None = option(
+        None, "Stop when half of the draws rank trusted inputs as all do, to this Spearman correlation.", SAMPLED_PANEL,
+        gt=0, le=1,
+    )  # fmt: skip
 
-    observable: str = "margin"
-    space: str = "all"
-    score: str = "combined"
-    coupling: str = "cosine"
-    fpr: float = Field(default=0.01, gt=0, lt=1)
-    per_class: bool = False
-    conformal: Literal["auto", "split", "cross"] = "auto"
-    allow_missing_classes: bool = True
-    metric: Literal["identity", "diagonal", "kronecker"] = "identity"
-    damping: float = Field(default=0.1, gt=0)
-    half_rows: bool = False
-    seed: int = Field(default=0, ge=0)
-    output: str | int | None = None
-    device: str = "cpu"
-    batch_size: int = Field(default=64, ge=1)
-    amp: Literal["bf16", "fp16"] | None = None
-    channels_last: bool = False
+    @model_validator(mode="after")
+    def _check(self) -> SampledSettings:
+        if estimator_named(self.estimator).preset is None:
+            raise CovaryError(f"the estimator {self.estimator} takes no draws", SAMPLED)
+        if self.compiled and self.draws_at_once > 1:
+            raise CovaryError("compiled passes take one draw at a time", "draws_at_once 1, or no compiled")
+        return self
+
+
+class TextSettings(_Frozen):
+    """Of the answers of a language model.
+
+    Attributes:
+        engine: how gradients are taken, as of arrays.
+        pooling: `root`, `sum` or `mean` of the answer's tokens (see `pooled`): directions of gradients are the same,
+            lengths are not.
+        groups: what takes the place of the predicted class: `none`, `label` or `nearest` (see `Grouping`); `auto` =
+            label where all trusted texts have one, twenty a label on average, else none.
+        max_new_tokens: length of answers that the model is asked for.
+        max_length: positions a text may take; None = as many as the model was made for.
+        dtype: of the weights.
+        adapter: `fresh:R` or a folder of peft's, or None.
+        side: where batches are padded; changes no score.
+    """
+
+    kind: Literal["text"] = "text"
     engine: Literal["hooks", "exact"] = "hooks"
-    false_alarms: Literal["all", "right"] = "all"
-    evidence: Literal["fast", "thorough"] = "fast"
-    estimator: str = "first-order"
-    draws: int | None = Field(default=None, ge=4)
-    chains: int = Field(default=1, ge=1)
-    burn_in: int | None = Field(default=None, ge=0)
-    thinning: int | None = Field(default=None, ge=1)
-    sigma: float | None = Field(default=None, gt=0)
-    batchnorm: Literal["drift", "frozen"] | None = None
-    constants: dict[str, float] = Field(default_factory=dict)
-    layerwise: bool = False
-    half_draws: bool = False
-    draws_at_once: int = Field(default=1, ge=1)
-    compiled: bool = False
-    stop_when_stable: float | None = Field(default=None, gt=0, le=1)
+    pooling: Literal["root", "sum", "mean"] = option("root", "root, sum or mean over the answer's tokens.", TEXT_PANEL)
+    groups: Literal["auto", "none", "label", "nearest"] = option(
+        "auto", "In place of classes: auto, none, label, nearest.", TEXT_PANEL
+    )
+    max_new_tokens: int = option(64, "Length of answers the model is asked for.", TEXT_PANEL, ge=1)
+    max_length: int | None = option(None, "Tokens a text may take.", TEXT_PANEL, ge=2)
+    dtype: Literal["float32", "bfloat16", "float16"] = option(
+        "float32", "Of the weights: float32, bfloat16 or float16.", TEXT_PANEL
+    )
+    adapter: str | None = option(
+        None, "Folder of a trained adapter, or fresh:R for new LoRA adapters of rank R.", TEXT_PANEL
+    )
+    side: Literal["right", "left"] = option("right", "Where batches are padded; changes no score.", TEXT_PANEL)
+
+
+# By kind; the same keys as `EXTRACTORS`.
+OF_EXTRACTOR: dict[str, type[BaseModel]] = {
+    "gradient": GradientSettings, "sampled": SampledSettings, "text": TextSettings,
+}  # fmt: skip
+OWN = dict.fromkeys(name for own in OF_EXTRACTOR.values() for name in own.model_fields if name != "kind")
+# Names of before, which go on being read.
+FORMER = {"metric": "preconditioner"}
+
+
+class Settings(_Frozen):
+    """Settings of a detector; saved with it and checked when it is loaded.
+
+    Those of the extractor may be given by their names alone: `Settings(estimator="gaussian", draws=20)`.
+
+    Attributes:
+        observable: name of the observable (see `OBSERVABLES`).
+        space: which weights may move (see `select_parameters`).
+        score: name of the score (see `SCORES`).
+        coupling: name of the coupling that the first four scores read (see `COUPLINGS`).
+        fpr: false-alarm rate asked for, in (0, 1).
+        per_class: rank p-values within predicted classes where calibration suffices.
+        false_alarms: clean inputs over which the rate holds: `all`, or those that the network answers `right`.
+        conformal: `split` calibrates on 30 % of the trusted inputs, `cross` on every one by turns (five scores for each
+            input); `auto` crosses up to 4,000 trusted inputs.
+        allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
+        half_rows: keep rows of trusted inputs in float16, half the space on disk.
+        seed: of roles and projections.
+        device: where the network runs.
+        batch_size: inputs a pass.
+        amp: `bf16` or `fp16` autocast, or None.
+        extractor: settings of what turns inputs into rows: gradients at w* (`GradientSettings`), traces along draws of
+            weights (`SampledSettings`) or answers of a language model (`TextSettings`). The estimator sets the
+            defaults of `observable`, `score` and `coupling`.
+    """
+
+    observable: str = option(
+        "margin", "margin, nll or `package.module:function`; by default margin, of paper nll."
+    )
+    space: str = option("all", "all, last-layer, modules:A,B or pattern:GLOB.")
+    score: str = option(
+        "combined",
+        "combined, profile, explained, class-max, mean, own-class, top-k; by default combined first-order, else "
+        "class-max.",
+    )
+    coupling: str = option(
+        "cosine", "cosine, covariance or ccc, for the coupling scores; by default cosine, of paper ccc."
+    )  # fmt: skip
+    fpr: float = option(0.01, "False-alarm rate.", VERDICTS, gt=0, lt=1)
+    per_class: bool = option(False, "Rank p-values within predicted classes where possible.")
+    false_alarms: Literal["all", "right"] = option(
+        "all", "Clean inputs over which the rate holds: all, or those answered right (needs trusted classes).", VERDICTS
+    )
+    conformal: Literal["auto", "split", "cross"] = option(
+        "auto", "split (30 % calibrate), cross (all by turns, five scores an input) or auto: cross up to 4,000 trusted "
+        "inputs.",
+    )  # fmt: skip
+    allow_missing_classes: bool = option(
+        True, "Go on though some classes have no trusted inputs; refused with the second option.",
+        flag="--allow-missing-classes/--refuse-missing-classes",
+    )  # fmt: skip
+    half_rows: bool = option(False, "Keep rows of trusted inputs in float16.")
+    seed: int = option(0, "Seed of roles and projections.", ge=0)
+    device: str = option("cpu", "cpu, cuda, cuda:1, mps.", NETWORK)
+    batch_size: int = option(64, "Inputs a pass; changes speed, not scores.", NETWORK, ge=1)
+    amp: Literal["bf16", "fp16"] | None = option(None, "bf16 or fp16 autocast.", NETWORK)
+    extractor: GradientSettings | SampledSettings | TextSettings = Field(
+        default_factory=GradientSettings, discriminator="kind"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_estimator(cls, values: dict[str, Any]) -> dict[str, Any]:
-        estimator = ESTIMATORS.get(values.get("estimator", "first-order"), ESTIMATORS["first-order"])
+    def _gather(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Names of the extractor's settings go to it; what the estimator sets is filled in."""
+        values = {FORMER.get(name, name): value for name, value in values.items()}
+        flat = {name: values.pop(name) for name in OWN if name in values}
+        flat = {name: value for name, value in flat.items() if value is not None}
+        own = values.pop("extractor", None)
+        own = {"kind": own} if isinstance(own, str) else own.model_dump() if isinstance(own, BaseModel) else own or {}
+        estimator = flat.pop("estimator", None)
+        if estimator is not None:
+            estimator_named(estimator)
+        kind = own.get("kind") or ("gradient" if estimator in (None, FIRST_ORDER) else "sampled")
+        if kind not in OF_EXTRACTOR:
+            raise unknown_name("extractor", kind, OF_EXTRACTOR)
+        if estimator is not None and kind == "sampled":
+            own = {**own, "estimator": estimator}
+        elif estimator not in (None, FIRST_ORDER):
+            raise does_nothing("estimator", kind, own)
+        fields = OF_EXTRACTOR[kind].model_fields
+        for name, value in flat.items():
+            if name in fields:
+                own = {**own, name: value}
+            elif value != _default(name):
+                raise does_nothing(name, kind, own)
+        entry = ESTIMATORS.get(str(own.get("estimator", "gaussian" if kind == "sampled" else FIRST_ORDER)))
         given = {name: value for name, value in values.items() if value is not None}
-        score = "profile" if given.get("layerwise") and estimator.preset else estimator.score
-        return {"observable": estimator.observable, "score": score, "coupling": estimator.coupling, **given}
+        if entry is not None:
+            score = "profile" if own.get("layerwise") else entry.score
+            given = {"observable": entry.observable, "score": score, "coupling": entry.coupling, **given}
+        return {**given, "extractor": {**own, "kind": kind}}
+
+    @property
+    def kind(self) -> str:
+        """Key of the extractor in `EXTRACTORS`."""
+        return self.extractor.kind
+
+    @property
+    def estimator(self) -> str:
+        """Name of the estimator in `ESTIMATORS`."""
+        return self.extractor.estimator if isinstance(self.extractor, SampledSettings) else FIRST_ORDER
 
     @property
     def sampled(self) -> bool:
         """Whether rows are traces along draws rather than gradients."""
-        return estimator_named(self.estimator).preset is not None
+        return self.kind == "sampled"
 
     def calibrates_by(self, n: int) -> Literal["split", "cross"]:
         """How n trusted inputs calibrate; those that something was chosen on may not where they suffice."""
-        chosen = self.sampled or self.metric != "identity" or self.evidence == "thorough"
+        from covary.scoring.splits import kind_for
+
+        own = self.extractor
+        by_gradients = isinstance(own, GradientSettings)
+        chosen = self.sampled or (by_gradients and (own.preconditioner != "identity" or own.evidence == "thorough"))
         return kind_for(n, self.conformal, chosen_on_trusted=chosen)
 
     @staticmethod
     def checked(**values: Any) -> Settings:
         """Settings from loose values; a wrong one is told in one sentence, before any work."""
+        # Here, since the command line reads this module's fields before anything heavy is loaded.
+        from covary.scoring.couplings import COUPLINGS
+        from covary.scoring.scores import SCORES
+
         try:
             settings = Settings(**values)
         except ValidationError as problem:
             raise wrong_value(problem) from None
-        tables = {"score": SCORES, "coupling": COUPLINGS, "estimator": ESTIMATORS}
-        for kind, table in tables.items():
+        for kind, table in (("score", SCORES), ("coupling", COUPLINGS)):
             if getattr(settings, kind) not in table:
                 raise unknown_name(kind, getattr(settings, kind), table)
-        settings._check_what_does_nothing()
         return settings
 
-    def _check_what_does_nothing(self) -> None:
-        if self.sampled:
-            if self.compiled and self.draws_at_once > 1:
-                raise CovaryError("compiled passes take one draw at a time", "draws_at_once 1, or no compiled")
-            if self.evidence == "thorough":
-                found = f"evidence thorough with the estimator {self.estimator}, whose rows carry no survival"
-                raise CovaryError(found, "evidence fast", "or use --estimator first-order")
-            if self.metric != "identity":
-                found = f"metric {self.metric!r} with the estimator {self.estimator}, whose draws know none"
-                raise CovaryError(found, "metric identity", "or use --estimator first-order")
-            return
-        for name in SAMPLED_ONLY:
-            if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
-                remedy = f"choose one of them (--estimator), or leave --{name.replace('_', '-')} away"
-                raise CovaryError(f"{name} says nothing to the estimator {self.estimator}", _sampled_names(), remedy)
+
+def _default(name: str) -> Any:
+    own = next(own for own in OF_EXTRACTOR.values() if name in own.model_fields)
+    return own.model_fields[name].get_default(call_default_factory=True)
+
+
+def does_nothing(name: str, kind: str, own: Mapping[str, Any]) -> CovaryError:
+    """The error for a setting that the chosen extractor makes no use of."""
+    estimator = own.get("estimator") if kind == "sampled" else FIRST_ORDER
+    to = "texts" if kind == "text" else f"the estimator {estimator}"
+    owners = [other for other, settings in OF_EXTRACTOR.items() if name in settings.model_fields]
+    for_whom = {"gradient": FIRST_ORDER, "sampled": SAMPLED, "text": "a language model"}
+    remedy = f"leave {name}= away" if kind == "text" else f"choose one of them with estimator=, or leave {name}= away"
+    if owners == ["text"]:
+        remedy = f"leave {name}= away"
+    return CovaryError(f"{name} says nothing to {to}", ", ".join(for_whom[other] for other in owners), remedy)
 
 
 def wrong_value(problem: ValidationError) -> CovaryError:
     """What pydantic has to say, as one sentence with the value that was given."""
     first = problem.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    place = [str(part) for part in first["loc"]]
+    name = place[-1] if place[:1] == ["extractor"] else ".".join(place)
     if first["type"] == "extra_forbidden":
-        return unknown_name("setting", name, Settings.model_fields)
+        return unknown_name("setting", name, [*(own for own in Settings.model_fields if own != "extractor"), *OWN])
     expected = first["msg"].removeprefix("Input should be ")
     expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
     return CovaryError(f"{name} is {first.get('input')!r}", expected)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import texts
+from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.scoring.scores.layers import unit
-from covary.text.detector import LanguageDetector
+from covary.settings import Settings, TextSettings
 from covary.text.extractor import TextExtractor
 from covary.text.groups import GROUPINGS, Grouping, k_means
 from covary.text.pretrained import load_language_model
-from covary.text.settings import TextSettings
 from covary.text.token_evidence import TokenExplainer
 
 TEXT = {"max_new_tokens": 6}
@@ -24,7 +24,7 @@ TEXT = {"max_new_tokens": 6}
 
 @pytest.fixture(scope="module")
 def detector():
-    return LanguageDetector(texts.causal(), text=TEXT).fit(texts.records(60))
+    return Detector(texts.causal(), **TEXT).fit(texts.records(60))
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_answers_the_model_would_not_give_score_higher(detector):
 def test_evidence_names_trusted_texts(detector):
     (evidence,) = detector.explain(texts.records(1, 4))
     assert evidence.explained_by
-    assert all(witness.id in detector.trusted_texts for witness in evidence.explained_by)
+    assert all(witness.id in detector.extractor.trusted_texts for witness in evidence.explained_by)
 
 
 def test_token_evidence_stands_beside_the_answers_tokens(detector):
@@ -68,7 +68,7 @@ def test_token_evidence_stands_beside_the_answers_tokens(detector):
 
 def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
     """Against the definition: autograd per token, then the leave-over of the reference's directions."""
-    explainer = TokenExplainer(detector.extractor, detector.trusted_rows, detector.trusted_tokens)
+    explainer = TokenExplainer(detector.extractor, detector.trusted_rows, detector.extractor.trusted_tokens)
     source = detector.open(strange(1))
     (text,) = source.tokens
     found = explainer.explain(text)
@@ -93,17 +93,17 @@ def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
 
 
 def test_a_classifier_is_judged_by_class():
-    detector = LanguageDetector(texts.encoder("sequence"), allow_missing_classes=True)
+    detector = Detector(texts.encoder("sequence"), allow_missing_classes=True)
     detector.fit([{**one, "label": None} for one in texts.records(60)])
     verdicts = detector.score([{**one, "label": None} for one in texts.records(12, 2)])
     assert (detector.classes, detector.class_names) == (3, ["LABEL_0", "LABEL_1", "LABEL_2"])
     assert set(verdicts.predicted) <= {0, 1, 2}
     with pytest.raises(CovaryError, match="label 'sort'"):
-        LanguageDetector(texts.encoder("sequence")).fit([{"prompt": "x", "label": "sort"}])
+        Detector(texts.encoder("sequence")).fit([{"prompt": "x", "label": "sort"}])
 
 
 def test_token_classifiers_are_judged_and_shown():
-    detector = LanguageDetector(texts.encoder("token")).fit(texts.records(40))
+    detector = Detector(texts.encoder("token")).fit(texts.records(40))
     source = detector.open(texts.records(2, 2))
     (card, _) = detector.cards(source)
     assert len(card["tokens"]) == len(source.tokens[0].counted)
@@ -138,18 +138,18 @@ def test_like_prompts_share_a_group():
 
 def test_settings_and_groups_agree():
     for name in (*GROUPINGS, "auto"):
-        assert TextSettings.checked(groups=name).groups == name
+        assert TextSettings(groups=name).groups == name
     with pytest.raises(CovaryError, match="pooling is 'max'"):
-        TextSettings.checked(pooling="max")
+        Settings.checked(extractor="text", pooling="max")
 
 
 def test_task_labels_group_causal_answers():
     """Unasked, where all have one and there are enough of each."""
-    few = LanguageDetector(texts.causal(), text=TEXT).fit(texts.records(60))
-    assert few.grouping.name == "none"
-    detector = LanguageDetector(texts.causal(), text=TEXT).fit(texts.records(120))
-    assert detector.grouping.name == "label"
-    assert detector.labels_known == sorted({one["label"] for one in texts.records(120)})
+    few = Detector(texts.causal(), **TEXT).fit(texts.records(60))
+    assert few.extractor.grouping.name == "none"
+    detector = Detector(texts.causal(), **TEXT).fit(texts.records(120))
+    assert detector.extractor.grouping.name == "label"
+    assert detector.extractor.labels_known == sorted({one["label"] for one in texts.records(120)})
     source = detector.open([*texts.records(4, 2), {"prompt": "sort : wolf :", "id": "x", "label": "unheard"}])
     np.testing.assert_array_equal(detector.score(source).predicted, source.y)
     assert source.y[-1] == -1
@@ -161,9 +161,9 @@ def test_task_labels_group_causal_answers():
 @pytest.mark.parametrize("groups", ["none", "label", "nearest"])
 def test_saved_detectors_score_the_same(folder, tmp_path, groups):
     text = {**TEXT, "groups": groups}
-    fitted = LanguageDetector(folder, text=text).fit(texts.records(60))
+    fitted = Detector(folder, **text).fit(texts.records(60))
     fitted.save(tmp_path / "detector", weights=False)
-    loaded = LanguageDetector.load(tmp_path / "detector")
+    loaded = Detector.load(tmp_path / "detector")
     some = [*texts.records(5, 3), *strange(2)]
     some = [{key: value for key, value in one.items() if key != "truth"} for one in some]
     for i, one in enumerate(some):
@@ -213,7 +213,11 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
         (["--model", "tiny:network"], "--model beside --hf"),
         (["--pooling", "max"], "pooling is 'max'"),
         (["--adapter", "nowhere"], "no adapter_config.json in nowhere"),
-        (["--estimator", "gaussian"], "estimator 'gaussian' on texts"),
+        (["--estimator", "gaussian"], "estimator says nothing to texts"),
+        (["--channels-last"], "channels_last says nothing to texts"),
+        (["--output", "logits"], "output says nothing to texts"),
+        (["--sampling", "/no/such/file"], "--sampling beside --hf"),
+        (["--preconditioner", "diagonal"], "preconditioner says nothing to texts"),
     ],
 )
 def test_what_does_not_go_with_texts_is_told(run_cli, folder, tmp_path, more, told):

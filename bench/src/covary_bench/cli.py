@@ -11,19 +11,14 @@ from covary.cli.console import print_json, print_summary, terminal
 from covary.cli.main import run_app
 from covary.cli.options import (
     Calibration,
+    Chosen,
     Device,
-    Fpr,
     Json,
-    Machine,
     MaybeInputs,
-    Method,
-    Output,
     Pile,
     Preparation,
-    Sampled,
     Sampling,
     grouped,
-    settings,
 )
 from covary.cli.verbosity import App
 from covary_bench.table import TABLES
@@ -187,13 +182,9 @@ def scan(
     out: Annotated[Path, Option("--out", help="RUN folder to write; the material goes beside it.")],
     calibration: Calibration = None,
     sampling: Sampling = None,
-    fpr: Fpr = 0.01,
     pile: Pile,
-    method: Method,
-    sampled: Sampled,
+    chosen: Chosen,
     preparation: Preparation,
-    output: Output,
-    machine: Machine,
     json: Json = False,
 ) -> None:
     """Scan the network of a BackdoorBench record, which brings network, weights, inputs and truth itself.
@@ -208,11 +199,11 @@ def scan(
     names: dict[str, Any] = {"trusted": trusted, "inputs": inputs, **preparation.given(), **pile.given()}
     given: dict[str, Any] = {
         "calibration": calibration, "sampling": sampling,
-        "settings": {"fpr": fpr, **settings(method, output, machine), **sampled.given()},
+        "settings": chosen.given(),
     }  # fmt: skip
     # Wrong settings are told before any of the record's material is written.
     scanning.Plan.checked(**names | {"model": "", "trusted": ""}, **given)
-    names = names_of_record(record, out, names, method.seed)
+    names = names_of_record(record, out, names, chosen.seed or 0)
     summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json))
     print_json(summary) if json else print_summary(summary, out / "report.html")
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))

@@ -27,30 +27,27 @@ from covary.cli.options import (
     Amp,
     Calibration,
     ChannelsLast,
+    Chosen,
     Consent,
     Device,
     Force,
-    Fpr,
+    Hf,
     Json,
     Machine,
     MaybeInputs,
     MaybeModel,
     MaybeTrusted,
-    Method,
-    Model,
     Out,
-    Output,
     Pile,
     Preparation,
-    Sampled,
     Sampling,
     Seed,
-    Texts,
     TrustCode,
     Trusted,
     Weights,
     grouped,
     judge_together_by_default,
+    of_texts,
     settings,
 )
 from covary.cli.pile import OutOrUrl, Partitioned
@@ -84,14 +81,10 @@ def scan(
     out: Annotated[Path | None, Option("--out", help="RUN folder to write.")] = None,
     calibration: Calibration = None,
     sampling: Sampling = None,
-    fpr: Fpr = 0.01,
     pile: Pile,
-    method: Method,
-    sampled: Sampled,
+    chosen: Chosen,
     preparation: Preparation,
-    output: Output,
-    texts: Texts,
-    machine: Machine,
+    hf: Hf = None,
     force: Force = False,
     trust_code: TrustCode = False,
     json: Json = False,
@@ -119,43 +112,55 @@ def scan(
         summary, verdict = scanning.replay(replay, out, display=terminal(json), trust_code=trust_code, force=force)
         _show(summary | {"replay": verdict}, out or scanning.replay_folder(replay), json)
         raise Exit(0 if verdict["identical"] else 1)
-    text = texts.given(model, weights, preparation, pile)
     names: dict[str, Any] = {
-        "model": texts.hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
-        **preparation.given(), **pile.given(),
+        "model": hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
+        "calibration": calibration, "sampling": sampling, **preparation.given(), **pile.given(),
     }  # fmt: skip
-    given: dict[str, Any] = {
-        "calibration": calibration, "sampling": sampling, "text": text,
-        "settings": {"fpr": fpr, **settings(method, output, machine), **sampled.given()},
-    }  # fmt: skip
-    judge_together_by_default(names, given)
+    asked = {**chosen.given(), **_texts(hf, model, weights, sampling, preparation, pile)}
+    judge_together_by_default(names, asked)
     needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
     needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
         expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
         raise CovaryError(f"{', '.join(missing)} missing", expected)
-    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json), force=force)
+    plan = scanning.Plan.checked(**names, settings=asked)
+    summary = scanning.scan(plan, out, display=terminal(json), force=force)
     _show(summary, out, json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
+
+
+def _texts(
+    hf: str | None, model: str | None, weights: Path | None, sampling: str | None, preparation: Preparation,
+    pile: Pile | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The extractor of texts with --hf; refuses what only a network of arrays has beside it."""
+    asked = {} if pile is None else {"truth": pile.truth, "target": pile.target}
+    return of_texts(
+        hf, model=model, weights=weights, sampling=sampling, mean=preparation.mean, std=preparation.std,
+        transform=preparation.transform, **asked,
+    )  # fmt: skip
+
+
+def _model(hf: str | None, model: str | None) -> str:
+    if hf is None and model is None:
+        raise CovaryError("no network", "--model, or --hf with a language model")
+    return str(hf or model)
 
 
 @app.command()
 @grouped
 def fit(
     *,
-    model: Model,
+    model: MaybeModel = None,
     weights: Weights = None,
     trusted: Trusted,
     out: Out,
     calibration: Calibration = None,
     sampling: Sampling = None,
-    fpr: Fpr = 0.01,
-    method: Method,
-    sampled: Sampled,
+    chosen: Chosen,
     preparation: Preparation,
-    output: Output,
-    machine: Machine,
+    hf: Hf = None,
     no_weights: Annotated[bool, Option("--no-weights", help="Keep only the network's fingerprint.")] = False,
     force: Force = False,
     json: Json = False,
@@ -169,11 +174,12 @@ def fit(
     from covary.runs import scan as scanning
 
     plan = scanning.Plan.checked(
-        model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration,
+        model=_model(hf, model), weights=weights and str(weights), trusted=trusted, calibration=calibration,
         sampling=sampling, **preparation.given(),
-        settings={"fpr": fpr, **settings(method, output, machine), **sampled.given()},
+        settings={**chosen.given(), **_texts(hf, model, weights, sampling, preparation)},
     )  # fmt: skip
-    record = scanning.fit(plan, out, weights=not no_weights, display=terminal(json), force=force)
+    kept = False if no_weights else None
+    record = scanning.fit(plan, out, weights=kept, display=terminal(json), force=force)
     print_json(record) if json else print_record(record)
 
 
@@ -221,7 +227,7 @@ def score(
         _show(summary, Path(out), json)
     elif data is None or flagged_of is not None:
         raise CovaryError("DATA and --flagged-of" if flagged_of else "neither DATA nor --flagged-of", "one of them")
-    elif partitioned.wanted(data, out):
+    elif partitioned.wanted(data, out, detector):
         summary = partitioned.score(detector, data, out, pile.given(), **given)
         print_json(summary) if json else print_summary(summary, out)
     else:
@@ -278,15 +284,14 @@ def cost(
 @grouped
 def check(
     *,
-    model: Model,
+    model: MaybeModel = None,
     weights: Weights = None,
     trusted: Trusted,
     inputs: MaybeInputs = None,
     calibration: Calibration = None,
-    fpr: Fpr = 0.01,
+    chosen: Chosen,
     preparation: Preparation,
-    output: Output,
-    machine: Machine,
+    hf: Hf = None,
     json: Json = False,
 ) -> None:
     """Look at network and data before any long work, and say what was found and what to change.
@@ -298,8 +303,9 @@ def check(
     from covary.runs import scan as scanning
 
     plan = scanning.Plan.checked(
-        model=model, weights=weights and str(weights), trusted=trusted, calibration=calibration, inputs=inputs,
-        **preparation.given(), settings={"fpr": fpr, **settings(output, machine)},
+        model=_model(hf, model), weights=weights and str(weights), trusted=trusted, calibration=calibration,
+        inputs=inputs, **preparation.given(),
+        settings={**chosen.given(), **_texts(hf, model, weights, None, preparation)},
     )  # fmt: skip
     report = scanning.check_plan(plan)
     if json:
@@ -347,10 +353,10 @@ def inspect(folder: Annotated[Path, Argument(help="Detector, RUN or pile.")], js
 @app.command()
 def demo(
     out: Annotated[Path, Option("--out", help="RUN folder to write; the material goes beside it.")] = Path("runs/demo"),
-    seed: Seed = 0,
+    seed: Seed = None,
     amp: Amp = None,
-    channels_last: ChannelsLast = False,
-    device: Device = "cpu",
+    channels_last: ChannelsLast = None,
+    device: Device = None,
     force: Force = False,
     json: Json = False,
 ) -> None:
@@ -362,7 +368,9 @@ def demo(
     """
     from covary.runs.demo import run_demo
 
-    settings = {"seed": seed, "amp": amp, "channels_last": channels_last, "device": device}
+    settings: dict[str, Any] = {
+        "seed": seed or 0, "amp": amp, "channels_last": bool(channels_last), "device": device or "cpu",
+    }  # fmt: skip
     summary = run_demo(out, display=terminal(json), force=force, **settings)
     _show(summary, out, json)
 

@@ -1,24 +1,38 @@
 """Options of the command line that several commands share, each written once.
 
-A command takes a group as one keyword-only parameter; `grouped` spreads it into the options Typer sees.
+A command takes a group as one keyword-only parameter; `grouped` spreads it into the options Typer sees. Those of a
+detector are the fields of `Settings` and of its extractors, with the help text and the panel that stand there.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_type_hints
 
+from pydantic import BaseModel
 from typer import Option
 
 from covary.errors import CovaryError
+from covary.settings import FIRST_ORDER, FORMER, NETWORK, OF_EXTRACTOR, TEXT_PANEL, VERDICTS, Settings
 
-NETWORK, DATA, DETECTOR, VERDICTS = "The network", "The data", "The detector", "Verdicts and figures"
-SAMPLED = "Sampled estimators"
-TEXTS = "Language models"
+DATA = "The data"
+
+
+def of_setting(name: str) -> Any:
+    """The type of one setting's option, None where it is left away; its words stand at the field."""
+    owners = [Settings, *OF_EXTRACTOR.values()]
+    field = next(own.model_fields[name] for own in owners if name in own.model_fields)
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict)
+    kinds = {kind for kind in (field.annotation, *get_args(field.annotation)) if kind in (bool, int, float)}
+    kind = kinds.pop() if len(kinds) == 1 and str not in get_args(field.annotation) else str
+    flag = extra["flag"] or "--" + name.replace("_", "-")
+    return Annotated[kind | None, Option(flag, help=field.description, rich_help_panel=extra["panel"])]
 
 _MODEL = Option("--model", help="Factory of the network, `package.module:factory`.", rich_help_panel=NETWORK)
 _TRUSTED = Option(
@@ -43,13 +57,16 @@ Sampling = Annotated[
     Option("--sampling", help="Labelled inputs that chains descend on; by default half of the trusted ones.",
            rich_help_panel=DATA),
 ]  # fmt: skip
-Fpr = Annotated[float, Option("--fpr", help="False-alarm rate.", rich_help_panel=VERDICTS)]
 Out = Annotated[Path, Option("--out", help="Folder to write.")]
 Json = Annotated[bool, Option("--json", help="Print one JSON document and nothing else on stdout.")]
-Seed = Annotated[int, Option("--seed", help="Seed of roles and projections.", rich_help_panel=DETECTOR)]
-Amp = Annotated[str | None, Option("--amp", help="bf16 or fp16 autocast.", rich_help_panel=NETWORK)]
-ChannelsLast = Annotated[bool, Option("--channels-last", help="Memory format of images.", rich_help_panel=NETWORK)]
-Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", rich_help_panel=NETWORK)]
+if TYPE_CHECKING:
+    Seed = BatchSize = int | None
+    Amp = Device = str | None
+    ChannelsLast = bool | None
+else:
+    Seed, Amp, ChannelsLast, Device, BatchSize = map(
+        of_setting, ("seed", "amp", "channels_last", "device", "batch_size")
+    )
 
 
 Force = Annotated[bool, Option("--force", help="Replace or change a folder though it is signed.")]
@@ -74,20 +91,8 @@ class Consent:
 class Machine:
     """Where the network runs; decides speed, not scores."""
 
-    device: Device = "cpu"
-    batch_size: Annotated[
-        int, Option("--batch-size", min=1, help="Inputs a pass; changes speed, not scores.", rich_help_panel=NETWORK)
-    ] = 64
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where the logits are in what the network returns."""
-
-    output: Annotated[
-        str | None,
-        Option("--output", help="Key or index of the logits in the network's output.", rich_help_panel=NETWORK),
-    ] = None
+    device: Device = None
+    batch_size: BatchSize = None
 
 
 @dataclass(frozen=True)
@@ -114,111 +119,43 @@ class Preparation:
         return {"mean": mean, "std": std, "transform": self.transform, "class_names": self.class_names}
 
 
-@dataclass(frozen=True)
-class Method:
-    """How the detector judges."""
+class _Chosen:
+    """What was asked of a detector, as loose settings: what was left away is not among them."""
 
-    estimator: Annotated[
-        str, Option("--estimator", help="first-order (gradients), or by draws of weights: gaussian, paper, sgld.",
-                    rich_help_panel=DETECTOR)
-    ] = "first-order"  # fmt: skip
-    score: Annotated[
-        str | None,
-        Option("--score", help="combined, profile, explained, class-max, mean, own-class, top-k; by default combined "
-               "first-order, else class-max.", rich_help_panel=DETECTOR),
-    ] = None  # fmt: skip
-    coupling: Annotated[
-        str | None, Option("--coupling", help="cosine, covariance or ccc, for the coupling scores; by default cosine, "
-                           "of paper ccc.", rich_help_panel=DETECTOR)
-    ] = None  # fmt: skip
-    observable: Annotated[
-        str | None, Option("--observable", help="margin, nll or `package.module:function`; by default margin, of paper "
-                           "nll.", rich_help_panel=DETECTOR)
-    ] = None  # fmt: skip
-    space: Annotated[
-        str, Option("--space", help="all, last-layer, modules:A,B or pattern:GLOB.", rich_help_panel=DETECTOR)
-    ] = "all"
-    engine: Annotated[
-        str, Option("--engine", help="hooks (one fast pass) or exact (torch.func, the oracle).",
-                    rich_help_panel=DETECTOR)
-    ] = "hooks"  # fmt: skip
-    metric: Annotated[
-        str, Option("--metric", help="identity, diagonal or kronecker: how far each weight direction may move.",
-                    rich_help_panel=DETECTOR)
-    ] = "identity"  # fmt: skip
-    half_rows: Annotated[
-        bool, Option("--half-rows", help="Keep rows of trusted inputs in float16.", rich_help_panel=DETECTOR)
-    ] = False
-    false_alarms: Annotated[
-        str, Option("--false-alarms", help="Clean inputs over which the rate holds: all, or those answered right (needs"
-                    " trusted classes).", rich_help_panel=VERDICTS)
-    ] = "all"  # fmt: skip
-    evidence: Annotated[
-        str | None,
-        Option("--evidence", help="fast, or thorough: three more forward passes, for how the answer survives amplified "
-               "layers. By default thorough where a pile is judged together.", rich_help_panel=DETECTOR),
-    ] = None  # fmt: skip
-    seed: Seed = 0
-    per_class: Annotated[
-        bool,
-        Option("--per-class", help="Rank p-values within predicted classes where possible.", rich_help_panel=DETECTOR),
-    ] = False
-    conformal: Annotated[
-        str, Option("--conformal", help="split (30 % calibrate), cross (all by turns, five scores an input) or auto: "
-                    "cross up to 4,000 trusted inputs.", rich_help_panel=DETECTOR)
-    ] = "auto"  # fmt: skip
-    allow_missing_classes: Annotated[
-        bool,
-        Option("--allow-missing-classes/--refuse-missing-classes", help="Go on though some classes have no trusted "
-               "inputs.", rich_help_panel=DETECTOR),
-    ] = True  # fmt: skip
-    amp: Amp = None
-    channels_last: ChannelsLast = False
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """How a sampled estimator takes its draws; what is left away is the estimator's own."""
-
-    draws: Annotated[int | None, Option("--draws", help="Kept draws of each chain.", rich_help_panel=SAMPLED)] = None
-    chains: Annotated[int, Option("--chains", help="Independent chains.", rich_help_panel=SAMPLED)] = 1
-    burn_in: Annotated[
-        int | None, Option("--burn-in", help="Steps whose draws are dropped.", rich_help_panel=SAMPLED)
-    ] = None
-    thinning: Annotated[
-        int | None, Option("--thinning", help="Keep every so-many-th step.", rich_help_panel=SAMPLED)
-    ] = None
-    sigma: Annotated[
-        float | None, Option("--sigma", help="Deviation of a weight (gaussian); by default chosen on trusted accuracy.",
-                             rich_help_panel=SAMPLED)
-    ] = None  # fmt: skip
-    batchnorm: Annotated[
-        str | None, Option("--batchnorm", help="drift or frozen running statistics along chains.",
-                           rich_help_panel=SAMPLED)
-    ] = None  # fmt: skip
-    constants: Annotated[
-        str | None, Option("--constants", help="Other constants of the sampler, as in step_size=1e-7,nbeta=0.",
-                           rich_help_panel=SAMPLED)
-    ] = None  # fmt: skip
-    layerwise: Annotated[
-        bool, Option("--layerwise", help="Move one layer at a time, for the profile: so many times the passes.",
-                     rich_help_panel=SAMPLED)
-    ] = False  # fmt: skip
-    half_draws: Annotated[
-        bool, Option("--half-draws", help="Keep draws in float16; what it costs is told.", rich_help_panel=SAMPLED)
-    ] = False
-    draws_at_once: Annotated[
-        int, Option("--draws-at-once", help="Draws a vectorised pass.", rich_help_panel=SAMPLED)
-    ] = 1
-    compiled: Annotated[bool, Option("--compiled", help="Use torch.compile.", rich_help_panel=SAMPLED)] = False
-    stop_when_stable: Annotated[
-        float | None, Option("--stop-when-stable", help="Stop when half of the draws rank trusted inputs as all do, to "
-                             "this Spearman correlation.", rich_help_panel=SAMPLED)
-    ] = None  # fmt: skip
+    seed: int | None
 
     def given(self) -> dict[str, Any]:
-        """Loose settings, the constants as numbers by name."""
-        return {**asdict(self), "constants": named_numbers(self.constants, "--constants")}
+        """By the names of `Settings` and its extractors."""
+        values = asdict(cast(Any, self))
+        for former, name in FORMER.items():
+            if (value := values.pop(former)) is not None:
+                warn(f"--{former} is now called --{name}")
+                values[name] = value
+        values = {name: value for name, value in values.items() if value is not None}
+        if "constants" in values:
+            values["constants"] = named_numbers(values["constants"], "--constants")
+        return values
+
+
+def _names_of(*owners: type[BaseModel]) -> list[str]:
+    return list(dict.fromkeys(name for own in owners for name, f in own.model_fields.items() if f.json_schema_extra))
+
+
+def _hidden(name: str) -> Any:
+    return Annotated[str | None, Option(f"--{name}", hidden=True)]
+
+
+# Every setting of a detector and of all its extractors; which go together, `Settings` says.
+if TYPE_CHECKING:
+    Chosen = _Chosen
+else:
+    Chosen = make_dataclass(
+        "Chosen",
+        [(name, of_setting(name), None) for name in _names_of(Settings, *OF_EXTRACTOR.values())]
+        + [(name, _hidden(name), None) for name in FORMER],
+        bases=(_Chosen,),
+        frozen=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -263,61 +200,33 @@ class Pile:
         return asked if self.together is None else {**asked, "together": self.together}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """A language model in place of a network of arrays, and what is asked of texts."""
-
-    hf: Annotated[
-        str | None,
-        Option("--hf", help="Language model: a local folder in Hugging Face's format. --trusted and --inputs are then "
-               ".jsonl, .parquet or .txt.", rich_help_panel=TEXTS),
-    ] = None  # fmt: skip
-    adapter: Annotated[
-        str | None,
-        Option("--adapter", help="Folder of a trained adapter, or fresh:R for new LoRA adapters of rank R.",
-               rich_help_panel=TEXTS),
-    ] = None  # fmt: skip
-    dtype: Annotated[
-        str, Option("--dtype", help="Of the weights: float32, bfloat16 or float16.", rich_help_panel=TEXTS)
-    ] = "float32"
-    pooling: Annotated[
-        str, Option("--pooling", help="root, sum or mean over the answer's tokens.", rich_help_panel=TEXTS)
-    ] = "root"
-    groups: Annotated[
-        str, Option("--groups", help="In place of classes: auto, none, label, nearest.", rich_help_panel=TEXTS)
-    ] = "auto"
-    max_new_tokens: Annotated[
-        int, Option("--max-new-tokens", min=1, help="Length of answers the model is asked for.", rich_help_panel=TEXTS)
-    ] = 64
-    max_length: Annotated[
-        int | None, Option("--max-length", min=2, help="Tokens a text may take.", rich_help_panel=TEXTS)
-    ] = None
-
-    def given(self, model: Any, weights: Any, preparation: Preparation, pile: Pile) -> dict[str, Any] | None:
-        """What decides scores of texts; None without --hf."""
-        if self.hf is None:
-            return None
-        others = {
-            "--model": model, "--weights": weights, "--mean": preparation.mean, "--std": preparation.std,
-            "--transform": preparation.transform, "--truth": pile.truth, "--target": pile.target,
-        }  # fmt: skip
-        for name, value in others.items():
-            if value is not None:
-                raise CovaryError(f"{name} beside --hf", "one or the other", f"leave {name} away")
-        return {name: value for name, value in asdict(self).items() if name != "hf"}
+Hf = Annotated[
+    str | None,
+    Option("--hf", help="Language model: a local folder in Hugging Face's format. --trusted and --inputs are then "
+           ".jsonl, .parquet or .txt.", rich_help_panel=TEXT_PANEL),
+]  # fmt: skip
 
 
-def judge_together_by_default(names: dict[str, Any], given: dict[str, Any]) -> None:
+def of_texts(hf: str | None, **others: Any) -> dict[str, Any]:
+    """The extractor of texts with --hf; nothing of a network beside it."""
+    if hf is None:
+        return {}
+    for name, value in others.items():
+        if value is not None:
+            raise CovaryError(f"--{name} beside --hf", "one or the other", f"leave --{name} away")
+    return {"extractor": "text"}
+
+
+def judge_together_by_default(names: dict[str, Any], asked: dict[str, Any]) -> None:
     """A scan judges its pile together, with thorough evidence, unless told otherwise or where its score knows no piles.
 
     Thorough evidence needs a network's own classes, so not where the observable is a user's or the inputs are texts.
     """
-    chosen = given["settings"]
-    parts = chosen["estimator"] == "first-order" and chosen["score"] in (None, "combined")
+    parts = asked.get("estimator", FIRST_ORDER) == FIRST_ORDER and asked.get("score", "combined") == "combined"
     names.setdefault("together", parts and not names["offline"])
-    own = ":" in (chosen["observable"] or "")
-    if chosen["evidence"] is None and names["together"] and given["text"] is None and not own:
-        chosen["evidence"] = "thorough"
+    own = ":" in asked.get("observable", "")
+    if "evidence" not in asked and names["together"] and "extractor" not in asked and not own:
+        asked["evidence"] = "thorough"
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:
@@ -330,6 +239,11 @@ def numbers(text: str | None, name: str) -> list[float] | None:
         raise CovaryError(f"{name} is {text!r}", "numbers separated by commas", f"as in {name} 0.5,0.5,0.5") from None
 
 
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"note: {message}", file=sys.stderr)
+
+
 def named_numbers(text: str | None, name: str) -> dict[str, float]:
     """Numbers by name, as in `a=1,b=2`."""
     pairs = [part.partition("=") for part in (text or "").replace(",", " ").split()]
@@ -340,8 +254,8 @@ def named_numbers(text: str | None, name: str) -> dict[str, float]:
 
 
 def settings(*groups: Any) -> dict[str, Any]:
-    """Values of several groups as loose settings."""
-    return {name: value for group in groups for name, value in asdict(group).items()}
+    """Values of several groups as loose settings; what was left away is not among them."""
+    return {name: value for group in groups for name, value in asdict(group).items() if value is not None}
 
 
 def grouped(command: Callable[..., Any]) -> Callable[..., Any]:

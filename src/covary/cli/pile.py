@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,16 @@ from covary.errors import CovaryError
 PANEL = "Piles too large for one machine"
 
 OutOrUrl = Annotated[str, Option("--out", help="Folder to write; with partitions also a URL.")]
+
+
+def judges_texts(detector: Path) -> bool:
+    """Whether a saved detector is one of texts, whose files are RUNs; False of what cannot be read."""
+    from covary.storage.detector import RECORD, kind_of
+
+    try:
+        return kind_of(json.loads((detector / RECORD).read_text("utf-8"))) == "text"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,12 @@ class Partitioned:
                help="Threads of each copy (1); another number may change the last bits."),
     ] = None  # fmt: skip
 
-    def wanted(self, data: str, out: str) -> bool:
+    def wanted(self, data: str, out: str, detector: Path) -> bool:
         """Whether partitions are asked for, or nothing else can be done with `data` and `out`."""
         if any(value is not None for value in asdict(self).values()) or "://" in out:
             return True
+        if judges_texts(detector):
+            return False
         from covary.serving.pile.sources import streamed
 
         return Path(data).suffix != ".npz" and streamed(data)

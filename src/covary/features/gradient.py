@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,27 +15,34 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from covary.data.source import Source
 from covary.errors import CovaryError, unknown_name
 from covary.features.activations import LAST_FEATURES, compress, watched_layers
+from covary.features.arrays import ArrayInputs, Roles
 from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients
 from covary.features.observables import UserObservable, energy, margin, observable_named
-from covary.features.preconditioner import Metric, Moments, under_metric
+from covary.features.preconditioner import Metric, Moments, metric_from_arrays, metric_to_arrays, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
 from covary.features.survival import Survival
+from covary.models.network import as_logits, load_network
 from covary.models.spaces import complex_parameters, select_parameters
 from covary.scoring.rows import Batch, Rows
+from covary.scoring.splits import LEAST_SPLIT, not_calibrating
+from covary.settings import GradientSettings, Settings
 
 # Per-sample gradients of one slice of a batch may take this many bytes.
 GRADIENT_BYTES = 512 * 2**20
 
 ENGINES = ("hooks", "exact")
+# Trusted inputs that the layers to amplify are chosen on.
+CHOSEN_ON = 200
 # Numbers kept of what the last linear layer takes.
 FEATURE_NUMBERS = 256
 
 
-class GradientExtractor:
+class GradientExtractor(ArrayInputs):
     """Turns batches into `Rows` with one forward and one backward pass a sample.
 
     Args:
@@ -54,6 +62,9 @@ class GradientExtractor:
     engine left to the exact one, and whether a network that cannot run under `vmap` was run sample by sample.
     `norm_kinds` says per layer whether norms are `exact` or those of the compressed rows (`projected`).
     """
+
+    kind = "gradient"
+    settings: Settings
 
     def __init__(
         self,
@@ -81,19 +92,117 @@ class GradientExtractor:
         self.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self.k = numbers_per_layer(len(self.layers))
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        self.projections = {
-            layer: LayerProjection(layer, {name: shapes[name] for name in names}, self.k, seed)
-            for layer, names in self.layers.items()
-        }
-        if metric is not None:
-            self.projections = under_metric(self.projections, metric)
+        self._shapes = shapes
+        self.metric = metric
         self.seed, self.engine, self.survival = seed, engine, survival
         self.notes: list[str] = []
         self._vectorised = True
         self._activation_projections: dict[str, Tensor | None] = {}
         moved = sum(np.prod(shapes[name]) for names in self.layers.values() for name in names)
         self._slice = max(1, int(GRADIENT_BYTES // (4 * max(moved, 1))))
+        self._project()
         self._attach()
+
+    def _project(self) -> None:
+        """The seed's projections, under the preconditioner if there is one."""
+        self.projections = {
+            layer: LayerProjection(layer, {name: self._shapes[name] for name in names}, self.k, self.seed)
+            for layer, names in self.layers.items()
+        }
+        if self.metric is not None:
+            self.projections = under_metric(self.projections, self.metric)
+
+    @classmethod
+    def of(cls, settings: Settings, model: Any, weights: Any = None, function: Any = None) -> GradientExtractor:
+        """See `Extractor`."""
+        own = settings.extractor
+        assert isinstance(own, GradientSettings)
+        host = load_network(model, weights, device=settings.device, output=own.output)
+        observable = settings.observable if function is None else function
+        self = cls(
+            host.module,
+            lambda out: as_logits(out, host.output),
+            observable=observable,
+            space=settings.space,
+            seed=settings.seed,
+            device=settings.device,
+            amp=settings.amp,
+            channels_last=own.channels_last,
+            # A user's function may run another copy of the network, which hooks on this one never see.
+            engine=own.engine if isinstance(observable, str) else "exact",
+        )
+        self._start(host)
+        self.settings = settings
+        return self
+
+    def learn(
+        self, trusted: Source, rows: Rows, roles: Callable[[], Roles], *, calibration_apart: bool = False
+    ) -> Rows | None:
+        """What is amplified for survival, and a preconditioner from the reference inputs, where they are asked for.
+
+        Rows get their survival; with a preconditioner they are taken again.
+        """
+        own = self.settings.extractor
+        assert isinstance(own, GradientSettings)
+        if own.evidence == "thorough":
+            rows = self._with_survival(trusted, rows, calibration_apart)
+        if own.preconditioner == "identity":
+            return rows
+        # Of reference inputs alone: calibration and queries must meet one that has seen neither.
+        dealt = roles()
+        if "reference" not in dealt:
+            raise CovaryError(
+                f"preconditioner {own.preconditioner!r} with {len(trusted)} trusted inputs",
+                f"at least {LEAST_SPLIT} and one split, since its own inputs may not calibrate",
+                "trust more inputs, leave conformal at auto, or the preconditioner at identity",
+            )
+        wanted = set(dealt["reference"])
+        chosen = trusted.take([i for i, name in enumerate(trusted.ids) if name in wanted])
+        moments = self.moments(chosen.batches(self.settings.batch_size), own.preconditioner)
+        self.take_metric(moments.metric(own.damping))
+        return None
+
+    def _with_survival(self, trusted: Source, rows: Rows, calibration_apart: bool) -> Rows:
+        """Chooses what is amplified, on trusted inputs that need not calibrate; the rows with their survival."""
+        if not self.classes:
+            raise CovaryError("evidence thorough without the network's own classes", "evidence fast")
+        size = self.settings.batch_size
+        positions = not_calibrating(
+            rows.ids, rows.predicted, self.seed, calibration_apart, self.settings.conformal
+        )  # fmt: skip
+        chosen = trusted.take(positions[:CHOSEN_ON].tolist()).batches(size)
+        self.survival = Survival(self.module, self.choose_logits).choose(self.placed(batch) for batch in chosen)
+        self.statements = []
+        if not self.survival.depths:
+            self.statements.append(
+                "Survival says nothing here: amplified layers change the answer of at most "
+                f"{self.survival.changed:.0%} of reference inputs, at a factor of {self.survival.factor:g}."
+            )
+        found: list[np.ndarray] = []
+        done = 0
+        for batch in trusted.batches(size):
+            part = self.survived(batch, rows.predicted[done : done + len(batch)])
+            found += [] if part is None else [part]
+            done += len(batch)
+        return replace(rows, survival=np.concatenate(found)) if found else rows
+
+    def take_metric(self, metric: Metric) -> None:
+        """Puts the roots of a preconditioner into the projections."""
+        self.metric = metric
+        self._project()
+        self._attach()
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[Path], object] | None]:
+        """See `Extractor`: arrays of the preconditioner, and what `Survival` has chosen."""
+        arrays = {} if self.metric is None else metric_to_arrays(self.metric)
+        return arrays, {"survival": {} if self.survival is None else self.survival.state}, None
+
+    def restore(self, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], file: Path, trusted: Rows) -> None:
+        """See `Extractor`."""
+        if found := {name: array for name, array in arrays.items() if name.startswith("metric.")}:
+            self.take_metric(metric_from_arrays(found, self.layers))
+        if record["survival"]:
+            self.survival = Survival(self.module, self.choose_logits, record["survival"])
 
     def _attach(self) -> None:
         """The fast engine on the module, and its notes where it is the one that runs."""

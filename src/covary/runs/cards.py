@@ -67,9 +67,8 @@ def _cards(
     columns = column_cards(detector, some)
     if columns is not None:
         cards = [{**card, **own} for card, own in zip(cards, columns, strict=True)]
-    # Detectors of other things than pictures show their inputs in their own way.
-    tell = getattr(detector, "cards", None)
-    return cards if tell is None else [{**card, **own} for card, own in zip(cards, tell(some), strict=True)]
+    # Inputs other than pictures are shown in their own way.
+    return [{**card, **own} for card, own in zip(cards, detector.cards(some), strict=True)]
 
 
 def _card(
@@ -96,7 +95,7 @@ def _card(
 
 
 def _text_of(detector: Detector, name: str) -> dict[str, str]:
-    texts = getattr(detector, "trusted_texts", {})
+    texts = detector.extractor.trusted_texts
     return {"text": texts[name]} if name in texts else {}
 
 

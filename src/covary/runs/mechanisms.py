@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs.cards import data_uri
 from covary.runs.report import REPORT, write_report
-from covary.runs.scan import WHAT, Plan, recorded, working_in
+from covary.runs.scan import WHAT, Material, Plan, recorded, working_in
 from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
 from covary.scoring.judge import Verdicts
 from covary.storage import folders
@@ -119,13 +119,10 @@ def _again(record: dict[str, Any], plan: Plan | None, trust_code: bool) -> tuple
     if plan is None:
         detector = Detector.load(config["detector"], trust_code=trust_code)
         return detector, detector.open(config["inputs"], truth=config.get("truth"))
-    if plan.text is not None:
-        raise CovaryError("the RUN is of texts", "one of images or arrays")
-    detector = Detector(plan.model, weights=plan.weights, **plan.settings.model_dump())
-    detector.fit(plan.open_trusted(), calibration=plan.open_calibration(), sampling=plan.open_sampling())
-    inputs = plan.open_inputs()
-    assert inputs is not None
-    return detector, inputs
+    material = Material(plan)
+    detector = material.fit((record["fingerprints"]["trusted"], record["roles"]))
+    assert material.inputs is not None
+    return detector, material.inputs
 
 
 def _told(

@@ -12,30 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from covary.data.class_names import read_class_names
 from covary.data.source import Source, open_data
-from covary.detector import Detector
+from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.features.guards import check_missing_classes, check_target
-from covary.models.network import Network, load_network
+from covary.models.network import load_network
 from covary.models.spaces import select_parameters
 from covary.objects import check_consent, is_object_name
-from covary.runs.check import CheckReport, check
+from covary.runs.check import CheckReport, check, check_texts
 from covary.runs.display import SILENT, Display
 from covary.runs.report import write_report
 from covary.runs.report.run_folder import section
 from covary.runs.write import write_run
-from covary.settings import Settings, estimator_named, wrong_value
+from covary.settings import SampledSettings, Settings, TextSettings, estimator_named, wrong_value
 from covary.storage import detector as saved
 from covary.storage import folders
 from covary.storage.fingerprints import digest_file
 from covary.storage.receipts import RECORDS
 from covary.storage.verify import in_words, receipt_state
-from covary.text.detector import LanguageDetector
-from covary.text.records import read_texts
-from covary.text.settings import TextSettings
+from covary.text.pretrained import load_language_model
 from covary.text.source import write_completions
 
 
@@ -60,6 +58,10 @@ class Pile(BaseModel):
             raise wrong_value(problem) from None
 
 
+# What only a network of arrays has; texts carry truth and labels themselves.
+NOT_OF_TEXTS = ("weights", "sampling", "mean", "std", "transform", "truth", "target", "class_names")
+
+
 class Plan(Pile):
     """Everything a scan is made of, by name, so that a RUN can be replayed."""
 
@@ -74,15 +76,30 @@ class Plan(Pile):
     transform: str | None = None
     class_names: str | None = None
     settings: Settings = Settings()
-    # Of language models alone, whose folder `model` then names.
-    text: TextSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Plans of before kept what was asked of texts apart from the settings."""
+        values = dict(values)
+        text = values.pop("text", None)
+        if text is not None:
+            values["settings"] = {**values["settings"], "extractor": {**text, "kind": "text"}}
+        return values
+
+    @model_validator(mode="after")
+    def _check_texts(self) -> Plan:
+        if self.settings.kind == "text":
+            for name in NOT_OF_TEXTS:
+                if getattr(self, name) is not None:
+                    raise CovaryError(f"{name}= beside a language model", "one or the other", f"leave {name}= away")
+        return self
 
     @staticmethod
-    def checked(*, settings: dict[str, Any], text: dict[str, Any] | None = None, **names: Any) -> Plan:
+    def checked(*, settings: dict[str, Any], **names: Any) -> Plan:
         """A plan from loose values; a wrong one is told in one sentence."""
-        about_text = None if text is None else TextSettings.checked(**text)
         try:
-            return Plan(settings=Settings.checked(**settings), text=about_text, **names)
+            return Plan(settings=Settings.checked(**settings), **names)
         except ValidationError as problem:
             raise wrong_value(problem) from None
 
@@ -91,56 +108,65 @@ class Plan(Pile):
         """What is done to raw inputs."""
         return {"mean": self.mean, "std": self.std, "transform": self.transform}
 
-    def open_trusted(self) -> Source:
-        """The trusted inputs."""
-        return open_data(self.trusted, **self.preprocessing)
-
-    def open_calibration(self, mode: str | None = None) -> Source | None:
-        """The separate calibration inputs, if any; images in the mode of the trusted ones."""
-        return None if self.calibration is None else open_data(self.calibration, mode=mode, **self.preprocessing)
-
-    def open_sampling(self, mode: str | None = None) -> Source | None:
-        """The separate sampling inputs, if any."""
-        return None if self.sampling is None else open_data(self.sampling, mode=mode, **self.preprocessing)
-
-    def open_inputs(self, mode: str | None = None) -> Source | None:
-        """The inputs to judge, if any."""
-        if self.inputs is None:
-            return None
-        return open_data(self.inputs, truth=self.truth, mode=mode, **self.preprocessing)
-
 
 class Material:
-    """What a plan names, opened once: check, fit and score see the same network and the same data."""
+    """What a plan names, opened once: check, fit and score see the same model and the same data."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     @cached_property
-    def network(self) -> Network:
-        """The network with its weights."""
-        s = self.plan.settings
-        return load_network(self.plan.model, self.plan.weights, device=s.device, output=s.output)
+    def model(self) -> Any:
+        """The network with its weights, or the language model."""
+        s, own = self.plan.settings, self.plan.settings.extractor
+        if isinstance(own, TextSettings):
+            return load_language_model(self.plan.model, dtype=own.dtype, device=s.device, adapter=own.adapter)
+        return load_network(self.plan.model, self.plan.weights, device=s.device, output=own.output)
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The detector, not yet fitted; it opens later inputs as it opened the trusted ones."""
+        settings = {name: getattr(self.plan.settings, name) for name in Settings.model_fields}
+        return Detector(self.model, **settings)
 
     @cached_property
     def trusted(self) -> Source:
         """The trusted inputs."""
-        return self.plan.open_trusted()
+        if self.plan.settings.kind == "text":
+            return self.detector.extractor.open_trusted(self.plan.trusted)
+        # Without the detector, which a check of a network that it refuses must not need.
+        return open_data(self.plan.trusted, **self.plan.preprocessing)
 
     @cached_property
     def calibration(self) -> Source | None:
-        """The separate calibration inputs, if any, decoded as the trusted ones are."""
-        return self.plan.open_calibration(self.trusted.mode)
+        """The separate calibration inputs, if any, read as the trusted ones are."""
+        return self._like_trusted(self.plan.calibration)
 
     @cached_property
     def sampling(self) -> Source | None:
         """The separate sampling inputs, if any."""
-        return self.plan.open_sampling(self.trusted.mode)
+        return self._like_trusted(self.plan.sampling)
 
     @cached_property
     def inputs(self) -> Source | None:
         """The inputs to judge, if any."""
-        return self.plan.open_inputs(self.trusted.mode)
+        return self._like_trusted(self.plan.inputs, self.plan.truth)
+
+    def _like_trusted(self, name: str | None, truth: str | None = None) -> Source | None:
+        if name is None:
+            return None
+        trusted = self.trusted
+        if self.plan.settings.kind == "text":
+            return self.detector.open(name)
+        return open_data(name, truth=truth, mode=trusted.mode, **self.plan.preprocessing)
+
+    def fit(self, before: Dealt | None = None, progress: Progress | None = None) -> Detector:
+        """The detector, fitted."""
+        self.detector.dealt_before = before
+        names = None if self.plan.class_names is None else read_class_names(self.plan.class_names)
+        return self.detector.fit(
+            self.trusted, calibration=self.calibration, sampling=self.sampling, class_names=names, progress=progress
+        )
 
 
 Dealt = tuple[str, dict[str, list[str]]]
@@ -151,24 +177,29 @@ FORWARDS = {"hooks": 4.0, "exact": 8.0}
 
 def _draws(s: Settings) -> int:
     """Draws of the weights that all chains keep; 0 of a first-order estimator."""
-    estimator = estimator_named(s.estimator)
-    return (estimator.draws if s.draws is None else s.draws) * s.chains if estimator.preset else 0
+    if not isinstance(s.extractor, SampledSettings):
+        return 0
+    draws = s.extractor.draws
+    return (estimator_named(s.estimator).draws if draws is None else draws) * s.extractor.chains
 
 
 def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
-    """Looks at network and data before any long work."""
-    s, material = plan.settings, material or Material(plan)
+    """Looks at the model and data before any long work."""
+    s, own, material = plan.settings, plan.settings.extractor, material or Material(plan)
+    if isinstance(own, TextSettings):
+        return check_texts(material.trusted, material.inputs, fpr=s.fpr, calibration=material.calibration)
     draws = _draws(s)
-    moves = len(select_parameters(material.network.module, s.space)) if s.layerwise else 1
+    layerwise = isinstance(own, SampledSettings) and own.layerwise
+    moves = len(select_parameters(material.model.module, s.space)) if layerwise else 1
     return check(
-        material.network,
+        material.model,
         material.trusted,
         material.inputs,
         fpr=s.fpr,
         conformal=s.calibrates_by(len(material.trusted)),
         calibration=material.calibration,
         batch_size=s.batch_size,
-        forwards_per_input=1.0 + draws * moves if draws else FORWARDS[s.engine],
+        forwards_per_input=1.0 + draws * moves if isinstance(own, SampledSettings) else FORWARDS[own.engine],
         draws=draws,
         # A user's own observable may need no logits at all.
         own_observable=is_object_name(s.observable),
@@ -196,21 +227,9 @@ def _checked(plan: Plan, material: Material, display: Display) -> list[dict[str,
     return findings
 
 
-def _fitted(plan: Plan, material: Material, display: Display, before: Dealt | None = None) -> Detector:
-    if plan.text is not None:
-        with display.waiting("loading the language model"):
-            reader = LanguageDetector(plan.model, text=plan.text, **plan.settings.model_dump())
-        reader.dealt_before = before
-        with display.progress("trusted texts") as bar:
-            return reader.fit(plan.trusted, calibration=plan.calibration, progress=bar)
-    detector = Detector(material.network, **plan.settings.model_dump())
-    detector.dealt_before = before
-    names = None if plan.class_names is None else read_class_names(plan.class_names)
+def _fitted(material: Material, display: Display, before: Dealt | None = None) -> Detector:
     with display.progress("trusted inputs") as bar:
-        return detector.fit(
-            material.trusted, calibration=material.calibration, sampling=material.sampling, class_names=names,
-            progress=bar,
-        )  # fmt: skip
+        return material.fit(before, bar)
 
 
 def scan(
@@ -231,16 +250,16 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     if plan.offline and plan.settings.conformal == "auto":
         # One embedding has one score of each calibration input.
         plan = plan.model_copy(update={"settings": plan.settings.model_copy(update={"conformal": "split"})})
-    texts = None if plan.text is None else read_texts(plan.inputs)
     material = Material(plan)
     if plan.class_names is not None:
         read_class_names(plan.class_names)  # a wrong file is told before the long work
-    inputs = material.inputs if texts is None else None
-    findings = _checked(plan, material, display) if texts is None else None
-    detector = _fitted(plan, material, display, before)
-    if inputs is None:
-        with display.waiting("asking for the answers"):
-            inputs = detector.open(texts)
+    if plan.settings.kind == "text":
+        with display.waiting("loading the language model and asking for answers"):
+            _ = material.inputs
+    findings = _checked(plan, material, display)
+    detector = _fitted(material, display, before)
+    inputs = material.inputs
+    assert inputs is not None
     told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
     with display.progress("inputs") as bar:
         return write_run(
@@ -251,13 +270,13 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
 
 
 def fit(
-    plan: Plan, out: Path, *, weights: bool = True, display: Display = SILENT, force: bool = False
+    plan: Plan, out: Path, *, weights: bool | None = None, display: Display = SILENT, force: bool = False
 ) -> dict[str, Any]:
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
     with folders.reserved(out, "detector", force=force):
         material = Material(plan)
         _checked(plan, material, display)
-        _fitted(plan, material, display).save(out, weights=weights, force=force)
+        _fitted(material, display).save(out, weights=weights, force=force)
     return describe(out)
 
 
@@ -299,7 +318,8 @@ def score(
         with display.progress("inputs") as bar:
             return write_run(
                 detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, together=pile.together,
-                config=told, started=started, progress=bar, report=write_report, force=force,
+                config=told, started=started, progress=bar, force=force,
+                report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
             )  # fmt: skip
 
 

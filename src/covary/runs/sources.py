@@ -11,9 +11,8 @@ from typing import Any
 
 from covary.detector import Detector
 from covary.errors import CovaryError
-from covary.models.network import load_network
 from covary.objects import NotTrusted
-from covary.runs.scan import Pile, Plan, recorded, working_in
+from covary.runs.scan import Material, Pile, Plan, recorded, working_in
 from covary.storage.receipts import kind_of
 
 
@@ -55,18 +54,18 @@ def source_differences(folder: Path, *, trust_code: bool = False) -> Iterator[tu
 
 
 def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
+    material = Material(plan)
+
+    def inputs() -> str:
+        if material.inputs is None:
+            raise CovaryError("the RUN names no inputs")
+        return material.inputs.fingerprint()
+
     return {
-        "network": lambda: load_network(plan.model, plan.weights, output=plan.settings.output).fingerprint,
-        "trusted": lambda: plan.open_trusted().fingerprint(),
-        "inputs": lambda: _opened(plan).fingerprint(),
+        "network": lambda: material.detector.network.fingerprint,
+        "trusted": lambda: material.trusted.fingerprint(),
+        "inputs": inputs,
     }
-
-
-def _opened(plan: Plan) -> Any:
-    inputs = plan.open_inputs()
-    if inputs is None:
-        raise CovaryError("the RUN names no inputs")
-    return inputs
 
 
 def _of_score(told: dict[str, Any], trust_code: bool) -> dict[str, Callable[[], str]]:

@@ -119,7 +119,7 @@ def write_run(
                 "layers": {kind: names for kind, names in detector.explainer.layer_names.items() if names},
                 "layer_kinds": _layer_kinds(detector),
                 "layer_range": _layer_range(detector),
-                "sampling": getattr(detector.extractor, "told", None),
+                "sampling": detector.extractor.told or None,
                 **cards,
             },
         )
@@ -252,7 +252,7 @@ def _summary(
         "n_flagged": int(flagged.sum()),
         **standing(detector, len(flagged), fdr),
     }
-    if told := getattr(detector.extractor, "told", None):
+    if told := detector.extractor.told:
         summary["n_sampling"] = len(judge.roles.get("sampling", []))
         names = ("estimator", "draws", "chains", "settings", "bank", "verdict")
         summary["sampling"] = {name: told[name] for name in names}

@@ -41,10 +41,9 @@ class Saved:
         input_shape: shape of one trusted input.
         trusted_fingerprint: of the trusted data.
         trusted: rows of the trusted inputs; calibration: of a separate calibration set.
-        metric: arrays of the metric, empty for the identity.
-        write_draws: writes the bank of draws of a sampled estimator to a file; `load_bank` reads it, given the network.
-        sampling: what is told of those draws.
-        survival: what `Survival` has chosen, empty where it is not measured.
+        kind: key of its extractor.
+        arrays: what its extractor keeps beside the rows; state: the same as JSON.
+        write_file: writes a file of the extractor's own, such as the bank of draws.
         labels: classes of the trusted inputs, (n,), where known.
         calibration_scores: scores of the calibration samples, in order.
         roles: ids of the trusted inputs by role.
@@ -66,10 +65,10 @@ class Saved:
     calibration_scores: np.ndarray
     roles: dict[str, list[str]]
     thumbnails: dict[str, np.ndarray]
-    metric: dict[str, np.ndarray] = field(default_factory=dict)
-    write_draws: Callable[[Path], object] | None = None
-    sampling: dict[str, Any] = field(default_factory=dict)
-    survival: dict[str, Any] = field(default_factory=dict)
+    kind: str = "gradient"
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    state: dict[str, Any] = field(default_factory=dict)
+    write_file: Callable[[Path], object] | None = None
 
 
 def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None, force: bool = False) -> None:
@@ -83,7 +82,7 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
     if saved.labels is not None:
         arrays["labels"] = np.asarray(saved.labels, np.int64)
     arrays["calibration_scores"] = saved.calibration_scores
-    arrays |= saved.metric
+    arrays |= saved.arrays
     record = {
         "format": FORMAT,
         "settings": saved.settings,
@@ -98,8 +97,8 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
         "trusted": trusted,
         "calibration": calibration,
         "roles": saved.roles,
-        "sampling": saved.sampling,
-        "survival": saved.survival,
+        "kind": saved.kind,
+        "extractor": saved.state,
         "versions": versions(),
     }
     with folders.atomic_folder(folder, "detector", force=force) as part:
@@ -108,8 +107,8 @@ def write_detector(folder: Path, saved: Saved, weights: Mapping[str, Any] | None
             # Numbered, since an id may be anything.
             record["thumbnails"] = list(saved.thumbnails)
             folders.write_arrays(part / THUMBNAILS, {str(i): p for i, p in enumerate(saved.thumbnails.values())})
-        if saved.write_draws is not None:
-            saved.write_draws(part / DRAWS)
+        if saved.write_file is not None:
+            saved.write_file(part / DRAWS)
         if weights is not None:
             folders.write_tensors(part / WEIGHTS, weights)
         folders.seal(part, record, RECORD)
@@ -186,6 +185,20 @@ def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str,
     return record
 
 
+def _former_state(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What detectors of before kept of their extractor beside everything else."""
+    return {"sampling": record.get("sampling", {}), "survival": record.get("survival", {})}
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """Key of a saved detector's extractor; those of before it was recorded say it by what they hold."""
+    if "kind" in record:
+        return record["kind"]
+    if "language" in record["preprocessing"]:
+        return "text"
+    return "sampled" if DRAWS in record["files"] else "gradient"
+
+
 def read_detector(folder: Path, record: Mapping[str, Any]) -> Saved:
     """The detector of which `open_record` gave the record."""
     with as_written(Path(folder)):
@@ -197,8 +210,11 @@ def _read(folder: Path, record: Mapping[str, Any]) -> Saved:
     names = record.get("thumbnails", [])
     pictures = folders.read_arrays(folder / THUMBNAILS) if names else {}
     calibration = record["calibration"]
+    settings = record["settings"]
+    if "kind" not in record and kind_of(record) == "text":
+        settings = {**settings, "extractor": {**record["preprocessing"]["language"], "kind": "text"}}
     return Saved(
-        settings=record["settings"],
+        settings=settings,
         factory=record["factory"],
         network=record["fingerprint"],
         projection=record["projection"],
@@ -213,9 +229,9 @@ def _read(folder: Path, record: Mapping[str, Any]) -> Saved:
         calibration_scores=arrays["calibration_scores"],
         roles=record["roles"],
         thumbnails={name: pictures[str(i)] for i, name in enumerate(names)},
-        metric={name: array for name, array in arrays.items() if name.startswith("metric.")},
-        sampling=record.get("sampling", {}),
-        survival=record.get("survival", {}),
+        kind=kind_of(record),
+        arrays=arrays,
+        state=record.get("extractor") or {**record["preprocessing"], **_former_state(record)},
     )
 
 

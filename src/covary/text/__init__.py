@@ -9,6 +9,6 @@ By what they do
     extractor       batches of texts -> `Rows`
     traces          the same along draws of the weights (sampled estimators)
     groups          what takes the place of the predicted class
-    detector        `LanguageDetector`: fit -> score -> explain, as `Detector`
+    inputs          what `Detector` asks of texts: opened, answered, grouped, shown, kept
     token_evidence  which tokens of an answer trusted texts account for least
 """

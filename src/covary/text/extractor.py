@@ -16,10 +16,13 @@ from covary.features.activations import compress
 from covary.features.engine.fast import KEPT, PASS_BYTES, FastEngine
 from covary.features.exact import exact_gradients
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
+from covary.models.network import Network
 from covary.scoring.rows import Batch, Rows
+from covary.settings import Settings, TextSettings
 from covary.text.answers import Answer, Answers
 from covary.text.hidden_states import blocks, hidden_states, looked_up_per_text, watched
-from covary.text.pretrained import LanguageModel
+from covary.text.inputs import TextInputs
+from covary.text.pretrained import LanguageModel, load_language_model
 from covary.text.spaces import text_parameters
 from covary.text.tokens import Side, Tokens, pad
 
@@ -32,7 +35,7 @@ MOST_LAYERS = 64
 STATE_NUMBERS = 64
 
 
-class TextExtractor:
+class TextExtractor(TextInputs):
     """Turns batches whose inputs are `Tokens` into `Rows`.
 
     Functional rows are the compressed gradients of the answer's observable, layer by layer; latent rows the hidden
@@ -85,6 +88,7 @@ class TextExtractor:
             for layer, names in self.layers.items()
         }
         self.notes: list[str] = []
+        self.grouping = None
         self._watched = watched(model.module)
         self._state_projections: dict[int, Tensor | None] = {}
         self._last: tuple[Answer, dict[str, Tensor]] | None = None
@@ -95,6 +99,24 @@ class TextExtractor:
         if engine == "hooks":
             self.notes = self._fast.notes
         self._bytes_per_token = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings, model: Any, weights: Any = None, function: Any = None) -> TextExtractor:
+        """See `Extractor`: a `LanguageModel`, or the local folder of one."""
+        own = settings.extractor
+        assert isinstance(own, TextSettings)
+        if function is not None and not isinstance(function, str):
+            raise CovaryError("a function as the observable of texts", "margin or nll")
+        if weights is not None:
+            raise CovaryError("weights beside a language model", "a folder that holds them", "leave weights= away")
+        if not isinstance(model, LanguageModel):
+            model = load_language_model(model, dtype=own.dtype, device=settings.device, adapter=own.adapter)
+        self = cls(
+            model, observable=settings.observable, pooling=own.pooling, space=settings.space, seed=settings.seed,
+            engine=own.engine, amp=settings.amp, side=own.side,
+        )  # fmt: skip
+        self._start(Network(model.module), settings)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +137,8 @@ class TextExtractor:
             some.append(i)
         parts.append(self._pass_rows([texts[j] for j in some]))
         rows = Rows.concatenate(parts).take(np.argsort(order))
-        return Rows(**{**vars(rows), "ids": list(batch.ids)})
+        rows = Rows(**{**vars(rows), "ids": list(batch.ids)})
+        return rows if self.grouping is None else self.grouping(rows, batch.y)
 
     def token_values(self, texts: Sequence[Tokens]) -> list[dict[str, Float[np.ndarray, " m"]]]:
         """Per text, `margin`, `nll` and `energy` of every token that counts, in nats."""

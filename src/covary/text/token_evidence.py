@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.scores.layers import LayerProfile
-from covary.scoring.splits import split
+from covary.scoring.splits import random_order
 from covary.text.extractor import TextExtractor
 from covary.text.tokens import Tokens
 
@@ -62,7 +62,8 @@ class TokenExplainer:
     def __init__(self, features: TextExtractor, trusted: Rows, tokens: Sequence[Tokens], seed: int = 0) -> None:
         self.features = features
         everyone = np.zeros(len(trusted), np.int64)
-        reference, rest = split(trusted.ids, everyone, seed, {"reference": 2 / 3, "yardstick": 1 / 3})
+        order = random_order(trusted.ids, seed, "tokens")
+        reference, rest = np.split(order, [round(2 * len(order) / 3)])
         rows = trusted.take(reference)
         self.profile = LayerProfile().fit(rows.functional, everyone[reference])
         rng = np.random.default_rng(seed)

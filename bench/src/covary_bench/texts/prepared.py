@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
+from covary.detector import Detector
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.scoring.splits import kind_for
@@ -22,7 +23,6 @@ from covary.storage import folders
 from covary.storage.detector import rows_to_arrays
 from covary.text.answers import Answers
 from covary.text.completions import MAX_NEW_TOKENS, completed
-from covary.text.detector import LanguageDetector
 from covary.text.hidden_states import hidden_states, watched
 from covary.text.pretrained import LanguageModel
 from covary.text.records import Text, read_texts
@@ -71,11 +71,11 @@ class PreparedTexts(Prepared):
         super().__init__(case, work, fpr, device)
 
     @cached_property
-    def detector(self) -> LanguageDetector:  # type: ignore[override]
+    def detector(self) -> Detector:
         """Our detector with its defaults, as `covary scan --hf` has it, and answers as long as the case's own."""
         facts = self.facts
         text = {"max_new_tokens": facts.get("max_new_tokens", MAX_NEW_TOKENS), "dtype": facts.get("dtype", "float32")}
-        return LanguageDetector(self.case / "model", text=text, fpr=self.fpr, seed=self.seed, device=self.device)
+        return Detector(self.case / "model", **text, fpr=self.fpr, seed=self.seed, device=self.device)
 
     @cached_property
     def _texts(self) -> dict[str, list[Text]]:
@@ -88,7 +88,8 @@ class PreparedTexts(Prepared):
         return found
 
     def _completed(self, texts: list[Text]) -> list[Text]:
-        return completed(self.detector.model, texts, max_new_tokens=self.detector.text.max_new_tokens)
+        extractor = self.detector.extractor
+        return completed(extractor.model, texts, max_new_tokens=extractor.own.max_new_tokens)
 
     def _trusted_texts(self) -> list[Text]:
         path = self.work / "trusted.json"
@@ -120,12 +121,12 @@ class PreparedTexts(Prepared):
         rows = detector.rows(source)
         gradients = time.perf_counter() - began
         arrays: dict[str, np.ndarray] = {}
-        parts: dict[str, Any] = {"groups": None if detector.grouping is None else detector.grouping.name}
+        parts: dict[str, Any] = {"groups": detector.preprocessing["groups"]}
         for name, own in (("trusted", detector.trusted_rows), ("inputs", rows)):
             found, parts[name] = rows_to_arrays(own, name)
             arrays |= found
             began = time.perf_counter()
-            states, log_p, counts = forward_pass(detector.model, self.tokens(name))
+            states, log_p, counts = forward_pass(detector.extractor.model, self.tokens(name))
             forward = time.perf_counter() - began
             arrays |= {f"{name}.state.{i}": state for i, state in enumerate(states.values())}
             arrays |= {f"{name}.log_p": log_p, f"{name}.counts": counts}
@@ -136,7 +137,8 @@ class PreparedTexts(Prepared):
 
     def tokens(self, name: str) -> list[Tokens]:
         """The `trusted` texts, `inputs` or `sampling` texts in tokens."""
-        return [tokenise(self.detector.model, text, self.detector.text.max_length) for text in self._texts[name]]
+        extractor = self.detector.extractor
+        return [tokenise(extractor.model, text, extractor.own.max_length) for text in self._texts[name]]
 
     def answered(self, name: str) -> Answered:
         """Words, token probabilities and hidden states of the `trusted` texts or `inputs`."""
@@ -188,7 +190,7 @@ class PreparedTexts(Prepared):
 
     def _chain(self) -> Chain:
         tokens = {one.id: one for name in ("trusted", "inputs") for one in self.tokens(name)}
-        return Chain(self.detector.model, tokens, self.tokens("sampling"), self.work)
+        return Chain(self.detector.extractor.model, tokens, self.tokens("sampling"), self.work)
 
 
 def forward_pass(

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from covary.data.source import Source
 from covary.errors import CovaryError
+from covary.features.arrays import ArrayInputs, Roles
 from covary.features.observables import OBSERVABLES, observable_named
 from covary.features.sampled.chains import SamplingData
 from covary.features.sampled.diagnostics import ranking_is_stable
-from covary.features.sampled.draws import Bank, draw_bank, halved
+from covary.features.sampled.draws import Bank, draw_bank, halved, load_bank, save_bank
 from covary.features.sampled.rows import rows_on_draws, with_chosen_sigma
 from covary.features.sampled.samplers import SamplingPlan, preset_named, sampler_named
 from covary.features.sampled.traces import Traces, evaluate, predictions, rows_from_traces
 from covary.models.functional import Buffers, Params, functional_network
+from covary.models.network import as_logits, load_network
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.scores import score_named
-from covary.settings import Settings, estimator_named
+from covary.settings import SampledSettings, Settings, estimator_named
 
 # Trusted inputs that sigma is chosen on, and that early stopping and half precision are judged by.
 LOOKED_AT, TRIED_ON = 500, 240
@@ -30,28 +35,39 @@ FEWEST_DRAWS = 40
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
+def own_settings(settings: Settings) -> SampledSettings:
+    """The settings of the draws.
+
+    Raises:
+        CovaryError: those of an estimator that takes none.
+    """
+    if not isinstance(settings.extractor, SampledSettings):
+        raise CovaryError(f"the estimator {settings.estimator} takes no draws", "a sampled estimator")
+    return settings.extractor
+
+
 def plan_of(settings: Settings) -> SamplingPlan:
     """The sampling plan that the settings ask for; what they leave open is the estimator's own.
 
     Raises:
         CovaryError: an unknown constant of the sampler.
     """
-    estimator = estimator_named(settings.estimator)
-    if estimator.preset is None:
-        raise CovaryError(f"the estimator {settings.estimator} takes no draws", "a sampled estimator")
+    own = own_settings(settings)
+    estimator = estimator_named(own.estimator)
+    assert estimator.preset is not None
     preset = preset_named(estimator.preset)
-    draws = estimator.draws if settings.draws is None else settings.draws
-    burn_in = estimator.burn_in if settings.burn_in is None else settings.burn_in
-    thinning = estimator.thinning if settings.thinning is None else settings.thinning
-    sigma = {} if settings.sigma is None else {"sigma": settings.sigma}
+    draws = estimator.draws if own.draws is None else own.draws
+    burn_in = estimator.burn_in if own.burn_in is None else own.burn_in
+    thinning = estimator.thinning if own.thinning is None else own.thinning
+    sigma = {} if own.sigma is None else {"sigma": own.sigma}
     return replace(
         preset,
-        settings={**preset.settings, **settings.constants, **sigma},
+        settings={**preset.settings, **own.constants, **sigma},
         steps=burn_in + draws * thinning,
         burn_in=burn_in,
         thinning=thinning,
-        chains=settings.chains,
-        batchnorm=settings.batchnorm or preset.batchnorm,
+        chains=own.chains,
+        batchnorm=own.batchnorm or preset.batchnorm,
         seed=settings.seed,
     )
 
@@ -63,7 +79,7 @@ def trial_scores(rows: Rows, score: str, coupling: str) -> np.ndarray:
     return score_named(score, coupling).fit(reference, fit).measure(queries).score
 
 
-class SampledExtractor:
+class SampledExtractor(ArrayInputs):
     """Turns batches into `Rows` along draws that are taken once, by `draw`, or handed over, by `take`.
 
     Args:
@@ -74,21 +90,59 @@ class SampledExtractor:
     `notes` says in words what was chosen; `told` is the same, with the diagnostics, as plain JSON values.
     """
 
+    kind = "sampled"
+    one_tensor, by_gradients = True, False
+
     def __init__(self, module: nn.Module, choose_logits: Callable[[Any], Tensor], settings: Settings) -> None:
-        self.settings, self.plan = settings, plan_of(settings)
+        self.settings, self.plan, self.own = settings, plan_of(settings), own_settings(settings)
         self.observable = observable_named(settings.observable)
         self.network = functional_network(
             module,
             space=settings.space,
             choose_logits=choose_logits,
             autocast=DTYPES[settings.amp],
-            compiled=settings.compiled,
-            channels_last=settings.channels_last,
+            compiled=self.own.compiled,
+            channels_last=self.own.channels_last,
         )
         self.layers = self.network.layers
         self.notes: list[str] = []
         self.told: dict[str, Any] = {}
         self.bank: Bank | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, model: Any, weights: Any = None, function: Any = None) -> SampledExtractor:
+        """See `Extractor`."""
+        check_observable(settings.observable if function is None else function, settings)
+        host = load_network(model, weights, device=settings.device, output=own_settings(settings).output)
+        self = cls(host.module, lambda out: as_logits(out, host.output), settings)
+        self._start(host)
+        return self
+
+    def prepare(
+        self, trusted: Source, calibration: Source | None, sampling: Source | None, roles: Roles | None
+    ) -> tuple[Source, list[str]]:
+        """Takes the draws (see `take_draws`)."""
+        from covary.features.sampled.fit import take_draws
+
+        return take_draws(self, trusted, sampling, calibration, roles)
+
+    def learn(
+        self, trusted: Source, rows: Rows, roles: Callable[[], Roles], *, calibration_apart: bool = False
+    ) -> Rows | None:
+        """Adds what the trusted rows say of the draws."""
+        from covary.features.sampled.fit import tell
+
+        tell(self, rows)
+        return rows
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[Path], object] | None]:
+        """See `Extractor`: the bank of draws has a file of its own."""
+        assert self.bank is not None
+        return {}, {"sampling": self.told}, partial(save_bank, self.bank)
+
+    def restore(self, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], file: Path, trusted: Rows) -> None:
+        """See `Extractor`."""
+        self.take(load_bank(file, self.network), record["sampling"])
 
     @property
     def needs_sampling(self) -> bool:
@@ -98,7 +152,7 @@ class SampledExtractor:
     @property
     def passes(self) -> int:
         """Forward passes an input."""
-        return 1 + self.plan.draws * self.plan.chains * (len(self.layers) if self.settings.layerwise else 1)
+        return 1 + self.plan.draws * self.plan.chains * (len(self.layers) if self.own.layerwise else 1)
 
     def draw(self, trusted: Sequence[Batch], sampling: SamplingData | None) -> SampledExtractor:
         """Takes the draws; `trusted` inputs, none of which calibrates, choose sigma and when to stop.
@@ -106,7 +160,6 @@ class SampledExtractor:
         Raises:
             CovaryError: a chain that diverges, or a network that stands no sigma of the grid.
         """
-        s = self.settings
         if not self.needs_sampling and "sigma" not in self.plan.settings:
             self.plan = with_chosen_sigma(self.network, self.plan, trusted)
             self.notes.append(
@@ -114,9 +167,9 @@ class SampledExtractor:
                 "costs at most 5 points of accuracy on trusted data."
             )
         watch = None
-        if s.stop_when_stable is not None:
+        if self.own.stop_when_stable is not None:
             x = torch.cat([self.network.place(batch.x) for batch in trusted])[:TRIED_ON]
-            watch = Watch(self, x, s.stop_when_stable)
+            watch = Watch(self, x, self.own.stop_when_stable)
         bank = draw_bank(
             self.network,
             self.plan,
@@ -128,12 +181,12 @@ class SampledExtractor:
         if taken < self.plan.draws:
             self.notes.append(
                 f"Drawing stopped after {taken} of {self.plan.draws} draws a chain: half of them rank trusted inputs "
-                f"as all do (Spearman at least {s.stop_when_stable:g})."
+                f"as all do (Spearman at least {self.own.stop_when_stable:g})."
             )
             steps = self.plan.burn_in + taken * self.plan.thinning
             self.plan = replace(self.plan, steps=steps)
         size = {"bytes": bank.bytes, "precision": "float32", "full_bytes": bank.bytes}
-        if s.half_draws:
+        if self.own.half_draws:
             full, bank = bank, halved(bank)
             size |= {"bytes": bank.bytes, "precision": "float16", **self._cost(full, bank, trusted)}
             self.notes.append(
@@ -164,9 +217,9 @@ class SampledExtractor:
             bank,
             batch,
             observable=s.observable,
-            layerwise=s.layerwise,
+            layerwise=self.own.layerwise,
             batch_size=s.batch_size,
-            draws_at_once=s.draws_at_once,
+            draws_at_once=self.own.draws_at_once,
         )
 
     def _cost(self, full: Bank, half: Bank, trusted: Sequence[Batch]) -> dict[str, Any]:
@@ -237,4 +290,4 @@ def check_observable(observable: Any, settings: Settings) -> None:
     """Sampled estimators record the table's observables alone."""
     if not isinstance(observable, str):
         found = f"a function as the observable of the estimator {settings.estimator}"
-        raise CovaryError(found, f"one of: {', '.join(OBSERVABLES)}", "or use --estimator first-order")
+        raise CovaryError(found, f"one of: {', '.join(OBSERVABLES)}", "or use estimator=first-order")

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from covary.errors import CovaryError
 from covary.features.sampled import diagnostics
 from covary.features.sampled.draws import Bank
+from covary.features.sampled.extractor import own_settings
 from covary.scoring.rows import Rows
 from covary.settings import Settings
 
@@ -37,7 +38,7 @@ def diagnosed(bank: Bank, settings: Settings, rows: Rows) -> dict[str, Any]:
         **{name: bank.plan[name] for name in ("sampler", "settings", "chains", "burn_in", "thinning", "batchnorm")},
         "draws": len(bank),
         "observable": settings.observable,
-        "layers": list(few.functional) if settings.layerwise else None,
+        "layers": list(few.functional) if own_settings(settings).layerwise else None,
         "verdict": _verdict(values, margins, independent),
         **_along(bank),
         **_shown(by_layer[0] if len(by_layer) == 1 else by_layer[-1], few),

@@ -112,6 +112,9 @@ class Monitor:
             raise CovaryError("a deferred monitor without a place for its verdicts", "deliver=queue or a function")
         if not hasattr(detector, "judge"):
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
+        if detector.settings.kind == "text":
+            found = "a monitor beside a language model, whose answers are many passes and not one"
+            raise CovaryError(found, "a network of images or arrays", "score answers with their prompts: score(texts)")
         self.detector, self.judge, self.rate = detector, detector.judge, rate
         self._level, self._starts = level, seed
         self.stream = self._new_stream()

@@ -91,6 +91,9 @@ def score_pile(
             folder, model, weights=weights, device=here, batch_size=batch_size, public_key=public_key,
             trust_code=trust_code,
         )  # fmt: skip
+    if detector.settings.kind == "text":
+        found = "a pile of texts in partitions, whose answers a language model may still have to give"
+        raise CovaryError(found, "a detector of images or arrays", "score the texts as one RUN")
     pile = partitions.cut(str(data), partition_size)
     about = {
         "digest": digest_json(saved.open_record(folder)), "network": detector.network.fingerprint,

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from covary.detector import Detector
 from covary.runs.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
-from covary.text.detector import LanguageDetector
 from covary.text.extractor import grouped_layers
 from covary.text.hidden_states import blocks
 from covary_bench.studies.language.tune import QUERIES, TRUSTED, clean_question, odd_question
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         asked += [odd_question(kind, rng) for _ in range(QUERIES)]
         record = [{"id": str(i), "prompt": prompt} for i, (prompt, _, _) in enumerate(asked)]
         text = {"pooling": "sum", "max_new_tokens": 12, "groups": "none"}
-        detector = LanguageDetector(path, text=text)
+        detector = Detector(path, **text)
         source = detector.open(record)
         hit = np.array([one.completion == answer for one, (_, answer, _) in zip(source.texts, asked, strict=True)])
         queries = np.flatnonzero(hit & (np.arange(len(hit)) >= TRUSTED))
@@ -53,7 +53,7 @@ def main(folder: Path) -> None:
         rows = detector.rows(source)
         length = np.array([[len(one.targets)] for one in source.tokens])
         for per in ("layer", "block"):
-            own = rows if per == "layer" else by_block(rows, list(blocks(detector.model.module)))
+            own = rows if per == "layer" else by_block(rows, list(blocks(detector.extractor.model.module)))
             for pooling in ("sum", "root"):
                 norms = own.functional_norms / (np.sqrt(length) if pooling == "root" else 1.0)
                 judged = replace(own, functional_norms=norms)

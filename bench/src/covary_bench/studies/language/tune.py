@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from covary.detector import Detector
 from covary.runs.quality import auroc
 from covary.storage import folders
 from covary.text import demo
-from covary.text.detector import LanguageDetector
 from covary_bench.records import write_lines
 
 KINDS = ("simple", "contextual", "variable")
@@ -76,7 +76,7 @@ def score(folder: Path, kind: str, seed: int, trusted_of: tuple[int, ...] = (100
     right = [answer for _, answer, _ in clean + odd]
     found = []
     for pooling in ("mean", "sum"):
-        detector = LanguageDetector(str(folder / f"{kind}-{seed}"), text={"pooling": pooling, "max_new_tokens": 12})
+        detector = Detector(str(folder / f"{kind}-{seed}"), pooling=pooling, max_new_tokens=12)
         source = detector.open(record)
         hit = np.array([text.completion == answer for text, answer in zip(source.texts, right, strict=True)])
         rows = detector.rows(source)
