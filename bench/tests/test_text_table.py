@@ -84,7 +84,7 @@ def test_ours_is_what_the_detector_says(cache, tmp_path):
     mine = ours(prepared)
     np.testing.assert_allclose(mine.score, verdicts.score, rtol=1e-4)
     np.testing.assert_allclose(mine.p_value, verdicts.p_value, atol=0.011)
-    assert prepared.groups == detector.grouping.name == "label"
+    assert prepared.groups == detector.extractor.grouping.name == "label"
     # A forward pass of its own sees what the rows saw.
     known = prepared.material(0, "forward").known
     margins = np.array([np.mean(own - np.log(-np.expm1(own))) for own in known.log_p])

@@ -89,7 +89,7 @@ def test_a_scan_judges_its_pile_together_unless_told_otherwise(run_cli, usual, r
     assert run_cli("scan", *usual, "--out", tmp_path / "together", "--fdr", 0.1)[0] == 0
     config = json.loads((tmp_path / "together" / "run.json").read_text())["config"]
     assert config["together"] is True
-    assert config["evidence"] == "thorough"
+    assert config["extractor"]["evidence"] == "thorough"
     assert {"pile", "pile functional", "pile latent", "pile features"} <= set(table(tmp_path / "together")[0])
     again = run_cli("scan", "--replay", tmp_path / "together", "--out", tmp_path / "again", "--trust-code")
     assert again[0] == 0
