@@ -12,9 +12,10 @@ import pytest
 
 from covary.cli.compare import statements, write_page
 from covary.errors import CovaryError
-from covary.runs.compare import compare
+from covary.runs.compare import _flat, compare
 from covary.runs.gate import RULES, gate
 from covary.runs.junit import junit
+from covary.settings import Settings
 from covary.storage.fingerprints import digest_file
 from covary.storage.receipts import write_receipt
 from fake_run import write_fake_run
@@ -241,3 +242,13 @@ def test_any_id_makes_xml(runs):
     text = junit(gate(runs[0], {"max_flagged": 0.0}))
     Xml.fromstring(text.encode())
     assert "&lt;&amp;" in text
+
+
+def test_a_run_of_before_settings_were_a_union_differs_in_nothing_else():
+    settings = Settings(preconditioner="diagonal")
+    before = {**settings.model_dump(exclude={"extractor"}), "metric": "diagonal", "damping": 0.1, "engine": "hooks",
+              "estimator": "first-order", "draws": None, "chains": 1, "constants": {}, "output": None,
+              "channels_last": False, "evidence": "fast", "inputs": "a.npz"}  # fmt: skip
+    after = {**settings.model_dump(), "inputs": "a.npz"}
+    assert _flat(before) == _flat(after)
+    assert _flat(after)["preconditioner"] == "diagonal"

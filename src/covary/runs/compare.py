@@ -11,6 +11,7 @@ import numpy as np
 from covary.errors import CovaryError
 from covary.runs import rate_tests
 from covary.runs.report.run_folder import Results, RunFolder, read_run, section
+from covary.settings import FORMER, OWN, Settings
 from covary.storage.receipts import portable
 from covary.storage.verify import changed, receipt_state
 
@@ -167,8 +168,26 @@ def _share(row: dict[str, Any], k: int) -> float:
     return row["flagged"][k] / max(1, row["n"][k])
 
 
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """A RUN's configuration with the extractor's settings by their names alone.
+
+    A RUN of before they were apart holds every setting there was; those its extractor made no use of are left out.
+    """
+    if "extractor" not in config:
+        known = {*Settings.model_fields, *OWN, *FORMER}
+        try:
+            settings = Settings(**{name: value for name, value in config.items() if name in known}).model_dump()
+        except (CovaryError, ValueError):
+            return config
+        own = {name: value for name, value in settings.items() if name in config or name == "extractor"}
+        config = {**{name: value for name, value in config.items() if name not in known}, **own}
+    return {**{name: value for name, value in config.items() if name != "extractor"}, **section(config, "extractor")}
+
+
 def _changed(runs: tuple[RunFolder, RunFolder], part: str) -> list[dict[str, Any]]:
     told = [{name: portable(value) for name, value in section(run.run, part).items()} for run in runs]
     if part == "fingerprints":
         told = [{name: value for name, value in one.items() if name != "results"} for one in told]
+    if part == "config":
+        told = [_flat(one) for one in told]
     return [{"name": name, "before": old, "after": new} for name, old, new in changed(told[0], told[1])]
