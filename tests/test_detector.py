@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch import nn
 
 import covary
@@ -151,14 +152,16 @@ def test_order_changes_nothing_beyond_rounding(fitted):
     np.testing.assert_allclose(fitted.score(X[order]).score, fitted.score(X).score[order], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"amp": "bf16"}, {"channels_last": True}, {"engine": "exact"}])
-def test_speed_options_hardly_change_the_auroc(changes, fitted):
-    before = auroc(fitted.score(X).score, TRUTH)
-    after = auroc(Detector(tiny.trained(), **changes).fit(tiny.trusted()).score(X).score, TRUTH)
-    assert before is not None
-    assert after is not None
-    # The demo's own difference is under 0.002; here one inversion of 6,000 pairs is already 0.00017.
-    assert abs(before - after) < (0.01 if "amp" in changes else 0.002)
+@pytest.mark.parametrize("changes", [{"channels_last": True}, {"engine": "exact"}])
+def test_options_of_speed_change_scores_by_rounding_alone(changes, fitted):
+    after = Detector(tiny.trained(), conformal="split", **changes).fit(tiny.trusted()).score(X).score
+    np.testing.assert_allclose(after, fitted.score(X).score, rtol=1e-4, atol=1e-4)
+
+
+def test_half_the_precision_ranks_inputs_alike(fitted):
+    """Closer than other random projections do (.984 on this network)."""
+    after = Detector(tiny.trained(), conformal="split", amp="bf16").fit(tiny.trusted()).score(X).score
+    assert spearmanr(after, fitted.score(X).score)[0] > 0.99
 
 
 SKELETON = tiny.network().eval()

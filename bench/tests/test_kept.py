@@ -65,14 +65,22 @@ def test_a_wrong_cell_is_told_and_nothing_written(what, cell, told, tmp_path, ru
 
 
 def test_an_option_that_a_maker_reads_is_known():
-    """Every `cell.options` and `cell.number` of a maker's file names an option of its table."""
+    """Every `cell.options` and `cell.number` names an option of its maker's table, and every option there is read."""
     import inspect
     import re
 
+    from covary_bench.images import ingredients
+
+    def asked(module) -> set[str]:
+        return set(re.findall(r'cell\.(?:options\.get|number)\("(\w+)"', inspect.getsource(module)))
+
+    read = asked(ingredients)
+    assert read, "the pattern finds what a module reads"
     for name, maker in MAKERS.items():
-        source = inspect.getsource(inspect.getmodule(maker.make))  # type: ignore[arg-type]
-        asked = set(re.findall(r'cell\.(?:options\.get|number)\("(\w+)"', source))
-        assert asked <= set(maker.options), name
+        own = asked(inspect.getmodule(maker.make))
+        assert own <= set(maker.options), name
+        read |= own
+    assert read == {option for maker in MAKERS.values() for option in maker.options}
 
 
 def test_a_cell_asked_for_that_cannot_be_made_leaves_the_record(found, cache, tmp_path, run_cli, monkeypatch):

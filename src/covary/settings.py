@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from covary.errors import CovaryError, unknown_name
 
@@ -72,12 +72,20 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _OfArrays(_Frozen):
+class ExtractorSettings(_Frozen):
+    """What every extractor's settings have: the key of the extractor they are of."""
+
+    kind: str
+
+
+class ArraySettings(ExtractorSettings):
+    """What settings of networks of arrays share."""
+
     output: str | int | None = option(None, "Key or index of the logits in the network's output.", NETWORK)
     channels_last: bool = option(False, "Memory format of images.", NETWORK)
 
 
-class GradientSettings(_OfArrays):
+class GradientSettings(ArraySettings):
     """Of gradients at w*, the estimator `first-order`.
 
     Attributes:
@@ -91,7 +99,7 @@ class GradientSettings(_OfArrays):
         channels_last: memory format of images.
     """
 
-    kind: Literal["gradient"] = "gradient"
+    kind: Literal["gradient"] = "gradient"  # pyright: ignore[reportIncompatibleVariableOverride]
     engine: Literal["hooks", "exact"] = option("hooks", "hooks (one fast pass) or exact (torch.func, the oracle).")
     evidence: Literal["fast", "thorough"] = option(
         "fast", "fast, or thorough: three more forward passes, for how the answer survives amplified layers. By "
@@ -103,7 +111,7 @@ class GradientSettings(_OfArrays):
     damping: float = option(0.1, "Of the preconditioner's factors, in units of their mean eigenvalue.", gt=0)
 
 
-class SampledSettings(_OfArrays):
+class SampledSettings(ArraySettings):
     """Of traces along draws of weights; None takes the estimator's own.
 
     Attributes:
@@ -124,7 +132,7 @@ class SampledSettings(_OfArrays):
         output, channels_last: as of gradients.
     """
 
-    kind: Literal["sampled"] = "sampled"
+    kind: Literal["sampled"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
     estimator: str = option("gaussian", f"{FIRST_ORDER} (gradients), or by draws of weights: {SAMPLED}.")
     draws: int | None = option(None, "Kept draws of each chain.", SAMPLED_PANEL, ge=4)
     chains: int = option(1, "Independent chains.", SAMPLED_PANEL, ge=1)
@@ -159,7 +167,7 @@ class SampledSettings(_OfArrays):
         return self
 
 
-class TextSettings(_Frozen):
+class TextSettings(ExtractorSettings):
     """Of the answers of a language model.
 
     Attributes:
@@ -175,7 +183,7 @@ class TextSettings(_Frozen):
         side: where batches are padded; changes no score.
     """
 
-    kind: Literal["text"] = "text"
+    kind: Literal["text"] = "text"  # pyright: ignore[reportIncompatibleVariableOverride]
     engine: Literal["hooks", "exact"] = "hooks"
     pooling: Literal["root", "sum", "mean"] = option("root", "root, sum or mean over the answer's tokens.", TEXT_PANEL)
     groups: Literal["auto", "none", "label", "nearest"] = option(
@@ -193,10 +201,16 @@ class TextSettings(_Frozen):
 
 
 # By kind; the same keys as `EXTRACTORS`.
-OF_EXTRACTOR: dict[str, type[BaseModel]] = {
+OF_EXTRACTOR: dict[str, type[ExtractorSettings]] = {
     "gradient": GradientSettings, "sampled": SampledSettings, "text": TextSettings,
 }  # fmt: skip
-OWN = dict.fromkeys(name for own in OF_EXTRACTOR.values() for name in own.model_fields if name != "kind")
+
+
+def own_names() -> dict[str, None]:
+    """Names of all settings that some extractor has and not every detector, in order."""
+    return dict.fromkeys(name for own in OF_EXTRACTOR.values() for name in own.model_fields if name != "kind")
+
+
 # Names of before, which go on being read.
 FORMER = {"metric": "preconditioner"}
 
@@ -257,16 +271,15 @@ class Settings(_Frozen):
     device: str = option("cpu", "cpu, cuda, cuda:1, mps.", NETWORK)
     batch_size: int = option(64, "Inputs a pass; changes speed, not scores.", NETWORK, ge=1)
     amp: Literal["bf16", "fp16"] | None = option(None, "bf16 or fp16 autocast.", NETWORK)
-    extractor: GradientSettings | SampledSettings | TextSettings = Field(
-        default_factory=GradientSettings, discriminator="kind"
-    )
+    # A union by kind over `OF_EXTRACTOR`, which `_gather` looks up: a new modality is a line there.
+    extractor: SerializeAsAny[ExtractorSettings] = Field(default_factory=GradientSettings)
 
     @model_validator(mode="before")
     @classmethod
     def _gather(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Names of the extractor's settings go to it; what the estimator sets is filled in."""
         values = {FORMER.get(name, name): value for name, value in values.items()}
-        flat = {name: values.pop(name) for name in OWN if name in values}
+        flat = {name: values.pop(name) for name in own_names() if name in values}
         flat = {name: value for name, value in flat.items() if value is not None}
         own = values.pop("extractor", None)
         own = {"kind": own} if isinstance(own, str) else own.model_dump() if isinstance(own, BaseModel) else own or {}
@@ -291,7 +304,10 @@ class Settings(_Frozen):
         if entry is not None:
             score = "profile" if own.get("layerwise") else entry.score
             given = {"observable": entry.observable, "score": score, "coupling": entry.coupling, **given}
-        return {**given, "extractor": {**own, "kind": kind}}
+        try:
+            return {**given, "extractor": OF_EXTRACTOR[kind](**{**own, "kind": kind})}
+        except ValidationError as problem:
+            raise wrong_value(problem) from None
 
     @property
     def kind(self) -> str:
@@ -348,16 +364,17 @@ def does_nothing(name: str, kind: str, own: Mapping[str, Any]) -> CovaryError:
     remedy = f"leave {name}= away" if kind == "text" else f"choose one of them with estimator=, or leave {name}= away"
     if owners == ["text"]:
         remedy = f"leave {name}= away"
-    return CovaryError(f"{name} says nothing to {to}", ", ".join(for_whom[other] for other in owners), remedy)
+    whose = ", ".join(for_whom.get(other, other) for other in owners)
+    return CovaryError(f"{name} says nothing to {to}", whose, remedy)
 
 
 def wrong_value(problem: ValidationError) -> CovaryError:
     """What pydantic has to say, as one sentence with the value that was given."""
     first = problem.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    name = place[-1] if place[:1] == ["extractor"] else ".".join(place)
+    name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return unknown_name("setting", name, [*(own for own in Settings.model_fields if own != "extractor"), *OWN])
+        shared = [own for own in Settings.model_fields if own != "extractor"]
+        return unknown_name("setting", name, [*shared, *own_names()])
     expected = first["msg"].removeprefix("Input should be ")
     expected = f"a number {expected}" if expected.startswith(("greater", "less")) else expected
     return CovaryError(f"{name} is {first.get('input')!r}", expected)

@@ -12,7 +12,7 @@ import texts
 from covary.errors import CovaryError
 from covary.text.completions import completed, greedy
 from covary.text.pretrained import LanguageModel, load_language_model
-from covary.text.records import FORMATS, Text, read_texts
+from covary.text.records import Text, read_texts
 from covary.text.tokens import pad, prompt_tokens, tokenise
 
 PROMPT = "sort : wolf apple :"
@@ -85,7 +85,6 @@ def test_wrong_files_are_told(tmp_path):
         read_texts(tmp_path / "t.parquet")
     with pytest.raises(CovaryError, match="nothing at"):
         read_texts(tmp_path / "none.jsonl")
-    assert list(FORMATS) == [".jsonl", ".json", ".txt", ".parquet"]
 
 
 # Tokens --------------------------------------------------------------------------------------------------------------

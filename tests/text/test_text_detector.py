@@ -123,7 +123,6 @@ def test_groups_stand_in_for_classes():
         Grouping("label").fit(rows, None)
     with pytest.raises(CovaryError, match="unknown groups"):
         Grouping("nearby")
-    assert list(GROUPINGS) == ["none", "label", "nearest"]
 
 
 def test_like_prompts_share_a_group():

@@ -98,8 +98,9 @@ class Extractor(Protocol):
         ...
 
 
-# kind -> its class. A new modality is one folder and one line here (and its settings in `OF_EXTRACTOR`).
-EXTRACTORS: dict[str, str] = {
+# kind -> its class, or the name of it. A new modality is one folder and one line here (and one for its settings in
+# `OF_EXTRACTOR`).
+EXTRACTORS: dict[str, str | type[Extractor]] = {
     "gradient": "covary.features.gradient:GradientExtractor",
     "sampled": "covary.features.sampled.extractor:SampledExtractor",
     "text": "covary.text.extractor:TextExtractor",
@@ -110,7 +111,8 @@ def extractor_of(settings: Settings, model: Any, weights: Any = None, function: 
     """The extractor that the settings name, loaded."""
     if settings.kind not in EXTRACTORS:
         raise unknown_name("extractor", settings.kind, EXTRACTORS)
-    kind = cast("type[Extractor]", load_object(EXTRACTORS[settings.kind], "extractor"))
+    entry = EXTRACTORS[settings.kind]
+    kind = cast("type[Extractor]", load_object(entry, "extractor") if isinstance(entry, str) else entry)
     return kind.of(settings, model, weights, function)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from covary.errors import CovaryError
 from covary.runs import rate_tests
 from covary.runs.report.run_folder import Results, RunFolder, read_run, section
-from covary.settings import FORMER, OWN, Settings
+from covary.settings import FORMER, Settings, own_names
 from covary.storage.receipts import portable
 from covary.storage.verify import changed, receipt_state
 
@@ -174,7 +174,7 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
     A RUN of before they were apart holds every setting there was; those its extractor made no use of are left out.
     """
     if "extractor" not in config:
-        known = {*Settings.model_fields, *OWN, *FORMER}
+        known = {*Settings.model_fields, *own_names(), *FORMER}
         try:
             settings = Settings(**{name: value for name, value in config.items() if name in known}).model_dump()
         except (CovaryError, ValueError):

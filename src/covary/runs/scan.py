@@ -27,7 +27,15 @@ from covary.runs.display import SILENT, Display
 from covary.runs.report import write_report
 from covary.runs.report.run_folder import section
 from covary.runs.write import write_run
-from covary.settings import SampledSettings, Settings, TextSettings, estimator_named, wrong_value
+from covary.settings import (
+    ArraySettings,
+    GradientSettings,
+    SampledSettings,
+    Settings,
+    TextSettings,
+    estimator_named,
+    wrong_value,
+)
 from covary.storage import detector as saved
 from covary.storage import folders
 from covary.storage.fingerprints import digest_file
@@ -121,6 +129,7 @@ class Material:
         s, own = self.plan.settings, self.plan.settings.extractor
         if isinstance(own, TextSettings):
             return load_language_model(self.plan.model, dtype=own.dtype, device=s.device, adapter=own.adapter)
+        assert isinstance(own, ArraySettings)
         return load_network(self.plan.model, self.plan.weights, device=s.device, output=own.output)
 
     @cached_property
@@ -199,7 +208,7 @@ def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
         conformal=s.calibrates_by(len(material.trusted)),
         calibration=material.calibration,
         batch_size=s.batch_size,
-        forwards_per_input=1.0 + draws * moves if isinstance(own, SampledSettings) else FORWARDS[own.engine],
+        forwards_per_input=FORWARDS[own.engine] if isinstance(own, GradientSettings) else 1.0 + draws * moves,
         draws=draws,
         # A user's own observable may need no logits at all.
         own_observable=is_object_name(s.observable),
