@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from covary_bench.docs.style import GREY, STYLE
+
 PARTS = ("combined", "functional", "latent", "confidence")
 COMPARED = ("gradient norm", "max softmax", "energy", "KNN on features", "class-max cosine")
 
@@ -61,7 +63,7 @@ def plot(record: dict[str, Any], docs: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    plt.rcParams["svg.hashsalt"] = "covary"  # the same record draws the same file
+    plt.rcParams.update(STYLE)
     every = list(next(iter(record["rates"].values()))["mean"])
     figure, axes = plt.subplots(1, len(every), figsize=(10, 3.4))
     for axis, rate in zip(axes, every, strict=True):
@@ -70,8 +72,8 @@ def plot(record: dict[str, Any], docs: Path) -> None:
             across = position + np.linspace(-0.25, 0.25, len(values))
             axis.scatter(across, 100 * values, s=7, alpha=0.6)
             low, high = cell["law_99"][rate]
-            axis.vlines(position, 100 * low, 100 * high, color="0.75", linewidth=18, zorder=0)
-        axis.axhline(100 * float(rate), color="k", linewidth=0.8)
+            axis.vlines(position, 100 * low, 100 * high, color=GREY, alpha=0.35, linewidth=18, zorder=0)
+        axis.axhline(100 * float(rate), color=GREY, linewidth=0.8)
         axis.set_xticks(range(len(record["rates"])), list(record["rates"]), rotation=25, ha="right", fontsize=8)
         axis.set_title(f"asked for {100 * float(rate):g} %", fontsize=10)
     axes[0].set_ylabel("realised false alarms, %")

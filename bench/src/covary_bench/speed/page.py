@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from covary_bench.docs.style import STYLE
+
 NOT_MEASURED = "not measured"
 
 
@@ -144,7 +146,7 @@ def chart(record: dict[str, Any], sampled: dict[str, Any], out: Path) -> None:
 
     from covary_bench.speed.cost import TARGETS
 
-    plt.rcParams["svg.hashsalt"] = "covary"  # the same record draws the same file
+    plt.rcParams.update(STYLE)
     network = TARGETS[1]
     figure, axes = plt.subplots(figsize=(7.2, 3.8), layout="constrained")
     for name, values in points(record, sampled, network).items():
