@@ -31,7 +31,7 @@ def test_packing_twice_changes_nothing(fitted: Detector) -> None:
 
 
 def test_saved_and_loaded_detectors_agree_to_the_bit_in_less_space(fitted: Detector, saved_folder, tmp_path) -> None:
-    detector = tiny.detector(half_rows=True)
+    detector = tiny.detector(half_rows=True, conformal="split")
     folder = detector.save(tmp_path / "half")
     found, before, whole = (d.score(X) for d in (Detector.load(folder, tiny.trained()), detector, fitted))
     np.testing.assert_array_equal(found.score, before.score)

@@ -36,4 +36,5 @@ def halved(rows: Rows) -> Rows:
             result[name] = to
         return result
 
-    return replace(rows, functional=each(rows.functional), latent=each(rows.latent))
+    features = None if rows.features is None else each({"": rows.features})[""]
+    return replace(rows, functional=each(rows.functional), latent=each(rows.latent), features=features)

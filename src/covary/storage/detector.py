@@ -245,8 +245,10 @@ def rows_to_arrays(rows: Rows, prefix: str, half: bool = False) -> tuple[dict[st
         **_parts(rows.latent, f"{prefix}.latent", half),
         **{f"{prefix}.confidence.{i}": part for i, part in enumerate(rows.confidence.values())},
     }
-    more = {"features": rows.features, "survival": rows.survival}
-    arrays |= {f"{prefix}.{name}": part for name, part in more.items() if part is not None}
+    if rows.features is not None:
+        arrays |= _pair(f"{prefix}.features", rows.features, half)
+    if rows.survival is not None:
+        arrays[f"{prefix}.survival"] = rows.survival
     names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
     return arrays, {"ids": list(rows.ids), "sigma": rows.sigma, **names}
 
@@ -261,18 +263,24 @@ def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]
         functional_norms=arrays[f"{prefix}.functional_norms"],
         latent={name: _part(arrays, f"{prefix}.latent.{i}") for i, name in enumerate(record["latent"])},
         confidence={name: arrays[f"{prefix}.confidence.{i}"] for i, name in enumerate(record["confidence"])},
-        features=arrays.get(f"{prefix}.features"),
+        features=_part(arrays, f"{prefix}.features") if f"{prefix}.features" in arrays else None,
         survival=arrays.get(f"{prefix}.survival"),
         sigma=record.get("sigma", SIGMA),
     )
 
 
 def _parts(layers: Mapping[str, np.ndarray], prefix: str, half: bool) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for i, part in enumerate(layers.values()):
+        found |= _pair(f"{prefix}.{i}", part, half)
+    return found
+
+
+def _pair(name: str, part: np.ndarray, half: bool) -> dict[str, np.ndarray]:
     if not half:
-        return {f"{prefix}.{i}": part for i, part in enumerate(layers.values())}
-    pairs = [packed(part) for part in layers.values()]
-    numbers = {f"{prefix}.{i}": pair[0] for i, pair in enumerate(pairs)}
-    return numbers | {f"{prefix}.{i}.scale": pair[1] for i, pair in enumerate(pairs)}
+        return {name: part}
+    numbers, scales = packed(part)
+    return {name: numbers, f"{name}.scale": scales}
 
 
 def _part(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
