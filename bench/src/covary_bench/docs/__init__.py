@@ -58,7 +58,10 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "tuning": ("core", lambda record: studies.core(record, "tuning")),
         "rates": ("calibrated", lambda record: studies.rates(record["rates"])),
     },
-    "threat-model.md": {"harm": ("production-harm", production.harm)},
+    "threat-model.md": {
+        "false alarms": ("false-alarms", studies.false_alarms),
+        "harm": ("production-harm", production.harm),
+    },
     "trusted-data.md": {"sizes": ("calibrated", lambda record: studies.sizes(record["trusted"]))},
     "sampling.md": {
         "sampled": ("sampled-small", sampled.sampled),

@@ -13,6 +13,17 @@ PARTS = ("combined", "functional", "latent", "confidence")
 COMPARED = ("gradient norm", "max softmax", "energy", "KNN on features", "class-max cosine")
 
 
+def false_alarms(found: dict[str, Any]) -> str:
+    """Markdown: realised false alarms by situation."""
+    lines = ["| tried | trusted | splits | asked 1 % | asked 5 % | FDR asked 5 % |", "| --- " * 6 + "|"]
+    for name, one in found.items():
+        rates = [f"{100 * one[rate][0]:.2f} ± {100 * one[rate][1]:.2f} %" for rate in ("0.01", "0.05")]
+        lines.append(
+            f"| {name} | {one['trusted']:,} | {one['splits']:,} | {' | '.join(rates)} | {100 * one['fdr']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
 def core(record: dict[str, Any], role: str) -> str:
     """Markdown: one row a case of that role, masked AUROC of every score, the best in bold."""
     names = [*PARTS, *COMPARED]

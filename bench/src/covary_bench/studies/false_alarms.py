@@ -25,6 +25,7 @@ from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.scoring.scores import SCORES
 from covary.scoring.scores.combined import Measured
+from covary_bench.docs import studies as docs
 
 RESULTS = Path(__file__).resolve().parents[3] / "results" / "false-alarms.json"
 FREQUENT, RARE, SHARE = 6, 36, 0.30
@@ -106,17 +107,6 @@ def realised(rows: Rows, situation: str, n_splits: int) -> dict[str, Any]:
     return found
 
 
-def table(found: dict[str, Any]) -> str:
-    """Markdown: realised false alarms by situation."""
-    lines = ["| tried | trusted | splits | asked 1 % | asked 5 % | FDR asked 5 % |", "| --- " * 6 + "|"]
-    for name, one in found.items():
-        rates = [f"{100 * one[str(rate)][0]:.2f} ± {100 * one[str(rate)][1]:.2f} %" for rate in RATES]
-        lines.append(
-            f"| {name} | {one['trusted']:,} | {one['splits']:,} | {' | '.join(rates)} | {100 * one['fdr']:.1f} % |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measures every situation and keeps it."""
     parser = argparse.ArgumentParser()
@@ -128,7 +118,7 @@ def main() -> None:
         found[situation] = realised(rows, situation, n_splits)
         print(situation, found[situation], flush=True)
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found))
+    print(docs.false_alarms(found))
 
 
 if __name__ == "__main__":
