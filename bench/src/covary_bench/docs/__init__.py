@@ -62,7 +62,10 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "false alarms": ("false-alarms", studies.false_alarms),
         "harm": ("production-harm", production.harm),
     },
-    "trusted-data.md": {"sizes": ("calibrated", lambda record: studies.sizes(record["trusted"]))},
+    "trusted-data.md": {
+        "deals of trusted inputs": ("deals-of-trusted", lambda record: studies.deals_of_trusted(record["500"])),
+        "sizes": ("calibrated", lambda record: studies.sizes(record["trusted"])),
+    },
     "sampling.md": {
         "sampled": ("sampled-small", sampled.sampled),
         "sampled options": ("sampled-options", sampled.options),

@@ -24,6 +24,25 @@ def false_alarms(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def deals_of_trusted(results: dict[str, Any]) -> str:
+    """Markdown: mean, standard deviation and least of the caught share over deals, and realised false alarms."""
+    lines = [
+        "| cell | AUROC | caught, one split | least | caught, crossed | least | false alarms, split | crossed |",
+        "| --- " * 8 + "|",
+    ]
+    for network, deals in results.items():
+        for group in [name for name in deals[0]["split"] if isinstance(deals[0]["split"][name], dict)]:
+            row = [f"{network.split('+')[-1]}, {group}", f"{np.mean([d['cross'][group]['auroc'] for d in deals]):.3f}"]
+            for kind in ("split", "cross"):
+                caught = 100 * np.array([d[kind][group]["tpr"] for d in deals])
+                row += [f"{caught.mean():.1f} ± {caught.std():.1f} %", f"{caught.min():.0f} %"]
+            for kind in ("split", "cross"):
+                alarms = 100 * np.array([d[kind]["fpr"] for d in deals])
+                row.append(f"{alarms.mean():.2f} ± {alarms.std():.2f} %")
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
 def core(record: dict[str, Any], role: str) -> str:
     """Markdown: one row a case of that role, masked AUROC of every score, the best in bold."""
     names = [*PARTS, *COMPARED]

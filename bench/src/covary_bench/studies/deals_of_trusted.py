@@ -29,6 +29,7 @@ from covary.detector import Detector
 from covary.runs.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
+from covary_bench.docs import studies as docs
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "results" / "deals-of-trusted.json"
@@ -130,25 +131,6 @@ def deal(groups: Groups, trusted: int, seed: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown: mean, standard deviation and least of the caught share over deals, and realised false alarms."""
-    lines = [
-        "| cell | AUROC | caught, one split | least | caught, crossed | least | false alarms, split | crossed |",
-        "| --- " * 8 + "|",
-    ]
-    for network, deals in results.items():
-        for group in CELLS[network]:
-            row = [f"{network.split('+')[-1]}, {group}", f"{np.mean([d['cross'][group]['auroc'] for d in deals]):.3f}"]
-            for kind in ("split", "cross"):
-                caught = 100 * np.array([d[kind][group]["tpr"] for d in deals])
-                row += [f"{caught.mean():.1f} ± {caught.std():.1f} %", f"{caught.min():.0f} %"]
-            for kind in ("split", "cross"):
-                alarms = 100 * np.array([d[kind]["fpr"] for d in deals])
-                row.append(f"{alarms.mean():.2f} ± {alarms.std():.2f} %")
-            lines.append(f"| {' | '.join(row)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Does what is missing, then prints the table."""
     parser = argparse.ArgumentParser()
@@ -168,7 +150,7 @@ def main() -> None:
             own[network].append(deal(groups, asked.trusted, seed))
             RESULTS.write_text(json.dumps(results) + "\n")
             print(asked.trusted, network, seed, flush=True)
-    print(table(own))
+    print(docs.deals_of_trusted(own))
 
 
 if __name__ == "__main__":
