@@ -9,26 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 import tiny
 from browsers import CHROMIUM, DRIVER, FLAGS
 from covary.cli import main as cli
 from covary.detector import Detector
+from threads import one_thread  # noqa: F401
 
 if TYPE_CHECKING:
     from selenium.webdriver.remote.webdriver import WebDriver
-
-# One thread each: tests run side by side.
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """What a test did to the number of threads ends with it: sums of another order would make other networks."""
-    yield
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from PIL import Image
 
 import tiny
 
+# Small partitions, so that a few inputs make several.
+SIZES = {"partition_size": 32, "batch_size": 16, "trust_code": True}
 X = tiny.inputs()[0]
 IDS = [f"{i:03}.png" for i in range(len(X))]
 

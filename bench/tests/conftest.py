@@ -6,22 +6,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-import torch
 
 from covary.cli import main as covary_cli
 from covary_bench import cli
 from covary_bench.images.victims import VICTIMS
-
-# One thread each: tests run side by side.
-torch.set_num_threads(1)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """What a test did to the number of threads ends with it: sums of another order would make other networks."""
-    yield
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
+from threads import one_thread  # noqa: F401
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -15,16 +15,6 @@ from covary_bench.images.attacks.poisoning import Attack
 from covary_bench.images.corruptions import CORRUPTIONS, gaussian_blur, gaussian_noise
 from covary_bench.images.datasets import Images, data_folder
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small batches on several threads spend their time waiting for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 

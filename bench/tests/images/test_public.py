@@ -15,16 +15,6 @@ from covary_bench.images import attacks, datasets, public
 from covary_bench.images.architectures import PadShortcut
 from covary_bench.images.victims import predictions
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small batches on several threads spend their time waiting for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 needs_data = pytest.mark.skipif(
     not (datasets.data_folder() / "models").is_dir(), reason="needs the public networks: set COVARY_DATA"
 )

@@ -16,15 +16,6 @@ from covary_bench.images import attacks, datasets, training, victim_queue, victi
 from covary_bench.images.training import Plan
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small batches on several threads spend their time waiting for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def bars(n: int, seed: int, prefix: str) -> datasets.Images:
     """Ten classes that anyone can learn: a bright bar at one of ten heights on a noisy background."""
     rng = np.random.default_rng(seed)

@@ -15,15 +15,6 @@ from covary_bench.images import attacks, datasets
 from covary_bench.studies import anomalies, cases
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small batches on several threads spend their time waiting for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Blocks(nn.Module):
     """Predicts the class drawn in the first row: image i of class c has pixel c of row 0 at 255."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from covary.features.activations import pooled_activations, watched_layers, with
 from covary.features.observables import Labels, Logits, UserObservable
 
 ChooseLogits = Callable[[Any], Logits]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,20 @@ def exact_gradients(
         logits=None if user_observable is not None else logits,
         activations={name: rows.detach() for name, rows in activations.items()},
     )
+
+
+def where_vmap_fails(run: Callable[[bool], T]) -> tuple[T, Exception | None]:
+    """`run(True)`, vectorised, or `run(False)` where vmap cannot follow the network; and what stood in the way.
+
+    Raises:
+        Exception: a lack of memory, which one sample after another would hide rather than mend.
+    """
+    try:
+        return run(True), None
+    except Exception as problem:
+        if "out of memory" in str(problem).lower():
+            raise
+        return run(False), problem
 
 
 def dense(gradient: Tensor | None, parameter: Tensor) -> Tensor:

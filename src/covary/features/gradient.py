@@ -21,7 +21,7 @@ from covary.features.activations import LAST_FEATURES, compress, watched_layers
 from covary.features.arrays import ArrayInputs, Roles
 from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
-from covary.features.exact import ChooseLogits, Gradients, exact_gradients
+from covary.features.exact import ChooseLogits, Gradients, exact_gradients, where_vmap_fails
 from covary.features.observables import UserObservable, energy, margin, observable_named
 from covary.features.preconditioner import Metric, Moments, metric_from_arrays, metric_to_arrays, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
@@ -305,15 +305,11 @@ class GradientExtractor(ArrayInputs):
 
         if not self._vectorised:
             return run(False)
-        try:
-            return run(True)
-        except Exception as problem:
-            if "out of memory" in str(problem).lower():
-                raise
-            result = run(False)
+        result, problem = where_vmap_fails(run)
+        if problem is not None:
             self._vectorised = False
             self.notes.append(f"The network does not run under vmap ({_first_line(problem)}); samples go one by one.")
-            return result
+        return result
 
     def _compressed(self, got: Gradients) -> Compressed:
         rows, norms = {}, {}

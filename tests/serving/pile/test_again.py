@@ -17,10 +17,10 @@ from covary.errors import CovaryError
 from covary.objects import NotTrusted
 from covary.serving.pile import again
 from covary.serving.pile.score import score_pile
+from pile_cases import SIZES
 
 pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")
 
-SIZES = {"partition_size": 32, "batch_size": 16, "trust_code": True}
 
 
 @pytest.fixture(scope="module")

@@ -20,28 +20,14 @@ from covary.serving.pile.score import score_pile
 from covary.serving.pile.verdicts import COLUMNS, MORE_COLUMNS, read_part
 from covary.storage.locks import temporary
 from covary.storage.parts import part_name
-from pile_cases import X, columns, same
+from pile_cases import SIZES, X, columns, same
 
 pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")
 
-SIZES = {"partition_size": 32, "batch_size": 16, "trust_code": True}
 
 
 class Killed(BaseException):
     pass
-
-
-@pytest.fixture(scope="module")
-def pile(tmp_path_factory) -> str:
-    return pile_cases.write_npz(tmp_path_factory.mktemp("pile"))
-
-
-@pytest.fixture(scope="module")
-def whole(saved_folder, pile, tmp_path_factory) -> Path:
-    """The pile scored without interruption; not to be changed."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    score_pile(saved_folder, pile, out, **SIZES)
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pile_cases
 from covary.errors import CovaryError
 from covary.serving.pile import duplicates
 from covary.serving.pile.output_store import OutputStore
@@ -19,26 +18,12 @@ from covary.serving.pile.verdicts import read_part, with_flags
 from covary.storage import verify
 from covary.storage.parts import pack, part_name, unpack
 from covary.storage.receipts import write_receipt
-from pile_cases import X
+from pile_cases import SIZES, X
 
 pa = pytest.importorskip("pyarrow", reason="the extra `ray` is not installed")
 pq = pytest.importorskip("pyarrow.parquet")
 
-SIZES = {"partition_size": 32, "batch_size": 16, "trust_code": True}
 RECEIPTS = ("receipt.json", "receipt.sha256")
-
-
-@pytest.fixture(scope="module")
-def pile(tmp_path_factory) -> str:
-    return pile_cases.write_npz(tmp_path_factory.mktemp("pile"))
-
-
-@pytest.fixture(scope="module")
-def whole(saved_folder, pile, tmp_path_factory) -> Path:
-    """A finished pile; not to be changed."""
-    out = tmp_path_factory.mktemp("whole") / "out"
-    score_pile(saved_folder, pile, out, **SIZES)
-    return out
 
 
 @pytest.fixture(params=["finished", "interrupted"])

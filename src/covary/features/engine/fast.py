@@ -20,7 +20,7 @@ from covary.features.engine.compressed import Compressed
 from covary.features.engine.hooks import HookedPass, RuleFailed
 from covary.features.engine.operations import watched_forward
 from covary.features.engine.values import ValueDependence
-from covary.features.exact import ChooseLogits, exact_gradients
+from covary.features.exact import ChooseLogits, exact_gradients, where_vmap_fails
 from covary.features.layouts import Unsettled
 from covary.features.observables import Labels, Logits, UserObservable
 from covary.features.projections import LayerProjection
@@ -304,13 +304,9 @@ class FastEngine:
 
         if not self._vectorised or len(tree_leaves(x)[0]) == 1:
             return run(False)
-        try:
-            return run(True)
-        except Exception as problem:
-            if "out of memory" in str(problem).lower():
-                raise
-            self._vectorised = False
-            return run(False)
+        result, problem = where_vmap_fails(run)
+        self._vectorised = problem is None
+        return result
 
     def _check(self, x: Any) -> None:
         """Compares rows with autograd; a layer that disagrees is left to exact gradients, and noted."""
