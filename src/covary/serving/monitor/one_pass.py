@@ -48,12 +48,7 @@ class OnePass:
             self.apart = False
             self.notes.append("A sampled estimator runs passes of its own: outputs come from one more.")
             return
-        try:
-            twin = sharing_weights(self.module, trainable=False).eval()
-        except (RuntimeError, TypeError, NotImplementedError, AttributeError) as problem:
-            self.apart = False
-            self.notes.append(f"The network cannot be copied ({problem}): outputs come from a pass of their own.")
-            return
+        twin = sharing_weights(self.module, trainable=False).eval()
         if twin is self.module:
             self.apart = False
             self.notes.append("The network is spread over devices: outputs wait for a pass that is under way.")
