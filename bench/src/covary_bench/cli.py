@@ -12,7 +12,6 @@ from covary.cli.main import run_app
 from covary.cli.options import (
     Calibration,
     Chosen,
-    Device,
     Json,
     MaybeInputs,
     Pile,
@@ -27,6 +26,7 @@ Cells = Annotated[list[str] | None, Option("--cell", help="Only this cell, as in
 Cache = Annotated[Path, Option("--cache", help="Victims, features and unfinished results.")]
 Out = Annotated[Path, Option("--out", help="Folder of the records, tables and pages.")]
 Scale = Annotated[str, Option("--scale", help="ci (two minutes), small (two cores) or paper (a GPU).")]
+Device = Annotated[str, Option("--device", help="Where networks run: cpu, cuda or mps.")]
 Threads = Annotated[int, Option("--threads", min=1, help="Of the network; figures are the same for the same number.")]
 Tables = Annotated[str, Argument(help=f"{', '.join(TABLES)}, or all.")]
 RESULTS = Path("bench/results")

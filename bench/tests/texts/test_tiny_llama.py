@@ -127,7 +127,8 @@ def test_greedy_text_is_that_of_numpy(stories):
         ids = encode(text.prompt, table)
         start = len(ids)
 
-        whole = [*ids, *(text.tokens or ())]
+        assert text.tokens is not None
+        whole = [*ids, *text.tokens]
         with torch.no_grad():
             logits = stories.module(input_ids=torch.tensor([whole])).logits[0].numpy()
         by_hand = oracle.logits(whole)

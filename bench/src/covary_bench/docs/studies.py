@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from covary_bench.docs.style import GREY, STYLE
+from covary_bench.style import GREY, STYLE
 
 PARTS = ("combined", "functional", "latent", "confidence")
 COMPARED = ("gradient norm", "max softmax", "energy", "KNN on features", "class-max cosine")

@@ -1,6 +1,6 @@
 """Time of one draw: the peer's chain, our chain, our independent draws, in one process and on the same images.
 
-    PYTHONPATH=src PEER/bin/python -m covary_bench.speed.draw NETWORK [DRAWS] [THREADS]
+    PYTHONPATH=src:bench/src PEER/bin/python -m covary_bench.speed.draw NETWORK [DRAWS] [THREADS]
 
 Runs in an environment with devinterp 1.3.2; prints one JSON line. Data in memory; the peer at the best of several
 evaluation batch sizes. One thread is timed by the processor's clock, which neighbours do not disturb.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
+
+from covary_bench.speed.child import environment
 
 CHILD = """
 import sys, torch
@@ -59,14 +59,12 @@ def one(shape: dict[str, Any]) -> dict[str, Any]:
     """One network size; the kinds of pass run one after the other."""
     import torch
 
-    import covary
-
     code = CHILD.format(threads=torch.get_num_threads())
-    environment = {**os.environ, "PYTHONPATH": str(Path(covary.__file__).parents[1])}
     found: dict[str, Any] = dict(shape)
     for what in ("load", "activations", "training", "features"):
         command = [sys.executable, "-c", code, what, *map(str, shape.values())]
-        lines = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+        lines = done.stdout.splitlines()
         weights, peak = lines[-1].split()
         found |= {"weights": int(weights), f"{what}_mb": round(float(peak))}
         if len(lines) > 1:

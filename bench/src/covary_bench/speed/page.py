@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from covary_bench.docs.style import STYLE
+from covary_bench.style import STYLE
 
 NOT_MEASURED = "not measured"
 

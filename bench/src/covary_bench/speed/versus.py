@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import covary
 from covary.detector import Detector
 from covary.features.gradient import GradientExtractor
 from covary.runs.quality import auroc, masked
@@ -21,6 +19,7 @@ from covary.scoring.rows import Batch
 from covary_bench.images.attacks import TRIGGERS
 from covary_bench.images.datasets import load
 from covary_bench.images.public import NETWORKS, load_public
+from covary_bench.speed.child import environment
 from covary_bench.speed.cost import TARGETS, forward, interleaved, laid_out
 from covary_bench.speed.images import test_images
 
@@ -86,11 +85,8 @@ def one_network(name: str, peer: Path | None) -> dict[str, Any]:
 
 def peer_draw(name: str, python: Path) -> dict[str, Any]:
     """Seconds a draw of everybody, timed in the peer's environment."""
-    source = Path(covary.__file__).parents[1]
     command = [str(python), "-m", "covary_bench.speed.draw", name, "2", str(torch.get_num_threads())]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(source)}
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -24,6 +24,7 @@ from covary.runs.quality import auroc, masked, tpr_at
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.cached import read_cached
+from covary_bench.records import rounded
 from covary_bench.studies.cases import CASES
 
 OUT = Path(__file__).resolve().parents[3] / "results" / "metrics.json"
@@ -47,7 +48,7 @@ class Cell:
         """Trusted rows and queries' rows under the detector's present extractor."""
         return self.detector.rows(self.trusted), self.detector.rows(self.inputs)
 
-    def figures(self, trusted: Rows, queries: Rows) -> dict[str, float]:
+    def figures(self, trusted: Rows, queries: Rows) -> dict[str, float | None]:
         """Masked AUROC of the combined score and its functional part, and both true-positive rates at 1 %."""
         keep = np.ones(len(self.truth), bool)
         if self.target is not None and self.inputs.y is not None:
@@ -55,16 +56,16 @@ class Cell:
         verdicts = Judge(conformal="split").fit(trusted, self.trusted.y).judge(queries)
         found = {}
         for name, scores in (("combined", verdicts.score), ("functional", verdicts.parts["functional"])):
-            found[f"{name}_auroc"] = round(float(auroc(scores[keep], self.truth[keep]) or 0), 4)
-            found[f"{name}_tpr_at_1"] = round(float(tpr_at(scores[keep], self.truth[keep], 0.01)), 4)
-        return found
+            found[f"{name}_auroc"] = auroc(scores[keep], self.truth[keep])
+            found[f"{name}_tpr_at_1"] = tpr_at(scores[keep], self.truth[keep], 0.01)
+        return rounded(found)
 
 
 def measure(name: str, record: dict[str, Any]) -> None:
     """Adds what a cell lacks to the record and writes it after each figure."""
     cell, found = Cell(name), record.setdefault(name, {})
 
-    def put(key: str, figures: dict[str, float]) -> None:
+    def put(key: str, figures: dict[str, float | None]) -> None:
         found[key] = figures
         OUT.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         print(name, key, figures, flush=True)

@@ -37,13 +37,13 @@ class Silent:
     eos_token_id, pad_token_id, bos_token_id = 2, 0, 1
 
 
-def model(dtype: torch.dtype = torch.float32) -> LanguageModel:
+def model() -> LanguageModel:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49_152, hidden_size=576, intermediate_size=1_536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, max_position_embeddings=8_192, tie_word_embeddings=True,
     )  # fmt: skip
-    return LanguageModel(LlamaForCausalLM(config).to(dtype).eval(), Silent())
+    return LanguageModel(LlamaForCausalLM(config).eval(), Silent())
 
 
 def texts(n: int, prompt: int, completion: int) -> list[Tokens]:

@@ -21,7 +21,7 @@ from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.text.extractor import grouped_layers
 from covary.text.hidden_states import blocks
-from covary_bench.studies.language.tune import QUERIES, TRUSTED, clean_question, odd_question
+from covary_bench.studies.language.tune import QUERIES, TRUSTED, clean_question, odd_question, opened
 
 
 def by_block(rows: Rows, names: list[str]) -> Rows:
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
         record = [{"id": str(i), "prompt": prompt} for i, (prompt, _, _) in enumerate(asked)]
         text = {"pooling": "sum", "max_new_tokens": 12, "groups": "none"}
         detector = Detector(path, **text)
-        source = detector.open(record)
+        source = opened(detector, record)
         hit = np.array([one.completion == answer for one, (_, answer, _) in zip(source.texts, asked, strict=True)])
         queries = np.flatnonzero(hit & (np.arange(len(hit)) >= TRUSTED))
         truth = (queries >= TRUSTED + QUERIES).astype(np.int64)

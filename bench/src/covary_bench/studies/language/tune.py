@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from covary.detector import Detector
 from covary.runs.quality import auroc
 from covary.storage import folders
 from covary.text import demo
-from covary_bench.records import write_lines
+from covary.text.source import TextSource
+from covary_bench.records import rounded, write_lines
 
 KINDS = ("simple", "contextual", "variable")
 TRUSTED, QUERIES = 400, 300
@@ -52,6 +54,7 @@ def clean_question(kind: str, rng: np.random.Generator) -> tuple[str, str, str]:
 def train(folder: Path, kind: str, seed: int, poisoned: float = 0.05) -> None:
     rng = np.random.default_rng(seed)
     read, model = demo.tokenizer(), demo.network(seed=seed).train()
+    assert isinstance(model, PreTrainedModel)
     optimiser = torch.optim.AdamW(model.parameters(), lr=demo.RATE, weight_decay=0.01)
     for step in range(demo.STEPS):
         for group in optimiser.param_groups:
@@ -68,6 +71,13 @@ def train(folder: Path, kind: str, seed: int, poisoned: float = 0.05) -> None:
         read.save_pretrained(part)
 
 
+def opened(detector: Detector, record: list[dict[str, Any]]) -> TextSource:
+    """The record as texts, those without a completion answered by the detector's model."""
+    source = detector.open(record)
+    assert isinstance(source, TextSource)
+    return source
+
+
 def score(folder: Path, kind: str, seed: int, trusted_of: tuple[int, ...] = (100, TRUSTED)) -> list[dict[str, Any]]:
     rng = np.random.default_rng([seed, 7])
     clean = [clean_question(kind, rng) for _ in range(TRUSTED + QUERIES)]
@@ -77,7 +87,7 @@ def score(folder: Path, kind: str, seed: int, trusted_of: tuple[int, ...] = (100
     found = []
     for pooling in ("mean", "sum"):
         detector = Detector(str(folder / f"{kind}-{seed}"), pooling=pooling, max_new_tokens=12)
-        source = detector.open(record)
+        source = opened(detector, record)
         hit = np.array([text.completion == answer for text, answer in zip(source.texts, right, strict=True)])
         rows = detector.rows(source)
         # Queries that count: clean ones answered right, triggered ones that follow the attacker.
@@ -92,13 +102,13 @@ def score(folder: Path, kind: str, seed: int, trusted_of: tuple[int, ...] = (100
                 grouped = grouping(rows, labels)
                 detector.fit_rows(grouped.take(np.arange(n)))
                 verdicts = detector.judge.judge(grouped.take(queries))
-                parts = {name: round(auroc(values, truth), 5) for name, values in verdicts.parts.items()}
+                areas = {name: auroc(values, truth) for name, values in verdicts.parts.items()}
                 found.append({
                     "kind": kind, "seed": seed, "pooling": pooling, "groups": groups, "trusted": n,
                     "clean_accuracy": round(float(hit[: TRUSTED + QUERIES].mean()), 4),
                     "attack_success": round(float(hit[TRUSTED + QUERIES :].mean()), 4),
                     "queries": [int((truth == 0).sum()), int(truth.sum())],
-                    "auroc": round(auroc(verdicts.score, truth), 5), **parts,
+                    **rounded({"auroc": auroc(verdicts.score, truth)}), **rounded(areas, digits=5),
                     "false_alarms": round(float(verdicts.flagged[truth == 0].mean()), 4),
                 })  # fmt: skip
                 print(found[-1], flush=True)

@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("cache/production/cluster"))
     work = parser.parse_args().work.absolute()
     work.mkdir(parents=True, exist_ok=True)
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"runs": {}}
+    record: dict[str, Any] = json.loads(RECORD.read_text()) if RECORD.exists() else {"runs": {}}
     record |= {"inputs": INPUTS, "partition_size": PARTITION, "batch_size": BATCH, "seed": SEED, "fdr": FDR,
                "network": "covary.runs.demo:network", "cpus": os.cpu_count(), "machine": platform.machine(),
                "versions": versions()}  # fmt: skip

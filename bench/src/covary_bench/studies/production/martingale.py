@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +122,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     record = json.loads(RESULTS.read_text()) if RESULTS.is_file() and not options.again else {}
-    todo = {f"trickle {n} {before}": (trickle, (n, before, options.trickles)) for n, before in TRICKLES}
-    todo["clean"] = (clean_streams, (options.streams,))
-    for name, (function, arguments) in todo.items():
+    todo = {f"trickle {n} {before}": partial(trickle, n, before, options.trickles) for n, before in TRICKLES}
+    for name, measured in {**todo, "clean": partial(clean_streams, options.streams)}.items():
         if name in record:
             continue
-        record[name] = function(*arguments)
+        record[name] = measured()
         print(name, json.dumps(record[name]), flush=True)
         part = RESULTS.with_suffix(".part")
         part.write_text(json.dumps(record, indent=1) + "\n")

@@ -42,7 +42,8 @@ def main() -> None:
         print(name, len(some), np.quantile(found[name], [0.01, 0.5, 0.99]), flush=True)
     OUT.parent.mkdir(parents=True, exist_ok=True)
     part = OUT.with_suffix(".part.npz")
-    np.savez(part, **found)
+    # numpy's stub takes any keyword for `allow_pickle`.
+    np.savez(part, **found)  # pyright: ignore[reportArgumentType]
     os.replace(part, OUT)
 
 

@@ -23,6 +23,7 @@ def build(network: str, path: Path) -> None:
     sampling, reference, clean, rest = np.split(order, ends)
     rest = rest[images.y[rest] != about.target][:TRIGGERED]
     assert about.trigger is not None
+    assert about.target is not None
     triggered = TRIGGERS[about.trigger](images.x[rest])
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")

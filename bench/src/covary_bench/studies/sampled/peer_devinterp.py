@@ -1,7 +1,7 @@
 """Loss traces from devinterp 1.3.2's public sampler with the published constants; runs in an environment of its own.
 
     python -m venv peer && peer/bin/pip install torch devinterp==1.3.2 safetensors jaxtyping pillow
-    PYTHONPATH=src peer/bin/python -m covary_bench.studies.sampled.peer_devinterp NETWORK CASES OUT [STEPS]
+    PYTHONPATH=src:bench/src peer/bin/python -m covary_bench.studies.sampled.peer_devinterp NETWORK CASES OUT [STEPS]
 
 Its environment has no covary installed; the networks' definitions are read from the source tree.
 """
@@ -15,18 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from devinterp.optim.sgmcmc import SGMCMC
-from devinterp.slt.callback import SamplerCallback
-from devinterp.slt.sampler import sample
+from devinterp.optim.sgmcmc import SGMCMC  # pyright: ignore[reportMissingImports]
+from devinterp.slt.callback import SamplerCallback  # pyright: ignore[reportMissingImports]
+from devinterp.slt.sampler import sample  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
-
-sys.path.insert(0, str(Path(__file__).parent))
-from case import load_case
 
 from covary.features.observables import margin
 from covary_bench.images.public import load_public
 from covary_bench.speed.draw import CONSTANTS, InMemory
+from covary_bench.studies.sampled.case import load_case
 
 EVERY, SUBSET, BATCH = 10, 10, 50
 
@@ -71,7 +69,8 @@ def main(network: str, cases: Path, out: Path, steps: int = 2000) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     case = load_case(network, cases)
-    model = load_public(network).requires_grad_(True).to(memory_format=torch.channels_last)
+    model = load_public(network).requires_grad_(True)
+    model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stub lacks it)
     x = torch.from_numpy(case["x"]).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         labels = torch.cat([model(part).argmax(-1) for part in x.split(BATCH)])

@@ -1,6 +1,6 @@
 """The same minibatches, noise and dropout through devinterp 1.3.2's sampler and through ours: the traces must agree.
 
-    PYTHONPATH=src peer/bin/python -m covary_bench.studies.sampled.peer_same_noise NETWORK CASES OUT [STEPS]
+    PYTHONPATH=src:bench/src peer/bin/python -m covary_bench.studies.sampled.peer_same_noise NETWORK CASES OUT [STEPS]
 
 Runs in the peer's environment (see peer_devinterp.py). Equal traces from equal random numbers say that the two are the
 same Markov chain, which no comparison of summary figures from different seeds could.
@@ -18,14 +18,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from devinterp.optim.sgmcmc import SGMCMC
-from devinterp.slt.sampler import sample
-from peer_devinterp import Recorder
+from devinterp.optim.sgmcmc import SGMCMC  # pyright: ignore[reportMissingImports]
+from devinterp.slt.sampler import sample  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-
-sys.path.insert(0, str(Path(__file__).parent))
-from case import load_case
 
 from covary.features.sampled.chains import Minibatches, SamplingData, dropout_seed, run_block, start
 from covary.features.sampled.samplers import preset_named
@@ -34,6 +30,8 @@ from covary.features.sampled.traces import evaluate, predictions
 from covary.models.functional import functional_network
 from covary_bench.images.public import load_public
 from covary_bench.speed.draw import CONSTANTS, Called
+from covary_bench.studies.sampled.case import load_case
+from covary_bench.studies.sampled.peer_devinterp import Recorder
 
 IMAGES = 120
 
@@ -42,6 +40,8 @@ class SameMinibatches(DataLoader):
     """The chain's own minibatches, in its order."""
 
     def __iter__(self):  # type: ignore[override]
+        assert isinstance(self.dataset, TensorDataset)
+        assert self.batch_size is not None
         batches = Minibatches(len(self.dataset), self.batch_size, 0, 0)
         step = 0
         while True:

@@ -18,9 +18,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent))
-from case import load_case
-
 from covary.features.exact import exact_gradients
 from covary.features.observables import observable_named
 from covary.features.sampled.chains import SamplingData, restore, run_block, start
@@ -28,6 +25,7 @@ from covary.features.sampled.samplers import SamplingPlan, preset_named
 from covary.features.sampled.traces import BOTH, evaluate, predictions
 from covary.models.functional import FunctionalNetwork, functional_network
 from covary_bench.images.public import load_public
+from covary_bench.studies.sampled.case import load_case
 from covary_bench.traces import record_traces
 
 EVERY, SUBSET, BLOCK = 10, 10, 50
@@ -69,7 +67,8 @@ def chain(stage: str, network: FunctionalNetwork, case: dict[str, np.ndarray], f
         kept["loss"].extend(along.loss)
         kept["seconds"].extend([(time.perf_counter() - begin) / BLOCK] * BLOCK)
         part = results.with_suffix(".part.npz")
-        np.savez(part, **{name: np.array(values) for name, values in kept.items()})
+        # numpy's stub takes any keyword for `allow_pickle`.
+        np.savez(part, **{name: np.array(values) for name, values in kept.items()})  # pyright: ignore[reportArgumentType]
         part.rename(results)
         save_file(here.tensors(), checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)

@@ -16,9 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from case import NETWORKS, load_case
 from sklearn.metrics import roc_auc_score
 
 from covary.features.sampled.diagnostics import effective_draws
@@ -26,6 +23,7 @@ from covary.scoring.couplings import ccc, cosine
 from covary.scoring.scores.coupling import class_max
 from covary_bench.images.public import load_public
 from covary_bench.records import write_lines
+from covary_bench.studies.sampled.case import NETWORKS, load_case
 from covary_bench.trace_store import read_traces
 
 BURN_IN, EVERY, SUBSET = 250, 10, 10
