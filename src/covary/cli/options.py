@@ -202,8 +202,8 @@ class Pile:
 
 Hf = Annotated[
     str | None,
-    Option("--hf", help="Language model: a local folder in Hugging Face's format. --trusted and --inputs are then "
-           ".jsonl, .parquet or .txt.", rich_help_panel=TEXT_PANEL),
+    Option("--hf", help="Language model: a local folder in Hugging Face's format, or a GGUF file. --trusted and "
+           "--inputs are then .jsonl, .parquet or .txt.", rich_help_panel=TEXT_PANEL),
 ]  # fmt: skip
 
 

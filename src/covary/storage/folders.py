@@ -30,6 +30,7 @@ _MODEL = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "chat_template.jinja",
 )
 # What covary writes, by kind; the first file of a kind tells that a folder is one.
 FILES = {
@@ -53,6 +54,7 @@ FILES = {
     ),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
     "language demo's material": ("inputs.jsonl", "trusted.jsonl", "model"),
+    "prompts": ("inputs.jsonl", "trusted.jsonl"),
     "record": ("attack_result.pt", "bd_test_dataset"),
     "record's material": ("record.json", "inputs.npz", "trusted.npz", "weights.safetensors"),
     "attempt": ("attempt.json", "weights.safetensors", *_MODEL),

@@ -1,4 +1,4 @@
-"""A language model from a local folder in Hugging Face's format, with an adapter on top where one is wanted."""
+"""A language model from a local folder in Hugging Face's format or a GGUF file, with an adapter where one is wanted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from covary.errors import CovaryError, missing_extra, unknown_name
+from covary.text.gguf import is_gguf, read_gguf
 
 # task -> (how architectures of that task are called, transformers' class that loads one)
 TASKS: dict[str, tuple[str, str]] = {
@@ -81,7 +82,8 @@ def load_language_model(
     """The language model in a local folder; nothing is fetched and no code of the folder is run.
 
     Args:
-        folder: what `save_pretrained` wrote: configuration, safetensors and tokenizer.
+        folder: what `save_pretrained` wrote: configuration, safetensors and tokenizer; or a GGUF file, whose quantised
+            weights are multiplied out (see `read_gguf`).
         task: a name from `TASKS`; None reads it off the configuration.
         dtype: of the weights, a name from `DTYPES`.
         device: where it runs.
@@ -97,25 +99,31 @@ def load_language_model(
         raise missing_extra("transformers", "language") from None
     transformers.utils.logging.disable_progress_bar()
     path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise CovaryError(f"no config.json in {folder}", "a local folder in Hugging Face's format", "check the path")
+    of_file = is_gguf(path)
+    if not of_file and not (path / "config.json").is_file():
+        expected = "a local folder in Hugging Face's format, or a .gguf file"
+        raise CovaryError(f"no config.json in {folder}", expected, "check the path")
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, DTYPES)
-    task = _task(path) if task is None else task
+    task = ("causal" if of_file else _task(path)) if task is None else task
     if task not in TASKS:
         raise unknown_name("task", task, TASKS)
+    module, tokenizer = read_gguf(path, DTYPES[dtype]) if of_file else _read(transformers, path, task, dtype)
+    if adapter is not None:
+        module = with_adapter(module, adapter)
+    return LanguageModel(module.to(device).eval(), tokenizer, task, str(folder), adapter)
+
+
+def _read(transformers: Any, path: Path, task: str, dtype: str) -> tuple[Any, Any]:
     try:
         loader = getattr(transformers, TASKS[task][1])
         module = loader.from_pretrained(path, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as problem:
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise CovaryError(
-            f"{folder} cannot be loaded ({reason[:200]})", "configuration, safetensors, tokenizer"
-        ) from None
-    if adapter is not None:
-        module = with_adapter(module, adapter)
-    return LanguageModel(module.to(device).eval(), tokenizer, task, str(folder), adapter)
+        found = f"{path} cannot be loaded ({reason[:200]})"
+        raise CovaryError(found, "configuration, safetensors, tokenizer") from None
+    return module, tokenizer
 
 
 def with_adapter(module: nn.Module, adapter: str) -> nn.Module:
