@@ -16,6 +16,7 @@ import tiny
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.gradient import ENGINES
+from covary.features.survival import Survival
 from covary.runs.quality import auroc
 from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
@@ -437,6 +438,27 @@ def test_thorough_evidence_is_kept_with_the_detector(tmp_path, monkeypatch):
     assert "survival" in before.parts
     same(after, before)
     same(loaded.score(X), detector.score(X))
+
+
+def test_what_is_amplified_is_chosen_on_inputs_that_never_calibrate(monkeypatch):
+    seen = []
+    choose = Survival.choose
+
+    def spied(self, batches):
+        batches = list(batches)
+        seen.append(torch.cat(batches))
+        return choose(self, batches)
+
+    monkeypatch.setattr(Survival, "choose", spied)
+    x, y = tiny.trusted()
+    detector = Detector(tiny.trained(), evidence="thorough").fit((x, y))
+    judge = detector.judge
+    assert (judge.mode, len(judge.calibration_ids)) == ("cross-conformal 5-fold", 357)
+    chosen = {image.numpy().tobytes() for image in (seen[0] * 255).round().to(torch.uint8)}
+    held = {x[int(name)].tobytes() for name in judge.calibration_ids}
+    assert len(chosen) == 63
+    assert not chosen & held
+    assert any("357 of 420 trusted inputs take part" in statement for statement in judge.statements)
 
 
 def test_survival_that_says_nothing_is_told():

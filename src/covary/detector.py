@@ -173,7 +173,8 @@ class Detector:
         if s.half_rows:
             rows, calibration = halved(rows), None if calibration is None else halved(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
-        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed, s.calibrates_by(len(rows))).fit(
+        kind = s.calibrates_by(len(rows))
+        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed, kind, s.sets_apart).fit(
             rows, labels, calibration, roles or self._roles_before()
         )
         self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))

@@ -229,7 +229,8 @@ class Settings(_Frozen):
         per_class: rank p-values within predicted classes where calibration suffices.
         false_alarms: clean inputs over which the rate holds: `all`, or those that the network answers `right`.
         conformal: `split` calibrates on 30 % of the trusted inputs, `cross` on every one by turns (five scores for each
-            input); `auto` crosses up to 4,000 trusted inputs.
+            input); `auto` crosses up to 4,000 trusted inputs. With thorough evidence 15 % of them, at most 200, only
+            choose what is amplified.
         allow_missing_classes: go on where no trusted input is answered with some of the network's classes.
         half_rows: keep rows of trusted inputs in float16, half the space on disk.
         seed: of roles and projections.
@@ -325,13 +326,17 @@ class Settings(_Frozen):
         return self.kind == "sampled"
 
     def calibrates_by(self, n: int) -> Literal["split", "cross"]:
-        """How n trusted inputs calibrate; those that something was chosen on may not where they suffice."""
+        """How n trusted inputs calibrate; a preconditioner's or those that draws were chosen on may not."""
         from covary.scoring.splits import kind_for
 
         own = self.extractor
-        by_gradients = isinstance(own, GradientSettings)
-        chosen = self.sampled or (by_gradients and (own.preconditioner != "identity" or own.evidence == "thorough"))
+        chosen = self.sampled or (isinstance(own, GradientSettings) and own.preconditioner != "identity")
         return kind_for(n, self.conformal, chosen_on_trusted=chosen)
+
+    @property
+    def sets_apart(self) -> bool:
+        """Whether some trusted inputs never calibrate, since what is amplified for survival is chosen on them."""
+        return isinstance(self.extractor, GradientSettings) and self.extractor.evidence == "thorough"
 
     @staticmethod
     def checked(**values: Any) -> Settings:

@@ -34,6 +34,8 @@ class ArrayInputs:
         self.told: dict[str, Any] = {}
         self.statements: list[str] = []
         self.trusted_texts: dict[str, str] = {}
+        # Roles of a fit that is done again.
+        self.dealt_before: Roles | None = None
         self._transform: Callable[..., Any] | None = None
         self._mode: str | None = None
 
@@ -81,6 +83,7 @@ class ArrayInputs:
         if sampling is not None:
             found = "a sampling set for the estimator first-order, which takes no draws"
             raise CovaryError(found, "no sampling=", "or choose estimator=paper or sgld")
+        self.dealt_before = roles
         return trusted, []
 
     def learn(

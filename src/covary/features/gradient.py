@@ -29,7 +29,7 @@ from covary.features.survival import Survival
 from covary.models.network import as_logits, load_network
 from covary.models.spaces import complex_parameters, select_parameters
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.splits import LEAST_SPLIT, not_calibrating
+from covary.scoring.splits import LEAST_SPLIT, chosen_on, never_calibrating
 from covary.settings import GradientSettings, Settings
 
 # Per-sample gradients of one slice of a batch may take this many bytes.
@@ -167,9 +167,12 @@ class GradientExtractor(ArrayInputs):
         if not self.classes:
             raise CovaryError("evidence thorough without the network's own classes", "evidence fast")
         size = self.settings.batch_size
-        positions = not_calibrating(
-            rows.ids, rows.predicted, self.seed, calibration_apart, self.settings.conformal
-        )  # fmt: skip
+        if calibration_apart:
+            positions = np.arange(len(rows))
+        elif self.dealt_before is not None:
+            positions = never_calibrating(rows.ids, self.dealt_before)
+        else:
+            positions = chosen_on(rows.ids, rows.predicted, self.seed, self.settings.calibrates_by(len(rows)))
         chosen = trusted.take(positions[:CHOSEN_ON].tolist()).batches(size)
         self.survival = Survival(self.module, self.choose_logits).choose(self.placed(batch) for batch in chosen)
         self.statements = []

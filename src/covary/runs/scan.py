@@ -206,6 +206,7 @@ def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
         material.inputs,
         fpr=s.fpr,
         conformal=s.calibrates_by(len(material.trusted)),
+        chosen=s.sets_apart,
         calibration=material.calibration,
         batch_size=s.batch_size,
         forwards_per_input=FORWARDS[own.engine] if isinstance(own, GradientSettings) else 1.0 + draws * moves,

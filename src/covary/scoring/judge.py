@@ -80,7 +80,8 @@ class Judge:
 
     Trusted rows are split into reference, fit and calibration (35/35/30 %): calibration by lot, the rest stratified by
     predicted class. Up to 4,000 of them 5-fold cross-conformal ranking lets every one calibrate instead, folds by lot
-    too; every fresh input is then scored five times. A separate calibration set replaces either.
+    too; every fresh input is then scored five times. A separate calibration set replaces either. What something was
+    chosen on is set apart beforehand and never calibrates (`chosen`).
     Trusted samples the network gets wrong, where labels tell, leave reference and fit but never calibration, since
     clean queries contain such samples too.
 
@@ -93,6 +94,7 @@ class Judge:
         per_class: rank within the predicted class where its calibration samples suffice (see `class_groups`).
         seed: of the split.
         conformal: `split`, `cross`, or `auto`, which goes by the number of trusted samples (see `splits.kind_for`).
+        chosen: whether something was chosen on the samples that `splits.set_apart` names.
 
     Attributes:
         parts: names of the evidence parts that verdicts carry (see `PARTS`).
@@ -106,11 +108,13 @@ class Judge:
         per_class: bool = False,
         seed: int = 0,
         conformal: splits.Conformal = "auto",
+        chosen: bool = False,
     ) -> None:
         if not 0 < fpr < 1:
             raise CovaryError(f"a false-alarm rate of {fpr}", "a number between 0 and 1")
         self.score, self.coupling, self.fpr, self.per_class, self.seed = score, coupling, fpr, per_class, seed
         self.conformal: splits.Conformal = conformal
+        self.chosen = chosen
 
     def fit(
         self,
@@ -147,9 +151,13 @@ class Judge:
             self.statements.append(resolution.statement)
         if self.mode != "split":
             bound = calibrate.cross_conformal_bound(self.fpr_in_force, n, len(self.splits_))
+            who = f"With {len(trusted)} trusted inputs every one takes part"
+            if n < len(trusted):
+                left = f"on the other {len(trusted) - n}, drawn by lot, settings were chosen"
+                who = f"{n} of {len(trusted)} trusted inputs take part ({left})"
             self.statements.append(
-                f"With {len(trusted)} trusted inputs every one takes part in 5-fold cross-conformal calibration: the "
-                f"false-alarm rate is near {self.fpr_in_force:.3g}, and guaranteed to stay under {min(bound, 1):.3g}."
+                f"{who} in 5-fold cross-conformal calibration: the false-alarm rate is near {self.fpr_in_force:.3g}, "
+                f"and guaranteed to stay under {min(bound, 1):.3g}."
             )
         self._groups()
         self.copies_ = Copies().fit(trusted if calibration is None else Rows.concatenate([trusted, calibration]))
@@ -172,7 +180,8 @@ class Judge:
         if roles is not None:
             return splits.recorded(trusted.ids, roles, calibration_apart=apart)
         if splits.kind_for(len(trusted), self.conformal, calibration_apart=apart) == "cross":
-            return splits.across(trusted.ids, trusted.predicted, self.seed)
+            apart = splits.set_apart(trusted.ids, self.seed) if self.chosen else None
+            return splits.across(trusted.ids, trusted.predicted, self.seed, apart)
         return [splits.split(trusted.ids, trusted.predicted, self.seed, calibration_apart=apart)]
 
     def _fit_splits(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:

@@ -18,8 +18,10 @@ FOLDS = 5
 # Up to this many trusted samples every one calibrates, since the few of one split that hold the threshold are a matter
 # of luck (`covary_bench.studies.deals_of_trusted`); beyond, one split holds it as well for a fifth of the work.
 CROSS_UP_TO = 4000
-# Where settings or a preconditioner are chosen on trusted inputs, those must not calibrate: one split, if it is enough.
+# A preconditioner's own inputs and those that draws are chosen on must not calibrate: one split, if it is enough.
 LEAST_SPLIT = 330
+# Where something smaller is chosen and all others calibrate by turns, so many inputs are set apart for it.
+APART_SHARE, MOST_APART = 0.15, 200
 # As published (arXiv 2604.18970): as many inputs move the weights as are left to judge by.
 SAMPLING_SHARE = 0.5
 LEAST_SAMPLING = 32
@@ -50,7 +52,7 @@ def kind_for(
 ) -> Literal["split", "cross"]:
     """How n trusted samples are to calibrate; a calibration set apart always makes one split.
 
-    `auto` crosses up to 4,000 samples, and only below 330 where settings were chosen on some of them.
+    `auto` crosses up to 4,000 samples, and only below 330 where draws or a preconditioner come from some of them.
     """
     if calibration_apart:
         return "split"
@@ -64,6 +66,13 @@ def calibration_size(n: int) -> int:
     return round(SHARES["calibration"] * n)
 
 
+def calibrating(n: int, conformal: Conformal, *, chosen: bool = False) -> int:
+    """How many of n trusted samples calibrate; where something is `chosen` on some, those set apart do not."""
+    if kind_for(n, conformal) == "split":
+        return calibration_size(n)
+    return n - apart_size(n) if chosen else n
+
+
 def split(ids: Sequence[str], classes: Index, seed: int, *, calibration_apart: bool = False) -> Roles:
     """One split: calibration by lot, the rest halved into reference and fit, stratified by class.
 
@@ -75,9 +84,14 @@ def split(ids: Sequence[str], classes: Index, seed: int, *, calibration_apart: b
     return _halved(ids, classes, np.sort(order[len(calibration) :]), calibration, seed)
 
 
-def across(ids: Sequence[str], classes: Index, seed: int) -> list[Roles]:
-    """A split for each fold of cross-conformal ranking: the fold calibrates, the rest is halved (see `halves`)."""
-    folds = cross_folds(ids, seed)
+def across(ids: Sequence[str], classes: Index, seed: int, apart: Index | None = None) -> list[Roles]:
+    """A split for each fold of cross-conformal ranking: the fold calibrates, the rest is halved (see `halves`).
+
+    Samples set `apart` are in no fold: each split has them in its reference or fit.
+    """
+    ranked = np.setdiff1d(np.arange(len(ids)), () if apart is None else apart)
+    folds = np.full(len(ids), -1)
+    folds[ranked] = cross_folds([ids[i] for i in ranked.tolist()], seed)
     result = []
     for k in range(FOLDS):
         inside = np.flatnonzero(folds != k)
@@ -89,6 +103,21 @@ def _halved(ids: Sequence[str], classes: Index, inside: Index, calibration: Inde
     names = [ids[int(i)] for i in inside]
     reference, fit = halves(names, classes[inside], seed)
     return Roles(inside[reference], inside[fit], calibration)
+
+
+def set_apart(ids: Sequence[str], seed: int) -> Index:
+    """Positions of the inputs that something is chosen on and that never calibrate: 15 %, at most 200, by lot.
+
+    The rest is exchangeable with fresh inputs whatever the choice, so that cross-conformal ranking over it holds as it
+    does without any. They are the last that `split` would let calibrate.
+    """
+    n = apart_size(len(ids))
+    return np.sort(random_order(ids, seed, "calibration")[len(ids) - n :])
+
+
+def apart_size(n: int) -> int:
+    """How many of n trusted inputs are set apart."""
+    return min(round(APART_SHARE * n), MOST_APART)
 
 
 def recorded(ids: Sequence[str], roles: Mapping[str, Sequence[str]], *, calibration_apart: bool = False) -> list[Roles]:
@@ -163,5 +192,19 @@ def not_calibrating(
     """
     if calibration_apart or kind_for(len(ids), conformal, chosen_on_trusted=True) == "cross":
         return np.arange(len(ids))
+    return chosen_on(ids, classes, seed, "split")
+
+
+def chosen_on(ids: Sequence[str], classes: Index, seed: int, kind: Literal["split", "cross"]) -> Index:
+    """Positions that something is chosen on where some are set apart: reference and fit of one split, else those."""
+    if kind == "cross":
+        return set_apart(ids, seed)
     dealt = split(ids, classes, seed)
     return np.sort(np.concatenate([dealt.reference, dealt.fit]))
+
+
+def never_calibrating(ids: Sequence[str], roles: Mapping[str, Sequence[str]]) -> Index:
+    """Positions of the inputs without a calibration role in a fit before; of all where every one has calibrated."""
+    held = {name for role, names in roles.items() if role.split()[0] == "calibration" for name in names}
+    free = np.array([i for i, name in enumerate(ids) if name not in held], dtype=np.int64)
+    return free if len(free) else np.arange(len(ids))

@@ -28,6 +28,7 @@ def check(
     *,
     fpr: float = 0.01,
     conformal: Conformal = "auto",
+    chosen: bool = False,
     calibration: Source | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -44,6 +45,7 @@ def check(
         inputs: inputs to be scored.
         fpr: the false-alarm rate asked for.
         conformal: how trusted inputs will calibrate (see `splits.kind_for`).
+        chosen: whether some of them are set apart (see `splits.set_apart`).
         calibration: calibration data, where they come separately.
         batch_size: inputs a batch.
         seed: which inputs are looked at where there are many.
@@ -57,7 +59,8 @@ def check(
     findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, not draws)
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
-    finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr, conformal)
+    held = None if calibration is None else len(calibration)
+    finding, more = sets.resolution(len(trusted), held, fpr, conformal, chosen=chosen)
     findings.append(finding)
     figures |= more
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)

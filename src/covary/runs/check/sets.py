@@ -13,7 +13,7 @@ from covary.errors import CovaryError
 from covary.runs.check.findings import Finding, listed
 from covary.scoring.conformal import needed, rank_of_threshold, rate_interval, smallest_p
 from covary.scoring.judge import LEAST_TRUSTED
-from covary.scoring.splits import FOLDS, SHARES, Conformal, calibration_size, kind_for
+from covary.scoring.splits import FOLDS, SHARES, Conformal, calibrating, kind_for
 
 
 def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None]:
@@ -134,15 +134,21 @@ def rounded_up(rate: float) -> float:
 
 
 def resolution(
-    n_trusted: int, n_calibration: int | None, fpr: float, conformal: Conformal = "auto"
+    n_trusted: int, n_calibration: int | None, fpr: float, conformal: Conformal = "auto", *, chosen: bool = False
 ) -> tuple[Finding, dict[str, Any]]:
-    """The smallest false-alarm rate that calibration can reach, 1 / (n + 1) with n calibration inputs."""
+    """The smallest false-alarm rate that calibration can reach, 1 / (n + 1) with n calibration inputs.
+
+    `chosen`: some trusted inputs are set apart, since what is amplified for survival is chosen on them.
+    """
+    n = calibrating(n_trusted, conformal, chosen=chosen) if n_calibration is None else n_calibration
     if n_calibration is not None:
-        n, how = n_calibration, f"{n_calibration:,} calibration inputs"
+        how = f"{n_calibration:,} calibration inputs"
     elif kind_for(n_trusted, conformal) == "cross":
-        n, how = n_trusted, f"{n_trusted:,} trusted inputs, all of them ranked in {FOLDS}-fold cross-conformal fashion"
+        who = f"{n:,} trusted inputs, all of them"
+        if chosen:
+            who = f"{n:,} of {n_trusted:,} trusted inputs (the others choose which layers are amplified),"
+        how = f"{who} ranked in {FOLDS}-fold cross-conformal fashion"
     else:
-        n = calibration_size(n_trusted)
         how = f"{n:,} calibration inputs ({SHARES['calibration']:.0%} of {n_trusted:,} trusted ones)"
     p_min = smallest_p(n)
     figures = {"fpr_target": fpr, "p_min": p_min, "n_calibration": n}
@@ -155,10 +161,13 @@ def resolution(
             f"{more:.2%}"
         )
         return Finding("ok", "False-alarm rate", f"{text}; {fpr:g} is asked for."), figures
-    crossed = n_calibration is None and kind_for(needed(fpr), conformal) == "cross"
-    share = 1 if n_calibration is not None or crossed else SHARES["calibration"]
-    kind = "calibration" if n_calibration is not None else "trusted"
-    enough = math.ceil(needed(fpr) / share)
+    kind, enough = "calibration", needed(fpr)
+    if n_calibration is None:
+        kind = "trusted"
+        if kind_for(enough, conformal) == "split":
+            enough = math.ceil(enough / SHARES["calibration"])
+        while calibrating(enough, conformal, chosen=chosen) < needed(fpr):
+            enough += 1
     change = f"Give at least {enough:,} {kind} inputs, or ask for --fpr {rounded_up(p_min):g}."
     text = f"{text}, not to the {fpr:g} asked for: the smallest is used instead."
     return Finding("warning", "False-alarm rate", text, change), figures
