@@ -9,8 +9,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
 
+from covary.data import preprocessing
 from covary.data.source import open_data
 from covary.errors import CovaryError
+from covary.serving.pile.sources import SOURCES, recognise
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
@@ -123,8 +125,29 @@ def test_pillow_images_of_a_list_have_one_mode():
     grey, colour = Image.fromarray(PIXELS[0, ..., 0]), Image.fromarray(PIXELS[1])
     assert whole(open_data([grey, grey.convert("1"), grey.convert("LA")])).shape == (3, 1, 6, 7)
     assert whole(open_data([grey, colour])).shape == (2, 3, 6, 7)
-    with pytest.raises(CovaryError, match="more than 8 bits"):
-        open_data([Image.fromarray(np.full((6, 7), 40_000, np.uint16))])
+    with pytest.raises(CovaryError, match="32 bits"):
+        open_data([Image.fromarray(np.full((6, 7), 0.5, np.float32))])
+
+
+@pytest.mark.parametrize("form", ["folder", "list", "partition"])
+def test_grey_images_of_16_bits_are_scaled_as_arrays_are(form, tmp_path):
+    values = RNG.integers(0, 65536, (2, 6, 7), dtype=np.uint16)
+    # One of 8 bits among them keeps its own range, and its scaled values to the bit.
+    images = [*(Image.fromarray(image) for image in values), Image.fromarray(PIXELS[0, ..., 0])]
+    for i, image in enumerate(images):
+        image.save(tmp_path / f"{i}.{'png' if i else 'tif'}")
+    expected = torch.cat([whole(open_data(values)), whole(open_data(PIXELS[:1, ..., 0]))])
+    for mode in ("L", "RGB"):
+        if form == "partition":
+            kind, files, _ = recognise(str(tmp_path))
+            ((part, _),) = SOURCES[kind].cut(str(tmp_path), files, 8)
+            decoded = [sample for _, sample in SOURCES[kind].read(str(tmp_path), part, mode)]
+            x = preprocessing.scaled(preprocessing.stacked(decoded, ["0", "1", "2"], "here"))
+        elif mode == "RGB" and form == "list":
+            x = whole(open_data([*images, Image.fromarray(PIXELS[1])]))[:3]
+        else:
+            x = whole(open_data(images if form == "list" else tmp_path, mode=mode))
+        assert torch.equal(x, expected if mode == "L" else expected.expand(3, 3, 6, 7))
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 7), (3, 6, 7, 3)])

@@ -446,8 +446,9 @@ def test_unreadable_and_deep_images(tmp_path):
     (tmp_path / "b.png").write_bytes(content[: len(content) // 2])
     with pytest.raises(CovaryError, match=r"b\.png cannot be read as an image"):
         everything(open_data(tmp_path))
-    Image.fromarray(np.zeros((9, 7), np.uint16)).save(tmp_path / "b.png")
-    with pytest.raises(CovaryError, match="more than 8 bits"):
+    Image.fromarray(np.zeros((9, 7), np.int32)).save(tmp_path / "b.tif")
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(CovaryError, match="32 bits a channel; expected 8 or 16 bits"):
         open_data(tmp_path)
 
 

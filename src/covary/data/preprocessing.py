@@ -57,6 +57,9 @@ def stacked(samples: Any, ids: list[str], where: str) -> np.ndarray:
     for sample, name in zip(samples, ids, strict=True):
         if sample.shape != samples[0].shape:
             raise mixed_shapes(f"{ids[0]} has shape {samples[0].shape}", f"{name} has shape {sample.shape}", where)
+    if {sample.dtype for sample in samples} == set(LARGEST):
+        # Each by its own range, whatever else is in the batch: 255 becomes 65535.
+        samples = [sample if sample.dtype == np.uint16 else sample * np.uint16(257) for sample in samples]
     return np.stack(samples)
 
 

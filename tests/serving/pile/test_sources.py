@@ -144,7 +144,7 @@ def bad_piles(folder: Path):
         "two kinds": (lambda: (text("a.png", b"x"), text("a.jsonl", b"{}")), "holds images and jsonl"),
         "loose images": (loose, r"holds images \(a.png, ...\) as well as folders"),
         "broken image": (lambda: text("a.png", b"x"), "a.png of .* cannot be read as an image"),
-        "deep image": (lambda: Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "a.png"), "more than 8 bits"),
+        "deep image": (lambda: Image.fromarray(np.zeros((8, 8), np.int32)).save(folder / "a.tif"), "32 bits"),
         "no column": (lambda: parquet(a=[1]), "has the columns a; expected one of: x, image"),
         "null": (lambda: parquet(x=pa.array([None], pa.list_(pa.float32()))), "is null"),
         "null within": (lambda: parquet(x=[[1.0, None]]), "holds nulls"),

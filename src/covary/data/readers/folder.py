@@ -30,7 +30,7 @@ class FolderReader(ImageReader):
     Hidden files and folders are skipped at every depth and told in `left_out`, as is whatever Pillow cannot read.
 
     Raises:
-        CovaryError: no images, images both at the top and in class folders, a file Pillow cannot read, 16-bit images.
+        CovaryError: no images, images both at the top and in class folders, a file Pillow cannot read, 32-bit images.
     """
 
     def __init__(self, root: Path) -> None:

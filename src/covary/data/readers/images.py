@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 from PIL import Image
 
 from covary.data.readers.base import LeftOut, Reader
@@ -20,13 +20,15 @@ FOREIGN = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 Image.init()
 FORMATS = tuple(sorted(set(Image.OPEN) - set(FOREIGN)))
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS))
-GREY = ("1", "L", "LA", "La")
+# Grey of 16 bits; what Pillow calls 32 bits says no range.
+SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
+GREY = ("1", "L", "LA", "La", *SIXTEEN)
 # What Pillow's decoders raise on files that somebody has tampered with.
 BROKEN = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
     RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+DEEP = ("I", "F")
 
 
 class ImageReader(Reader):
@@ -38,7 +40,7 @@ class ImageReader(Reader):
         mode: `L` where every image is grey, else `RGB`: a network takes one number of channels.
 
     Raises:
-        CovaryError: a file Pillow cannot read, more than 8 bits a channel, names that occur twice.
+        CovaryError: a file Pillow cannot read, 32 bits a channel, names that occur twice.
     """
 
     def __init__(self, paths: list[Path], ids: list[str], left_out: list[LeftOut] | None = None) -> None:
@@ -70,11 +72,11 @@ class ImageReader(Reader):
         return None if self.y is None else self.y[index]
 
     def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
-        """Decoded images at `index`, uint8 (H, W, 3), or (H, W) where images are read as grey."""
+        """Decoded images at `index`, (H, W, 3), or (H, W) where images are read as grey; uint8, uint16 of 16 bits."""
         return [self.decode(self.paths[i]) for i in index]
 
-    def decode(self, path: Path) -> UInt8[np.ndarray, "h w *c"]:
-        """One image, uint8."""
+    def decode(self, path: Path) -> UInt[np.ndarray, "h w *c"]:
+        """One image, uint8 or uint16."""
         return decoded(path, str(path), self.mode or "RGB")
 
     def content(self, i: int) -> bytes:
@@ -94,11 +96,11 @@ def header(path: Path) -> tuple[tuple[int, int], str, bool]:
     return size, mode, several
 
 
-def decoded(file: Any, where: str, mode: str) -> UInt8[np.ndarray, "h w *c"]:
-    """The (first) image in a file, by path or opened, as uint8: (H, W, 3) for mode `RGB`, (H, W) for `L`.
+def decoded(file: Any, where: str, mode: str) -> UInt[np.ndarray, "h w *c"]:
+    """The (first) image in a file, by path or opened: (H, W, 3) for mode `RGB`, (H, W) for `L` (see `pixels`).
 
     Raises:
-        CovaryError: Pillow cannot read it, it has more than 8 bits a channel, or colours where the mode is grey.
+        CovaryError: Pillow cannot read it, it has 32 bits a channel, or colours where the mode is grey.
     """
     try:
         with Image.open(file, formats=FORMATS) as image:
@@ -107,12 +109,16 @@ def decoded(file: Any, where: str, mode: str) -> UInt8[np.ndarray, "h w *c"]:
         raise unreadable(where, error) from error
 
 
-def pixels(image: Image.Image, where: str, mode: str | None = None) -> UInt8[np.ndarray, "h w *c"]:
-    """A Pillow image as uint8 in a mode; by default `L` where it is grey, else `RGB`."""
+def pixels(image: Image.Image, where: str, mode: str | None = None) -> UInt[np.ndarray, "h w *c"]:
+    """A Pillow image in a mode, by default `L` where it is grey, else `RGB`: uint8, and uint16 of grey of 16 bits."""
     if image.mode in DEEP:
         raise too_deep(where)
     if mode == "L" and image.mode not in GREY:
         raise has_colours(where)
+    if image.mode in SIXTEEN:
+        # Pillow itself would cut the values off at 255.
+        grey = np.asarray(image).astype(np.uint16)
+        return np.repeat(grey[..., None], 3, axis=-1) if mode == "RGB" else grey
     return np.asarray(image.convert(mode or ("L" if image.mode in GREY else "RGB")))
 
 
@@ -124,9 +130,9 @@ def unreadable(where: str, error: Exception) -> CovaryError:
 
 
 def too_deep(where: str) -> CovaryError:
-    """The error for an image of 16 or 32 bits a channel."""
-    found = f"{where} has more than 8 bits a channel"
-    return CovaryError(found, "8-bit images", "convert it, or pass an array: uint16 is scaled by 65535")
+    """The error for an image of 32 bits a channel, which says no range."""
+    found = f"{where} has 32 bits a channel"
+    return CovaryError(found, "8 or 16 bits", "convert it, or pass an array of floats")
 
 
 def has_colours(where: str) -> CovaryError:

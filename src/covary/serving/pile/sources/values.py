@@ -14,12 +14,12 @@ from covary.errors import CovaryError
 
 
 def decoded(data: bytes, where: str, mode: str) -> Shaped[np.ndarray, "..."]:
-    """An encoded image as uint8: (H, W, 3) for mode `RGB`, (H, W) for mode `L`.
+    """An encoded image, uint8 or uint16: (H, W, 3) for mode `RGB`, (H, W) for mode `L`.
 
     The mode is the network's: a stream cannot look at all its images first to see whether one of them has colour.
 
     Raises:
-        CovaryError: Pillow cannot read it, it has more than 8 bits a channel, or colours where the network takes grey.
+        CovaryError: Pillow cannot read it, it has 32 bits a channel, or colours where the network takes grey.
     """
     return images.decoded(io.BytesIO(data), where, mode)
 
