@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pile_cases
+import tiny
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.scoring.judge import Verdicts
@@ -52,6 +53,17 @@ def test_verdicts_are_the_detectors_to_the_bit(whole, verdicts):
     told = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
     names = [f"part-00000{i}.parquet" for i in range(5)] + told
     assert sorted(path.name for path in whole.iterdir()) == names
+
+
+def test_copies_name_the_trusted_input_that_they_are_of(saved_folder, tmp_path):
+    x, _ = tiny.trusted()
+    np.savez(tmp_path / "pile.npz", x=np.concatenate([X[:3], x[[7, 30]]]), id=list("abcde"))
+    summary = score_pile(saved_folder, str(tmp_path / "pile.npz"), tmp_path / "out", **SIZES)
+    found = columns(tmp_path / "out")
+    assert found["copy_of"] == ["", "", "", "7", "30"]
+    assert found["flagged"][3:] == [False, False]
+    assert summary["n_copies"] == 2
+    assert any("2 of 5 inputs are copies of trusted ones" in statement for statement in summary["statements"])
 
 
 @pytest.mark.parametrize("kind", ["zip", "encoded parquet", "jsonl", "tar"])

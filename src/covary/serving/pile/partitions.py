@@ -20,7 +20,7 @@ from covary.storage.locks import is_temporary
 from covary.storage.parts import REMEDY, is_part
 from covary.storage.verify import MISSING, differences
 
-FORMAT = 2
+FORMAT = 3
 PLAN, SUMMARY = "pile.json", "summary.json"
 # What is made from the partitions, and made again.
 DERIVED = (SUMMARY, "report.html", "mechanisms.json", RECEIPT, HASH, SIGNATURE)

@@ -150,6 +150,11 @@ def _scored(
         "seconds": round(time.perf_counter() - begun, 3),
     }
     summary["statements"] += [f"Inputs: {left} left out." for left in pile.left_out]
+    if judged["n_copies"]:
+        summary["statements"].append(
+            f"{judged['n_copies']:,} of {judged['n']:,} inputs are copies of trusted ones (column copy_of), and never "
+            "flagged."
+        )
     place.write(SUMMARY, json.dumps(summary, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n")
     if place.local:
         write_receipt(Path(place.root))
@@ -193,14 +198,14 @@ def _judge(
     """
     started = time.perf_counter()
     digests: list[str] = [""] * len(parts)
-    counts, n, rules, flagged = counted.merged([]), 0, {}, {}
+    counts, n, copies, rules, flagged = counted.merged([]), 0, 0, {}, {}
     took = {"seconds": 0.0, "processor_seconds": 0.0}
     about = {"out": job.out, "plan": job.plan, "data": job.data, "kind": job.kind}
     with Repeated() as repeated:
         for record in run(Tally, about, parts):
             i = record["number"]
             digests[i], rules[i], flagged[i] = record["digest"], record["rule"], record["n_flagged"]
-            n += record["n"]
+            n, copies = n + record["n"], copies + record["n_copies"]
             took = {name: sofar + record[name] for name, sofar in took.items()}
             counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
             repeated.add(np.frombuffer(base64.b64decode(record["ids"]), np.uint64))
@@ -217,6 +222,7 @@ def _judge(
     return {
         "n": n,
         "n_flagged": sum(flagged.values()),
+        "n_copies": copies,
         "rule": rule,
         "p_limit": None if limit == counted.NONE else limit,
         "verdicts": digest_json({"partitions": digests, "rule": rule}),

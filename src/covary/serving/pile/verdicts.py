@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Columns before and after the evidence parts, which are the detector's own.
 COLUMNS = ("id", "score", "p_value", "flagged", "predicted")
-MORE_COLUMNS = ("raised_by", "least_explained_layer")
+MORE_COLUMNS = ("raised_by", "least_explained_layer", "copy_of")
 
 
 def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Sequence[str] = ()) -> pa.Table:
@@ -38,6 +38,8 @@ def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Se
     columns |= {kind: joined([v.parts[kind] for v in verdicts], pa.float64()) for kind in parts}
     columns["raised_by"] = pa.array([name for v in verdicts for name in v.raised_by], pa.string())
     columns["least_explained_layer"] = pa.array([name for names in least for name in names], pa.string())
+    # The trusted input that an input is a copy of, else empty.
+    columns["copy_of"] = pa.array([name for v in verdicts for name in v.copy_of or [""] * len(v)], pa.string())
     return pa.table(columns)
 
 
