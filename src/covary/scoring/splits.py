@@ -91,7 +91,7 @@ def across(ids: Sequence[str], classes: Index, seed: int, apart: Index | None = 
     """
     ranked = np.setdiff1d(np.arange(len(ids)), () if apart is None else apart)
     folds = np.full(len(ids), -1)
-    folds[ranked] = cross_folds([ids[i] for i in ranked.tolist()], seed)
+    folds[ranked] = cross_folds([ids[int(i)] for i in ranked], seed)
     result = []
     for k in range(FOLDS):
         inside = np.flatnonzero(folds != k)
