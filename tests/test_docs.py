@@ -78,6 +78,15 @@ def test_every_command_and_snippet_runs(page, reader):
         reader.follow(snippet)
 
 
+def test_the_python_page_has_an_example_of_every_public_name():
+    import covary
+
+    code = "\n".join(snippet.code for snippet in snippets((ROOT / "docs" / "api.md").read_text("utf-8")))
+    names = set(re.findall(r"\w+", code))
+    assert set(covary.__all__) - {"__version__"} <= names
+    assert {"scores", "profile", "cards"} <= names
+
+
 def test_few_blocks_are_not_run():
     found = [snippet for page in PAGES for snippet in snippets(page.read_text(encoding="utf-8"))]
     assert len(found) > 15

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from covary.features.guards import check_missing_classes, check_shape, missing_c
 from covary.features.projections import projection_fingerprint
 from covary.models.network import Network
 from covary.objects import check_consent, is_object_name, load_object
+from covary.outlier_methods import NotFitted, OutlierMethods
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
@@ -30,13 +32,14 @@ from covary.storage import detector as saved
 
 if TYPE_CHECKING:
     from covary.features.observables import UserObservable
+    from covary.runs.check import CheckReport
 
 Progress = Callable[[int, int], None]
 # Settings that a loaded detector may be given anew, since they decide no score.
 CHANGEABLE = {"device", "batch_size"}
 
 
-class Detector:
+class Detector(OutlierMethods):
     """Tells, for each input of a network, whether the mechanism behind its output is one seen on trusted inputs.
 
     >>> detector = Detector(network).fit(trusted)          # doctest: +SKIP
@@ -61,6 +64,7 @@ class Detector:
         observable: str | UserObservable | None = None,
         **settings: Any,
     ) -> None:
+        self._given = {"model": model, "weights": weights, "observable": observable, **settings}
         name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
         if "metric" in settings:
             warnings.warn("metric= is now called preconditioner=", FutureWarning, stacklevel=2)
@@ -106,6 +110,7 @@ class Detector:
         trusted: Any,
         y: Any = None,
         *,
+        ids: Sequence[str] | None = None,
         calibration: Any = None,
         sampling: Any = None,
         mean: Any = None,
@@ -116,13 +121,14 @@ class Detector:
     ) -> Detector:
         """Learns from trusted inputs: anything `open_data` takes, such as a path, a Dataset, an array or (x, y).
 
-        Labels `y`, where there are any, only tell which trusted inputs the network gets wrong. A separate
+        Labels `y`, where there are any, only tell which trusted inputs the network gets wrong. `ids` name the inputs in
+        evidence and reports; where the data name them, those names are taken. A separate
         `calibration` set replaces the split of the trusted one. Chains of the estimators `paper` and `sgld` descend on
         the labelled `sampling` set, or on half of the trusted inputs. `mean`, `std` and `transform` are remembered and
         applied to every later input. `class_names` are for reports, in the order of the network's outputs.
         """
         extractor = self.extractor
-        source = extractor.open_trusted(trusted, y=y, mean=mean, std=std, transform=transform)
+        source = extractor.open_trusted(trusted, y=y, mean=mean, std=std, transform=transform).renamed(ids)
         held, apart = (
             None if other is None else extractor.open(other, like_trusted=True) for other in (calibration, sampling)
         )
@@ -211,10 +217,12 @@ class Detector:
                 progress(done, len(source))
             yield batch, rows
 
-    def stream(self, inputs: Any, progress: Progress | None = None) -> Iterator[tuple[Batch, Rows, Verdicts]]:
+    def stream(
+        self, inputs: Any, progress: Progress | None = None, *, ids: Sequence[str] | None = None
+    ) -> Iterator[tuple[Batch, Rows, Verdicts]]:
         """Verdicts batch by batch; memory does not grow with the number of inputs."""
         self._fitted()
-        for batch, rows in self._passes(self.open(inputs), progress):
+        for batch, rows in self._passes(self.open(inputs, ids=ids), progress):
             yield batch, rows, self.judge.judge(rows)
 
     def look(self, inputs: Any, progress: Progress | None = None) -> Detector:
@@ -233,21 +241,28 @@ class Detector:
         return seen
 
     def score(
-        self, inputs: Any, *, together: bool = False, fdr: float | None = None, progress: Progress | None = None
+        self,
+        inputs: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        together: bool = False,
+        fdr: float | None = None,
+        progress: Progress | None = None,
     ) -> Verdicts:
         """Verdicts on all inputs, in order.
 
         Args:
             inputs: whatever `open` takes.
+            ids: unique names of the inputs, in order, in place of those that the data have.
             together: judge the pile together, so that anomalies of one kind give each other away; each score then
                 depends on all inputs, and p-values hold as ever.
             fdr: flag by Benjamini-Hochberg over the whole pile at this rate.
             progress: called with (inputs done, inputs in all).
         """
         if together:
-            source = self.open(inputs)
+            source = self.open(inputs, ids=ids)
             return self.look(source, progress).score(source, fdr=fdr)
-        parts = [verdicts for _, _, verdicts in self.stream(inputs, progress)]
+        parts = [verdicts for _, _, verdicts in self.stream(inputs, progress, ids=ids)]
         verdicts = Verdicts(
             ids=[name for part in parts for name in part.ids],
             score=np.concatenate([part.score for part in parts]),
@@ -261,10 +276,12 @@ class Detector:
         )
         return verdicts if fdr is None else verdicts.with_fdr(fdr)
 
-    def explain(self, inputs: Any) -> list[Evidence]:
+    def explain(self, inputs: Any, *, ids: Sequence[str] | None = None) -> list[Evidence]:
         """Full evidence on each input: witnesses, share unexplained, layers, classes, and the part that stands out."""
         return [
-            evidence for _, rows, verdicts in self.stream(inputs) for evidence in self.explainer.explain(rows, verdicts)
+            evidence
+            for _, rows, verdicts in self.stream(inputs, ids=ids)
+            for evidence in self.explainer.explain(rows, verdicts)
         ]
 
     def explain_tokens(self, inputs: Any) -> list[Any]:
@@ -278,9 +295,48 @@ class Detector:
         """What a report shows of each input beyond the evidence."""
         return self.extractor.cards(inputs)
 
-    def open(self, inputs: Any, *, truth: Any = None) -> Source:
+    def report(
+        self,
+        path: str | Path,
+        inputs: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        truth: Any = None,
+        target: int | str | None = None,
+        fdr: float | None = None,
+        together: bool = False,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Path:
+        """Judges inputs into a RUN folder, as `covary score` does; returns its report.html, which opens offline.
+
+        Args:
+            path: the folder to write; an earlier RUN there is replaced, with `force` also a signed one.
+            inputs, ids, fdr, together, progress: as of `score`.
+            truth: 1 for inputs known to be anomalous, 0 for clean ones: figures are then measured.
+            target: the attacker's class or `all-to-all`, for figures alone.
+        """
+        from covary.runs.from_python import report
+
+        self._fitted()
+        source = self.open(inputs, truth=truth, ids=ids)
+        return report(
+            self, Path(path), source, fdr=fdr, target=target, together=together, force=force, progress=progress
+        )
+
+    def check(self, inputs: Any, trusted: Any = None) -> CheckReport:
+        """Looks at inputs before any long work: what was found, and what to change.
+
+        With `trusted`, which may be given before any fit, network and both sets are looked at as `covary check` does.
+        Without, inputs are compared with what the fitted detector knows.
+        """
+        from covary.runs.from_python import check_inputs
+
+        return check_inputs(self, self.open(inputs), None if trusted is None else self.open(trusted))
+
+    def open(self, inputs: Any, *, truth: Any = None, ids: Sequence[str] | None = None) -> Source:
         """Inputs by path, name or array, read and preprocessed as the trusted ones were."""
-        return self.extractor.open(inputs, truth=truth)
+        return self.extractor.open(inputs, truth=truth).renamed(ids)
 
     def save(self, folder: str | Path, *, weights: bool | None = None, force: bool = False) -> Path:
         """Writes the detector to a folder of safetensors and JSON, whole or not at all.
@@ -405,13 +461,48 @@ class Detector:
                 "this installation computes other calibration scores from the saved rows", "the saved ones", "fit again"
             )
 
+    def __copy__(self) -> Detector:
+        """A detector that shares everything; pickling and deep copies go by way of a folder."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle holds the bytes of the saved folder, and what the detector was made with.
+
+        As of any pickle: read only those of people you trust, since reading one runs their code.
+        """
+        if not hasattr(self, "judge"):
+            return _made_again, (self.get_params(),)
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save(Path(place) / "detector")
+            files = {file.name: file.read_bytes() for file in folder.iterdir()}
+        return _from_files, (files, self.get_params())
+
     def _fitted(self) -> None:
         if not hasattr(self, "judge"):
-            raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
+            raise NotFitted("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
 
     def _check_missing_classes(self, rows: Rows) -> None:
         if not self.settings.allow_missing_classes and self.classes:
             check_missing_classes(np.bincount(rows.predicted, minlength=self.classes))
+
+
+def _made_again(given: dict[str, Any]) -> Detector:
+    return Detector(given["model"], **{name: value for name, value in given.items() if name != "model"})
+
+
+def _from_files(files: dict[str, bytes], given: dict[str, Any]) -> Detector:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "detector"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        # A language model has no weights here: it lies in its own folder.
+        weights = folder / saved.WEIGHTS if saved.WEIGHTS in files else None
+        detector = Detector.load(folder, given["model"], weights=weights, trust_code=True)
+    detector._given = given
+    return detector
 
 
 def _name_of(function: Callable[..., Any]) -> str:

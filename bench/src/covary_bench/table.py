@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -10,11 +10,6 @@ from typing import Any
 
 from covary.errors import CovaryError, unknown_name
 from covary_bench.cell import Cell
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib
 
 SCALES = ("ci", "small", "paper")
 TABLES = ("vision", "adaptive", "adversarial", "ood", "mechanisms", "hard", "sensitivity", "language")

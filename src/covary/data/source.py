@@ -22,7 +22,7 @@ from covary.data.preprocessing import (
     stacked,
 )
 from covary.data.readers import Reader, open_reader
-from covary.data.readers.base import checked_labels, checked_truth
+from covary.data.readers.base import checked_ids, checked_labels, checked_truth
 from covary.data.readers.images import ImageReader
 from covary.data.truth import read_truth
 from covary.errors import CovaryError
@@ -66,6 +66,18 @@ class Source:
     def ids(self) -> list[str]:
         """Unique names of the inputs, in order."""
         return [self.reader.ids[i] for i in self.index]
+
+    def renamed(self, ids: Sequence[str] | None) -> Source:
+        """The same inputs under other names, one for each in order; None keeps the names they have."""
+        if ids is None:
+            return self
+        names = list(self.reader.ids)
+        for i, name in zip(self.index.tolist(), checked_ids(ids, len(self), self.name), strict=True):
+            names[i] = name
+        other = copy.copy(self)
+        other.reader = copy.copy(self.reader)
+        other.reader.ids = names
+        return other
 
     @property
     def class_names(self) -> list[str] | None:

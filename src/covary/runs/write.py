@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def write_run(
         force: replace an earlier RUN though it is signed.
     """
     started = time.perf_counter() if started is None else started
-    begun = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    begun = datetime.now(UTC).isoformat(timespec="seconds")
     if detector.classes:
         check_target(target, detector.classes)
         if inputs.reader.cheap and inputs.y is not None:

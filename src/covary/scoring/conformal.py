@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +79,47 @@ def grouped_p(
 
     A class no calibration sample was predicted as is ranked with the thin classes, or among all where none is thin.
     """
+    p = np.empty(queries.shape[1])
+    for own, peers in _among_peers(query_classes, calibration_classes, groups):
+        p[own] = cross_conformal_p(queries[:, own], calibration[peers], folds[peers])
+    return p
+
+
+def _among_peers(
+    query_classes: Labels, calibration_classes: Labels, groups: dict[int, int]
+) -> Iterator[tuple[Bool[np.ndarray, " q"], Bool[np.ndarray, " _"]]]:
+    """The queries of each group, with the calibration samples that they are ranked among."""
     own = np.array([groups.get(int(label), -1) for label in query_classes], dtype=np.int64)
     known = np.array([groups[int(label)] for label in calibration_classes], dtype=np.int64)
-    p = np.empty(queries.shape[1])
     for group in np.unique(own):
-        peers = known == group if (known == group).any() else np.ones(len(known), bool)
-        p[own == group] = cross_conformal_p(queries[:, own == group], calibration[peers], folds[peers])
-    return p
+        yield own == group, known == group if (known == group).any() else np.ones(len(known), bool)
+
+
+def margins(
+    queries: Float[np.ndarray, "folds q"],
+    calibration: Scores,
+    folds: Int[np.ndarray, " _"],
+    rate: float,
+    by_class: tuple[Labels, Labels, dict[int, int]] | None = None,
+) -> Float[np.ndarray, " q"]:
+    """How far each query lies below its threshold: below 0 exactly where p <= rate, in units of the score.
+
+    The j-th largest of s_i - s_k(query) over calibration samples i of fold k, j = floor(rate (n + 1)); under one split
+    that is the threshold minus the score. Infinite where no score would be enough. `by_class` gives the classes of
+    queries and of calibration samples and their groups (see `grouped_p`).
+    """
+    result = np.empty(queries.shape[1])
+    if by_class is not None:
+        for own, peers in _among_peers(*by_class):
+            result[own] = margins(queries[:, own], calibration[peers], folds[peers], rate)
+        return result
+    j = rank_of_threshold(rate, len(calibration))
+    if j < 1:
+        result[:] = np.inf
+        return result
+    for i in range(queries.shape[1]):
+        result[i] = np.partition(calibration - queries[folds, i], len(calibration) - j)[len(calibration) - j]
+    return result
 
 
 def cross_conformal_bound(alpha: float, n: int, folds: int) -> float:

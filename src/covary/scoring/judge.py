@@ -12,18 +12,19 @@ from jaxtyping import Bool, Float, Int
 from covary.errors import CovaryError
 from covary.scoring import conformal as calibrate
 from covary.scoring import splits
-from covary.scoring.copies import Copies
+from covary.scoring.copies import Copies, Found
 from covary.scoring.rows import Rows
 from covary.scoring.scores import Score, score_named
 from covary.scoring.scores.combined import Measured
+from covary.scoring.verdict_table import VerdictTable
 
 LEAST_TRUSTED = 20
 # Twenty trusted inputs leave sixteen to a cross-conformal fold; odd classes deal those out 10 to 6 at worst.
 LEAST_IN_ROLE = 6
 
 
-@dataclass(frozen=True)
-class Verdicts:
+@dataclass(frozen=True, repr=False)
+class Verdicts(VerdictTable):
     """What covary says of n inputs.
 
     Attributes:
@@ -232,11 +233,7 @@ class Judge:
 
     def judge(self, rows: Rows) -> Verdicts:
         """Verdicts on fresh rows."""
-        measured = [score.measure(rows) for score in self.scores_]
-        every = np.stack([m.score for m in measured])
-        # What is a trusted input given again ranks below everything, so p = 1 whatever is done with it later.
-        found = self.copies_.find(rows)
-        every[:, found.copies] = np.minimum(every[:, found.copies], self.calibration_scores.min())
+        measured, every, found = self._measure(rows)
         scores, folds = self.calibration_scores, self.calibration_folds
         if self.groups_ is None:
             p = calibrate.cross_conformal_p(every, scores, folds)
@@ -249,6 +246,21 @@ class Judge:
         return Verdicts(
             list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals, copy_of, distance, every[0]
         )  # fmt: skip
+
+    def _measure(self, rows: Rows) -> tuple[list[Measured], Float[np.ndarray, "folds n"], Found]:
+        """What every split's score says, its scores, and which inputs are trusted ones given again."""
+        measured = [score.measure(rows) for score in self.scores_]
+        every = np.stack([m.score for m in measured])
+        # What is a trusted input given again ranks below everything, so p = 1 whatever is done with it later.
+        found = self.copies_.find(rows)
+        every[:, found.copies] = np.minimum(every[:, found.copies], self.calibration_scores.min())
+        return measured, every, found
+
+    def margins(self, rows: Rows) -> Float[np.ndarray, " n"]:
+        """How far each input lies below its threshold, in units of the score: below 0 exactly where it is flagged."""
+        _, every, _ = self._measure(rows)
+        groups = None if self.groups_ is None else (rows.predicted, self.calibration_classes, self.groups_)
+        return calibrate.margins(every, self.calibration_scores, self.calibration_folds, self.fpr_in_force, groups)
 
     @property
     def threshold(self) -> float | None:

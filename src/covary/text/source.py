@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ class TextSource(Source):
 
     def _with(self, **changes: Any) -> TextSource:
         return TextSource(self.reader, self.tokens, self.name, changes.get("index", self.index))
+
+    def renamed(self, ids: Sequence[str] | None) -> TextSource:
+        """See `Source`: the texts themselves carry their names."""
+        other = super().renamed(ids)
+        assert isinstance(other, TextSource)
+        texts = zip(other.reader.texts, other.reader.ids, strict=True)
+        other.reader.texts = [text if text.id == name else replace(text, id=name) for text, name in texts]
+        return other
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Batches in order, the last one smaller."""

@@ -48,6 +48,14 @@ class CheckReport:
         """The findings of these levels."""
         return (finding for finding in self.findings if finding.level in levels)
 
+    def __str__(self) -> str:
+        """One finding a line, with what to change below it."""
+        lines = []
+        for finding in self.findings:
+            lines.append(f"{finding.level:8}{finding.title}: {finding.text}")
+            lines += [f"{'':8}{finding.change}"] if finding.change else []
+        return "\n".join(lines)
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON values."""
         findings = [asdict(finding) for finding in self.findings]

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class AuditLog:
         return True
 
     def _attempt(self, event: str, facts: dict[str, Any]) -> bool:
-        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         # ASCII JSON: no id of a client can break a line or a terminal.
         line = json.dumps({"time": now, "event": event, **facts}, separators=(",", ":")).encode() + b"\n"
         try:

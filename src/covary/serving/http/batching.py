@@ -97,7 +97,7 @@ class Batcher:
                         break
                     try:
                         more = await asyncio.wait_for(self._queue.get(), left)
-                    except asyncio.TimeoutError:
+                    except TimeoutError:
                         break
                 if more is None:
                     ended = True

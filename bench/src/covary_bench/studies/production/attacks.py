@@ -111,7 +111,7 @@ async def slow(port: int, k: int, image: np.ndarray, ended: asyncio.Event, tried
             while not ended.is_set():
                 try:
                     came = await asyncio.wait_for(reader.read(200), 1)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     if kind in ("head", "body"):
                         writer.write(whole[sent : sent + 1])
                         sent += 1
