@@ -46,12 +46,12 @@ def scores(verdicts: Verdicts, *, threshold: float | None = None, ax: Axes | Non
     """
     if not len(verdicts):
         raise CovaryError("no verdicts to draw", "at least one")
-    ax = _axes((6, 3)) if ax is None else ax
+    ax = _axes((6.0, 3.0)) if ax is None else ax
     finite = np.isfinite(verdicts.score)
     edges = np.histogram_bin_edges(verdicts.score[finite], bins)
     groups = [("passed", ~verdicts.flagged, PASSED), ("flagged", verdicts.flagged, FLAGGED)]
     ax.hist(
-        [verdicts.score[finite & chosen] for _, chosen, _ in groups], edges, stacked=True,
+        [verdicts.score[finite & chosen] for _, chosen, _ in groups], edges.tolist(), stacked=True,
         color=[colour for _, _, colour in groups],
         label=[f"{name} ({int(chosen.sum()):,})" for name, chosen, _ in groups],
     )  # fmt: skip
