@@ -12,7 +12,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.main import get_command
 
 from covary import __version__
-from covary.cli import receipts, serve
+from covary.cli import doctor, receipts, serve
 from covary.cli.console import (
     as_flags,
     print_error,
@@ -395,6 +395,7 @@ def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
 
 receipts.add_to(app)
 app.command()(serve.serve)
+app.command()(doctor.doctor)
 
 
 def _version(wanted: bool) -> bool:
