@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from covary.detector import Detector
 from covary.errors import CovaryError
-from covary_bench import commands, settings, tune
+from covary_bench import commands, scoring, settings, tune
 from covary_bench.baselines.images import BASELINES, Baseline
 from covary_bench.images import attacks, datasets, foreign, pack, packed
 from covary_bench.images.attacks import Attack
@@ -24,7 +25,7 @@ from covary_bench.images.makers import hard
 from covary_bench.prepared import Prepared
 from covary_bench.records import read_record
 from covary_bench.runner import cell_path, results, run_table, wanted_baselines
-from covary_bench.scoring import scores_path
+from covary_bench.scoring import OURS, scores_path
 from covary_bench.table import SCALES, TABLES, from_toml, read
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
@@ -347,6 +348,44 @@ def test_a_record_stands_in_for_cells_that_the_cache_lacks(tmp_path):
     path.write_text('{"cell": "newer", "missing": "no data"}')
     assert results(found, tmp_path, known=known)["badnets/digits/0"] == known["badnets/digits/0"]
     assert results(found, tmp_path)["badnets/digits/0"]["missing"] == "no data"
+
+
+def test_hours_of_an_earlier_record_stay_while_the_victim_is_the_same(tmp_path):
+    found = small("vision", ["badnets"])
+    victim = {"attack_success": 0.94766, "training_seconds": 3.0}
+    here = {"cell": "badnets/digits/0", "victim": victim, "detectors": {"covary alone": 1, "energy": 2}}
+    path = cell_path(found, found.cells[0], tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(here))
+    detectors = {"energy": 3, "STRIP": 4, "published (CLC)": 5}
+    for success, kept in ((0.9477, {"published (CLC)": 5}), (0.9, {})):
+        known = {"badnets/digits/0": {"victim": {"attack_success": success}, "detectors": detectors}}
+        merged = results(found, tmp_path, known=known)["badnets/digits/0"]
+        assert merged["detectors"] == {**here["detectors"], **kept}
+
+
+def test_ways_of_covary_are_those_of_the_detector(cache, monkeypatch):
+    # The tiny network hardly changes an answer when it is amplified; survival is measured all the same.
+    monkeypatch.setattr("covary.features.survival.LEAST_CHANGED", 0.0)
+    found = small("vision", ["badnets"])
+    run_table(found, cache)
+    prepared = ImageCase(found, found.cells[0], cache).prepared("cpu")
+    facts, scored = prepared.facts, {}
+    source = {name: prepared.source(name) for name in ("trusted", "inputs")}
+    for evidence in ("fast", "thorough"):
+        detector = Detector(facts["model"], weights=facts["weights"], evidence=evidence, conformal="split",
+                            fpr=found.fpr, allow_missing_classes=True)  # fmt: skip
+        detector.fit(source["trusted"])
+        for together in (False, True):
+            verdicts = detector.score(source["inputs"], together=together)
+            name = f"covary {'together' if together else 'alone'}{', thorough' if evidence == 'thorough' else ''}"
+            scored[name] = verdicts.score
+            ours = {OURS: scoring.ours, **scoring.WAYS}[name](prepared)
+            np.testing.assert_allclose(ours.score, verdicts.score, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(ours.p_value, verdicts.p_value, atol=1e-9)
+    # Every way says something of its own: survival has been measured, and the pile has been looked at.
+    assert set(scored) == {OURS, *scoring.WAYS}
+    assert len({values.tobytes() for values in scored.values()}) == 4
 
 
 def test_other_sizes_begin_anew(cache):

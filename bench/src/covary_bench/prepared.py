@@ -15,11 +15,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from covary.data.source import Source, open_data
 from covary.detector import Detector
-from covary.errors import CovaryError
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.scoring.splits import kind_for
-from covary.settings import Settings
 from covary.storage import folders
 from covary.storage.detector import rows_from_arrays, rows_to_arrays
 from covary_bench.baselines.images.knn import last_features
@@ -80,13 +78,7 @@ class Prepared:
         return Detector(f["model"], weights=f["weights"], **settings)
 
     def with_evidence(self, evidence: str) -> Prepared:
-        """The same case with rows that carry other evidence, as `Detector(evidence=...)` has it.
-
-        Raises:
-            CovaryError: this version of covary has one kind of evidence.
-        """
-        if "evidence" not in Settings.model_fields:
-            raise CovaryError("this version of covary has one kind of evidence", f"one that takes {evidence!r}")
+        """The same case with rows that carry other evidence, as `Detector(evidence=...)` has it."""
         return Prepared(self.case, self.work, self.fpr, self.device, evidence)
 
     def dealt(self, seed: int) -> Prepared:
@@ -118,7 +110,8 @@ class Prepared:
 
     def _taken(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Rows of trusted samples and inputs in arrays, with whatever else one pass gives, and what describes them."""
-        trusted = self.detector.rows(self.source("trusted"))
+        # Survival is chosen on trusted inputs, by a fit; everything else is the same before it.
+        trusted = self._fitted_rows() if self.evidence == "thorough" else self.detector.rows(self.source("trusted"))
         inputs, more = self._timed(lambda: self.detector.rows(self.source("inputs")))
         known = self._features("trusted")
         asked, forward = self._timed(lambda: self._features("inputs"))
@@ -128,6 +121,12 @@ class Prepared:
             arrays |= found
         arrays["seconds"] = np.array([more / len(inputs), forward / len(inputs)])
         return arrays, parts
+
+    def _fitted_rows(self) -> Rows:
+        """Rows of trusted samples as the detector's own fit takes them; its extractor then knows what it chose."""
+        rows = self.detector.fit(self.source("trusted")).trusted_rows
+        assert rows is not None
+        return rows
 
     @cached_property
     def _kept(self) -> tuple[Rows, Rows, dict[str, np.ndarray]]:

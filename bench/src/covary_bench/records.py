@@ -148,7 +148,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
     for last, (name, cell) in _ended(cells.items()):
         detectors = cell.get("detectors", {})
         facts = {key: cell[key] for key in kept.facts if cell.get(key) not in (None, {}, [])}
-        facts["victim"] = _plain(facts.get("victim"))
+        facts["victim"] = plain(facts.get("victim"))
         mine = detectors.get(OURS, {})
         facts["n"] = {key: at for key, place in kept.shared.items() if (at := _at(mine, place)) is not None}
         if "about" in cell:
@@ -183,7 +183,7 @@ def _ended(items: Any) -> Iterator[tuple[bool, Any]]:
         yield i == len(every) - 1, one
 
 
-def _plain(victim: Mapping[str, Any] | None) -> dict[str, Any]:
+def plain(victim: Mapping[str, Any] | None) -> dict[str, Any]:
     """A victim without what nothing tells: training checkpoints, times."""
     told = {key: value for key, value in (victim or {}).items() if key not in ("training_seconds", "seconds", "before")}
     attempts = [one for one in told.pop("attempts", None) or [] if isinstance(one, Mapping) and "strength" in one]

@@ -23,7 +23,7 @@ from covary_bench.baselines.material import Baseline
 from covary_bench.prepared import Prepared
 
 OURS = "covary alone"
-THOROUGH, TOGETHER = "covary thorough", "covary together"
+THOROUGH, TOGETHER, BOTH = "covary alone, thorough", "covary together", "covary together, thorough"
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,13 @@ def together(prepared: Prepared) -> Scored:
     return _judged(prepared, lambda judge: judge_together(judge, prepared.queries))
 
 
+def together_thorough(prepared: Prepared) -> Scored:
+    """All evidence there is, the pile judged together: what `covary scan` does by default."""
+    return together(prepared.with_evidence("thorough"))
+
+
 # Further ways to score a case by covary itself, for tables that ask for them (see `Size.ways`).
-WAYS: dict[str, Callable[[Prepared], Scored]] = {THOROUGH: thorough, TOGETHER: together}
+WAYS: dict[str, Callable[[Prepared], Scored]] = {THOROUGH: thorough, TOGETHER: together, BOTH: together_thorough}
 
 
 def _judged(prepared: Prepared, looked: Callable[[Judge], Judge]) -> Scored:

@@ -6,8 +6,8 @@ A deal draws the trusted inputs and the clean queries anew from one pool of clea
 cells: three on a small network for scikit-learn's digits, made here, and seven on rows kept under `--rows`, one
 `NETWORK.npz` each, with `GROUP/y`, `/predicted`, `/observable`, `/norms`, `/F/LAYER`, `/A/LAYER` and `/C/KIND` as in
 `Rows`, the groups being `clean` and those of `CELLS`, and `target`. Triggered inputs count where the trigger works,
-adversarial ones where the answer is wrong. Writes `bench/results/deals-of-trusted.json`, deal by deal; what is there
-is not done again. `--table` prints the table of docs/trusted-data.md.
+adversarial ones where the answer is wrong. Writes `bench/results/deals-of-trusted.json`, deal by deal, and the seconds
+of the last deal of each network; what is there is not done again. `--table` prints the table of docs/trusted-data.md.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from covary.runs.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.docs import studies as docs
+from covary_bench.records import rounded
 
 ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "results" / "deals-of-trusted.json"
@@ -105,30 +106,29 @@ def _layers(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarr
     return {name.removeprefix(prefix): rows for name, rows in arrays.items() if name.startswith(prefix)}
 
 
-def deal(groups: Groups, trusted: int, seed: int) -> dict[str, dict[str, Any]]:
-    """One deal by both kinds of calibration: caught and falsely flagged shares, AUROC, seconds."""
+def deal(groups: Groups, trusted: int, seed: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """One deal by both kinds of calibration: caught and falsely flagged shares with AUROC, and seconds."""
     clean, y = groups["clean"]
     order = np.random.default_rng([5, seed]).permutation(len(clean))
     inside, outside = order[:trusted], order[trusted : trusted + CLEAN]
     found: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, dict[str, float]] = {}
     for conformal in ("split", "cross"):
         started = time.process_time()
         judge = Judge(fpr=FPR, seed=seed, conformal=conformal).fit(clean.take(inside), y[inside])
         fitted = time.process_time()
         ordinary = judge.judge(clean.take(outside))
-        own: dict[str, Any] = {
-            "fit_seconds": fitted - started,
-            "judge_seconds": (time.process_time() - fitted) / len(outside),
-            "fpr": float(ordinary.flagged.mean()),
-        }
+        judged = time.process_time()
+        seconds[conformal] = {"fit_seconds": fitted - started, "judge_seconds": (judged - fitted) / len(outside)}
+        own: dict[str, Any] = {"fpr": float(ordinary.flagged.mean())}
         for group in groups:
             if group != "clean":
                 odd = judge.judge(groups[group][0])
                 truth = np.repeat([0, 1], [len(ordinary), len(odd)])
                 area = auroc(np.concatenate([ordinary.score, odd.score]), truth)
-                own[group] = {"tpr": float(odd.flagged.mean()), "auroc": area, "n": len(odd)}
+                own[group] = {"tpr": float(odd.flagged.mean()), "auroc": area}
         found[conformal] = own
-    return found
+    return rounded(found), rounded(seconds)
 
 
 def main() -> None:
@@ -147,8 +147,10 @@ def main() -> None:
         groups = digits() if network == "digits" else kept(asked.rows / f"{network}.npz", names)
         own.setdefault(network, [])
         for seed in range(len(own[network]), asked.deals):
-            own[network].append(deal(groups, asked.trusted, seed))
-            RESULTS.write_text(json.dumps(results) + "\n")
+            found, seconds = deal(groups, asked.trusted, seed)
+            own[network].append(found)
+            results.setdefault("seconds", {}).setdefault(str(asked.trusted), {})[network] = seconds
+            RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
             print(asked.trusted, network, seed, flush=True)
     print(docs.deals_of_trusted(own))
 
