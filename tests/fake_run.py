@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from covary.storage.fingerprints import digest_file
+from covary.storage.receipts import write_receipt
+
 PARTS = ("functional", "latent", "confidence")
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 LAYERS = ["conv1", *(f"layer{i}.{j}.conv{k}" for i in (1, 2, 3) for j in (0, 1, 2) for k in (1, 2)), "linear"]
@@ -157,3 +160,12 @@ def write_fake_run(
     for name, value in (("summary", summary), ("run", run), ("report", report)):
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     return folder
+
+
+def sealed(run: Path, **fingerprints: str) -> Path:
+    """The RUN with its receipt, and with other fingerprints where they are given."""
+    told = json.loads((run / "run.json").read_text())
+    told["fingerprints"] |= {"results": digest_file(run / "results.csv"), **fingerprints}
+    (run / "run.json").write_text(json.dumps(told))
+    write_receipt(run)
+    return run

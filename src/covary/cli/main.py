@@ -12,7 +12,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.main import get_command
 
 from covary import __version__
-from covary.cli import doctor, receipts, serve
+from covary.cli import audit, doctor, receipts, serve
 from covary.cli.console import (
     as_flags,
     print_error,
@@ -396,6 +396,7 @@ def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
 receipts.add_to(app)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
+app.command()(audit.audit)
 
 
 def _version(wanted: bool) -> bool:

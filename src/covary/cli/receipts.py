@@ -137,6 +137,7 @@ def gate(
     public_key: Annotated[Path | None, Option("--public-key", help="It must be signed with the key of this.")] = None,
     no_warnings: Annotated[bool, Option("--no-warnings", help="What the check warned of fails.")] = False,
     junit: Annotated[Path | None, Option("--junit", help="Write JUnit XML, too.")] = None,
+    sarif: Annotated[Path | None, Option("--sarif", help="Write SARIF 2.1.0, too.")] = None,
     json: Json = False,
 ) -> None:
     """Decide a release: exit 0 where a RUN keeps every rule, 1 where it breaks one, 2 where that can't be told.
@@ -149,6 +150,7 @@ def gate(
     """
     from covary.runs.gate import gate as passes
     from covary.runs.junit import write_junit
+    from covary.runs.sarif import write_sarif
     from covary.storage.signatures import read_public
 
     asked = {
@@ -161,6 +163,8 @@ def gate(
     )  # fmt: skip
     if junit is not None:
         write_junit(found, junit)
+    if sarif is not None:
+        write_sarif(found, sarif)
     print_json(found) if json else print_gate(found)
     raise Exit(int(not found["passed"]))
 

@@ -33,7 +33,7 @@ def junit(found: dict[str, Any]) -> str:
             Xml.SubElement(case, "system-out").text = _clean(rule["found"])
         else:
             failure = Xml.SubElement(case, "failure", {"message": _clean(rule["found"]), "type": "covary.runs.gate"})
-            failure.text = _clean(_standing_out(Path(found["run"])))
+            failure.text = _clean(_in_words(Path(found["run"])))
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
 
@@ -44,12 +44,18 @@ def write_junit(found: dict[str, Any], path: Path) -> None:
     write_file(path, junit(found).encode())
 
 
-def _standing_out(run: Path) -> str:
+def standing_out(run: Path) -> list[tuple[str, float, float]]:
+    """Id, score and p-value of every flagged input of a RUN, the highest scores first."""
     results = read_run(run).results
-    scores = results.numbers["score"]
-    order = sorted((i for i in range(len(results)) if results.flagged[i]), key=lambda i: -scores[i])
-    lines = [f"{results.ids[i]}: p = {results.numbers['p_value'][i]:.3g}" for i in order[:MOST_INPUTS]]
-    more = [f"and {len(order) - MOST_INPUTS} more"] if len(order) > MOST_INPUTS else []
+    score, p = results.numbers["score"], results.numbers["p_value"]
+    order = sorted((i for i in range(len(results)) if results.flagged[i]), key=lambda i: -score[i])
+    return [(results.ids[i], float(score[i]), float(p[i])) for i in order]
+
+
+def _in_words(run: Path) -> str:
+    found = standing_out(run)
+    lines = [f"{name}: p = {p:.3g}" for name, _, p in found[:MOST_INPUTS]]
+    more = [f"and {len(found) - MOST_INPUTS} more"] if len(found) > MOST_INPUTS else []
     return "\n".join(["Flagged, highest scores first:", *lines, *more]) if lines else "Nothing is flagged."
 
 
