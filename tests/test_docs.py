@@ -90,7 +90,7 @@ def test_the_python_page_has_an_example_of_every_public_name():
 def test_few_blocks_are_not_run():
     found = [snippet for page in PAGES for snippet in snippets(page.read_text(encoding="utf-8"))]
     assert len(found) > 15
-    assert sum(snippet.skipped is not None for snippet in found) <= 8
+    assert sum(snippet.skipped is not None for snippet in found) <= 10
 
 
 # The runner ----------------------------------------------------------------------------------------------------------
