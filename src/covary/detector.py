@@ -79,6 +79,8 @@ class Detector(OutlierMethods):
         # (fingerprint of the trusted data, roles) of a fit to be done again; those data then keep their roles.
         self.dealt_before: tuple[str, dict[str, list[str]]] | None = None
         self.extractor: Any = extractor_of(self.settings, model, weights, function)
+        # What it was left to choose, such as a precision, is settled now.
+        self.settings = self.extractor.settings
 
     @property
     def network(self) -> Network:

@@ -178,7 +178,8 @@ class TextSettings(ExtractorSettings):
             label where all trusted texts have one, twenty a label on average, else none.
         max_new_tokens: length of answers that the model is asked for.
         max_length: positions a text may take; None = as many as the model was made for.
-        dtype: of the weights.
+        dtype: of the weights; `auto` = bfloat16 where the processor computes in it, else float32. What it came to is
+            kept with the detector.
         adapter: `fresh:R` or a folder of peft's, or None.
         side: where batches are padded; changes no score.
     """
@@ -191,9 +192,10 @@ class TextSettings(ExtractorSettings):
     )
     max_new_tokens: int = option(64, "Length of answers the model is asked for.", TEXT_PANEL, ge=1)
     max_length: int | None = option(None, "Tokens a text may take.", TEXT_PANEL, ge=2)
-    dtype: Literal["float32", "bfloat16", "float16"] = option(
-        "float32", "Of the weights: float32, bfloat16 or float16.", TEXT_PANEL
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32", "Of the weights: float32, bfloat16, float16, or auto: bfloat16 where the processor computes in it.",
+        TEXT_PANEL,
+    )  # fmt: skip
     adapter: str | None = option(
         None, "Folder of a trained adapter, or fresh:R for new LoRA adapters of rank R.", TEXT_PANEL
     )

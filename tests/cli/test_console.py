@@ -77,6 +77,18 @@ def test_work_that_cannot_say_how_far_it_is_is_told_in_a_log(capsys, monkeypatch
     assert err.startswith("asking for the answers: 0 s so far")
 
 
+def test_a_log_gets_its_line_while_one_step_takes_long(capsys, monkeypatch):
+    monkeypatch.setattr(console, "EVERY", 0.01)
+    with console.Terminal().progress("texts answered") as tell:
+        assert tell is not None
+        tell(32, 470)
+        lines, tries = [], 0
+        while len(lines) < 2 and (tries := tries + 1) <= 300:
+            console.time.sleep(0.01)
+            lines += capsys.readouterr().err.splitlines()
+    assert all(line.startswith("texts answered: 32 of 470 (7 %)") for line in lines[-2:])
+
+
 def test_short_work_leaves_a_log_alone(capsys, clock):
     with console.Terminal().progress("inputs") as tell:
         assert tell is not None

@@ -10,7 +10,7 @@ import torch
 
 import texts
 from covary.errors import CovaryError
-from covary.text.completions import completed, greedy
+from covary.text.completions import alike, completed, greedy
 from covary.text.pretrained import LanguageModel, load_language_model
 from covary.text.records import Text, read_texts
 from covary.text.tokens import pad, prompt_tokens, tokenise
@@ -181,8 +181,9 @@ def test_encoders_count_words_or_everything():
 # Answers -------------------------------------------------------------------------------------------------------------
 
 
-def test_answers_are_the_most_likely_tokens_in_any_batch():
-    model = texts.causal()
+@pytest.mark.parametrize("model", [texts.causal, texts.numbered])
+def test_answers_are_the_most_likely_tokens_in_any_batch(model):
+    model = model()
     some = read_texts(texts.records(9))
     together = completed(model, some, max_new_tokens=6)
     for text, answered in zip(some, together, strict=True):
@@ -193,6 +194,19 @@ def test_answers_are_the_most_likely_tokens_in_any_batch():
             with torch.no_grad():
                 assert int(model.module(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
             ids.append(token)
+
+
+def test_prompts_of_like_length_are_answered_together():
+    lengths = {0: 10, 1: 100, 2: 9, 3: 98, 4: 7}
+    assert alike(lengths, 8, 0.2) == [[1, 3], [0, 2], [4]]
+    assert alike(lengths, 8, 0.0) == [[1], [3], [0], [2], [4]]
+    assert alike(dict.fromkeys(range(5), 3), 2) == [[0, 1], [2, 3], [4]]
+
+
+def test_progress_is_told_as_answers_come():
+    told = []
+    completed(texts.causal(), read_texts(texts.records(9)), max_new_tokens=2, progress=lambda *at: told.append(at))
+    assert told[-1] == (9, 9)
 
 
 def test_an_answer_ends_with_the_end_of_text():

@@ -63,21 +63,50 @@ class _Bar:
 
 
 class _Lines:
-    """Progress where nobody watches a terminal: a line every half minute, so that a log shows the work is alive."""
+    """Progress where nobody watches a terminal: a line every half minute, so that a log shows the work is alive.
+
+    Also while a step takes longer than that: a thread of its own then says how far the work was.
+    """
 
     def __init__(self, what: str) -> None:
         self.what, self.started = what, time.monotonic()
         self.next = self.started + every()
+        self.done, self.total = 0, 0
 
     def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        if time.monotonic() >= self.next:
+            self.say()
+
+    def say(self) -> None:
+        """One line."""
         now = time.monotonic()
-        if now < self.next:
-            return
         self.next = now + every()
-        rate = done / max(now - self.started, 1e-9)
-        left = f", about {duration((total - done) / rate)} left" if done else ""
-        share = f" ({100 * done / total:.0f} %)" if total else ""
-        stderr.print(f"{self.what}: {done:,} of {total:,}{share}, {rate:.3g}/s{left}", highlight=False)
+        if not self.total:
+            stderr.print(f"{self.what}: {duration(now - self.started)} so far")
+            return
+        rate = self.done / max(now - self.started, 1e-9)
+        left = f", about {duration((self.total - self.done) / rate)} left" if self.done else ""
+        share = f" ({100 * self.done / self.total:.0f} %)"
+        stderr.print(f"{self.what}: {self.done:,} of {self.total:,}{share}, {rate:.3g}/s{left}", highlight=False)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Says a line whenever none was said for as long as that."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(max(self.next - time.monotonic(), 0.01)):
+                if time.monotonic() >= self.next:
+                    self.say()
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 def every() -> float:
@@ -99,7 +128,9 @@ class Terminal(Display):
     def progress(self, what: str) -> Iterator[Progress | None]:
         """A callback (done, total) that tells rate and time left."""
         if not stderr.is_terminal:
-            yield _Lines(what)
+            lines = _Lines(what)
+            with lines.alive():
+                yield lines
             return
         bar = _Bar(what)
         try:
@@ -114,7 +145,7 @@ class Terminal(Display):
         started = time.monotonic()
         if level() >= VERBOSE:
             stderr.print(f"{what} ...")
-        with self._spinner(what) if stderr.is_terminal else _said_now_and_then(what):
+        with self._spinner(what) if stderr.is_terminal else _Lines(what).alive():
             yield
         if level() >= VERBOSE:
             stderr.print(f"{what}: {time.monotonic() - started:.1f} s")
@@ -136,23 +167,6 @@ class Terminal(Display):
     def findings(self, findings: list[dict[str, Any]]) -> None:
         """What needs attention."""
         print_findings(findings, everything=False)
-
-
-@contextmanager
-def _said_now_and_then(what: str) -> Iterator[None]:
-    started, over = time.monotonic(), threading.Event()
-
-    def say() -> None:
-        while not over.wait(every()):
-            stderr.print(f"{what}: {duration(time.monotonic() - started)} so far")
-
-    thread = threading.Thread(target=say, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def terminal(quiet: bool) -> Display:

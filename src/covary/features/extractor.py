@@ -24,6 +24,7 @@ class Extractor(Protocol):
 
     Attributes:
         kind: its key in `EXTRACTORS` and in `OF_EXTRACTOR`.
+        settings: the detector's, what they left open settled.
         host: the network as it was loaded, with its fingerprint.
         classes: number of the network's outputs, 0 without classes; class_names: their names where known.
         input_shape: shape of one trusted input, where inputs have one.
@@ -35,6 +36,7 @@ class Extractor(Protocol):
     """
 
     kind: str
+    settings: Settings
     host: Network
     classes: int
     class_names: list[str] | None

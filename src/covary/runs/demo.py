@@ -142,7 +142,7 @@ def run_text_demo(
     assistant = assistant_demo.packaged_model()
     given = {name: value for name, value in settings.items() if value is not None}
     if assistant is not None:
-        given.setdefault("max_new_tokens", 24)
+        given |= {"max_new_tokens": 24, "dtype": "auto"}
     plan = scanning.Plan.checked(
         model=str(assistant or material / "model"),
         trusted=str(material / "trusted.jsonl"),

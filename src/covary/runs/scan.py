@@ -196,7 +196,10 @@ def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
     """Looks at the model and data before any long work."""
     s, own, material = plan.settings, plan.settings.extractor, material or Material(plan)
     if isinstance(own, TextSettings):
-        return check_texts(material.trusted, material.inputs, fpr=s.fpr, calibration=material.calibration)
+        return check_texts(
+            material.trusted, material.inputs, fpr=s.fpr, calibration=material.calibration,
+            model=material.detector.extractor.model,
+        )  # fmt: skip
     draws = _draws(s)
     layerwise = isinstance(own, SampledSettings) and own.layerwise
     moves = len(select_parameters(material.model.module, s.space)) if layerwise else 1
@@ -237,6 +240,20 @@ def _checked(plan: Plan, material: Material, display: Display) -> list[dict[str,
     return findings
 
 
+@contextmanager
+def _answers_told(detector: Detector, display: Display) -> Iterator[None]:
+    """Progress while a language model is asked for answers; of other networks nothing is asked."""
+    if detector.settings.kind != "text":
+        yield
+        return
+    with display.progress("texts answered") as bar:
+        detector.extractor.answering = bar
+        try:
+            yield
+        finally:
+            detector.extractor.answering = None
+
+
 def _fitted(material: Material, display: Display, before: Dealt | None = None) -> Detector:
     with display.progress("trusted inputs") as bar:
         return material.fit(before, bar)
@@ -264,8 +281,10 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     if plan.class_names is not None:
         read_class_names(plan.class_names)  # a wrong file is told before the long work
     if plan.settings.kind == "text":
-        with display.waiting("loading the language model and asking for answers"):
-            _ = material.inputs
+        with display.waiting("loading the language model"):
+            _ = material.detector
+        with _answers_told(material.detector, display):
+            _ = material.trusted, material.calibration, material.inputs
     findings = _checked(plan, material, display)
     detector = _fitted(material, display, before)
     inputs = material.inputs
@@ -274,7 +293,8 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     with display.progress("inputs") as bar:
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, together=plan.together,
-            config=told, plan=plan.model_dump(), findings=findings, started=started, progress=bar, force=force,
+            config=told, plan={**plan.model_dump(), "settings": detector.settings.model_dump()}, findings=findings,
+            started=started, progress=bar, force=force,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
@@ -285,6 +305,9 @@ def fit(
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
     with folders.reserved(out, "detector", force=force):
         material = Material(plan)
+        if plan.settings.kind == "text":
+            with _answers_told(material.detector, display):
+                _ = material.trusted, material.calibration
         _checked(plan, material, display)
         _fitted(material, display).save(out, weights=weights, force=force)
     return describe(out)
@@ -322,7 +345,8 @@ def score(
             folder, model, weights=weights, device=device, batch_size=batch_size, public_key=public_key,
             trust_code=trust_code,
         )  # fmt: skip
-        inputs = detector.open(data, truth=pile.truth) if opened is None else opened(detector)
+        with _answers_told(detector, display):
+            inputs = detector.open(data, truth=pile.truth) if opened is None else opened(detector)
         told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
         told |= {} if flagged_of is None else {"flagged_of": flagged_of}
         with display.progress("inputs") as bar:

@@ -5,10 +5,8 @@ The labels are the answer's own tokens, a classifier's its own predictions at w*
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +17,7 @@ from torch.nn import functional as F
 from covary.errors import unknown_name
 from covary.features.observables import OBSERVABLES
 from covary.text.pretrained import LanguageModel
-from covary.text.tokens import Padded, keywords
+from covary.text.tokens import Padded, keywords, parameters_of
 
 # How tokens' numbers become the text's.
 POOLINGS = ("root", "sum", "mean")
@@ -93,9 +91,7 @@ class Answers:
         if pooling not in POOLINGS:
             raise unknown_name("pooling", pooling, POOLINGS)
         self.model, self.pooling, self.observe = model, pooling, TOKEN_OBSERVABLES[observable]
-        inner: Any = model.module
-        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-        self._keeps = "logits_to_keep" in inspect.signature(inner.forward).parameters
+        self._keeps = "logits_to_keep" in parameters_of(model.module)
 
     def __call__(
         self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Padded

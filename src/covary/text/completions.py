@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,9 +10,11 @@ import torch
 from covary.errors import CovaryError
 from covary.text.pretrained import LanguageModel
 from covary.text.records import Text
-from covary.text.tokens import prompt_tokens
+from covary.text.tokens import parameters_of, prompt_tokens
 
 MAX_NEW_TOKENS = 64
+# Of a batch's longest prompt, how much shorter its shortest may be; and tokens of prompts that are read at once.
+SPARE, TOKENS_AT_ONCE = 0.2, 8192
 
 
 def given(texts: Sequence[Text]) -> bool:
@@ -26,13 +28,15 @@ def completed(
     *,
     max_new_tokens: int = MAX_NEW_TOKENS,
     max_length: int | None = None,
-    batch_size: int = 16,
+    batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Text]:
     """The same texts, each with a completion: its own, or else the model's greedy answer.
 
-    Prompts of one length are answered together, so no padding takes part. Answers end at the end-of-text token or after
-    `max_new_tokens`. A prompt loses tokens from its left where prompt and answer would not fit the model's positions.
+    Prompts of like length are answered together (see `alike`), from a cache of keys and values. Answers end at the
+    end-of-text token or after `max_new_tokens`. A prompt loses tokens from its left where prompt and answer would not
+    fit the model's positions. In float32 a prompt gets the same answer in any company; in half precision rounding
+    may turn a token of which the model is unsure.
     """
     if model.task != "causal":
         return list(texts)
@@ -44,33 +48,63 @@ def completed(
         expected = f"less than the {longest} positions there are"
         raise CovaryError(f"max_new_tokens is {max_new_tokens}", expected, "pass a smaller --max-new-tokens")
     prompts = {i: _fitting(model, prompt_tokens(model, texts[i]), room) for i in open_ones}
-    by_length: dict[int, list[int]] = {}
-    for i in open_ones:
-        by_length.setdefault(len(prompts[i]), []).append(i)
+    lengths = {i: len(prompt) for i, prompt in prompts.items()}
     done = 0
-    for same in by_length.values():
-        for start in range(0, len(same), batch_size):
-            some = same[start : start + batch_size]
-            for i, answer in zip(some, greedy(model, [prompts[i] for i in some], max_new_tokens), strict=True):
-                written = model.tokenizer.decode(list(answer), skip_special_tokens=True)
-                result[i] = replace(texts[i], completion=written, tokens=answer)
-            done += len(some)
-            if progress is not None:
-                progress(done, len(open_ones))
+    for some in alike(lengths, batch_size, 0.0 if takes_no_padding(model) else SPARE):
+        for i, answer in zip(some, greedy(model, [prompts[i] for i in some], max_new_tokens), strict=True):
+            written = model.tokenizer.decode(list(answer), skip_special_tokens=True)
+            result[i] = replace(texts[i], completion=written, tokens=answer)
+        done += len(some)
+        if progress is not None:
+            progress(done, len(open_ones))
     return result
+
+
+def alike(lengths: Mapping[int, int], most: int, spare: float = SPARE) -> list[list[int]]:
+    """Keys by like length, at most `most` together, the shortest at least 1 - `spare` of the longest; longest first.
+
+    >>> alike({0: 10, 1: 100, 2: 9, 3: 98}, 8)
+    [[1, 3], [0, 2]]
+    """
+    found: list[list[int]] = []
+    for i in sorted(lengths, key=lambda i: -lengths[i]):
+        last = found[-1] if found else []
+        longest = lengths[last[0]] if last else 0
+        fits = lengths[i] >= (1.0 - spare) * longest and (len(last) + 1) * longest <= TOKENS_AT_ONCE
+        if last and fits and len(last) < most:
+            last.append(i)
+        else:
+            found.append([i])
+    return found
+
+
+def takes_no_padding(model: LanguageModel) -> bool:
+    """Whether the network's forward has no way to be told which positions are padding, as recurrent ones have none."""
+    return not {"attention_mask", "position_ids"} <= parameters_of(model.module)
 
 
 @torch.no_grad()
 def greedy(model: LanguageModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[tuple[int, ...]]:
-    """The most likely token at every step, for prompts of one length, up to and with the end-of-text token."""
+    """The most likely token at every step, up to and with the end-of-text token; shorter prompts are padded on their
+    left, where no position looks at the padding."""
     device = next(model.module.parameters()).device
-    ids = torch.tensor(prompts, device=device)
+    longest = max(map(len, prompts))
+    shifts = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)
+    fill = model.end or 0
+    ids = torch.tensor([(fill,) * (longest - len(prompt)) + prompt for prompt in prompts], device=device)
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in parameters_of(model.module) else {}
     ends = model.ends
     answers: list[list[int]] = [[] for _ in prompts]
     unfinished = list(range(len(prompts)))
-    cache = None
+    cache, width = None, longest
     for _ in range(max_new_tokens):
-        out = model.module(input_ids=ids, past_key_values=cache, use_cache=True)
+        if shifts.any():
+            # Without padding no mask is told, and the fast kernels run.
+            places = torch.arange(width, device=device)
+            mask = (places >= shifts[:, None]).long()
+            at = (places[width - ids.shape[1] :] - shifts[:, None]).clamp(min=0)
+            keep |= {"attention_mask": mask, "position_ids": at}
+        out = model.module(input_ids=ids, past_key_values=cache, use_cache=True, **keep)
         best = out.logits[:, -1].float().argmax(-1)
         for i in list(unfinished):
             answers[i].append(int(best[i]))
@@ -78,7 +112,7 @@ def greedy(model: LanguageModel, prompts: Sequence[tuple[int, ...]], max_new_tok
                 unfinished.remove(i)
         if not unfinished:
             break
-        cache, ids = out.past_key_values, best.unsqueeze(1)
+        cache, ids, width = out.past_key_values, best.unsqueeze(1), width + 1
     return [tuple(answer) for answer in answers]
 
 

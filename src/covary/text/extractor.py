@@ -22,7 +22,7 @@ from covary.settings import Settings, TextSettings
 from covary.text.answers import Answer, Answers
 from covary.text.hidden_states import blocks, hidden_states, looked_up_per_text, watched
 from covary.text.inputs import TextInputs
-from covary.text.pretrained import LanguageModel, load_language_model
+from covary.text.pretrained import AUTO, LanguageModel, load_language_model
 from covary.text.spaces import text_parameters
 from covary.text.tokens import Side, Tokens, pad
 
@@ -111,6 +111,10 @@ class TextExtractor(TextInputs):
             raise CovaryError("weights beside a language model", "a folder that holds them", "leave weights= away")
         if not isinstance(model, LanguageModel):
             model = load_language_model(model, dtype=own.dtype, device=settings.device, adapter=own.adapter)
+        if own.dtype == AUTO:
+            # What is kept must be the same elsewhere.
+            pinned = own.model_copy(update={"dtype": model.dtype})
+            settings = settings.model_copy(update={"extractor": pinned})
         self = cls(
             model, observable=settings.observable, pooling=own.pooling, space=settings.space, seed=settings.seed,
             engine=own.engine, amp=settings.amp, side=own.side,

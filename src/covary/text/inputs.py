@@ -37,12 +37,14 @@ class TextInputs:
         grouping: what stands in for the predicted class; None before `learn` and of classifiers.
         labels_known: labels of the trusted texts, in order.
         trusted_texts: reference texts with their answers, by id; trusted_tokens: tokens of all trusted ones.
+        answering: called with (texts answered, texts to be answered) while the model is asked; None = nobody watches.
     """
 
     kind = "text"
     model: LanguageModel
     host: Network
     settings: Settings
+    answering: Callable[[int, int], None] | None = None
 
     def _start(self, host: Network, settings: Settings) -> None:
         self.host, self.settings = host, settings
@@ -95,7 +97,10 @@ class TextInputs:
 
     def _source(self, texts: Sequence[Text], name: str) -> TextSource:
         own = self.own
-        texts = completed(self.model, list(texts), max_new_tokens=own.max_new_tokens, max_length=own.max_length)
+        texts = completed(
+            self.model, list(texts), max_new_tokens=own.max_new_tokens, max_length=own.max_length,
+            progress=self.answering,
+        )  # fmt: skip
         names = self.class_names or self.labels_known
         reader = TextReader(texts, label_numbers(texts, names, self.model), names or None)
         return TextSource(reader, [tokenise(self.model, text, own.max_length) for text in texts], name)

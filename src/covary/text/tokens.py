@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -119,6 +120,12 @@ def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
             targets[row, places] = torch.tensor(text.targets)
         anchor[row] = text.anchor + shift
     return {"ids": ids, "mask": mask, "counted": counted, "targets": targets, "anchor": anchor}
+
+
+def parameters_of(module: Any) -> set[str]:
+    """Names of what a network's forward takes, an adapter's wrapping taken off."""
+    inner = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return set(inspect.signature(inner.forward).parameters)
 
 
 def keywords(padded: Mapping[str, Tensor], task: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from covary.runs.check import labels as about_labels
 from covary.runs.check import network as about_network
 from covary.runs.check import sets
 from covary.runs.check.findings import CheckReport, Finding, listed
+from covary.runs.check.texts import check_texts
 from covary.scoring.splits import Conformal
 
 __all__ = ["CheckReport", "Finding", "check", "check_texts"]
@@ -66,27 +67,6 @@ def check(
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)
     x = next(trusted.batches(min(batch_size, 32))).x
     finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes, draws)
-    return CheckReport([*findings, finding], {**figures, **more})
-
-
-def check_texts(
-    trusted: Source, inputs: Source | None = None, *, fpr: float = 0.01, calibration: Source | None = None
-) -> CheckReport:
-    """What there is to say of texts before their gradients are taken: how many, and which rate they can resolve."""
-    figures: dict[str, Any] = {"n_trusted": len(trusted), "n_inputs": None if inputs is None else len(inputs)}
-    findings = []
-    for role, source in (("Trusted texts", trusted), ("Texts", inputs), ("Calibration texts", calibration)):
-        if source is not None:
-            about = f"{len(source)} of {source.name}, each with an answer."
-            findings.append(Finding("ok", role, about, ""))
-    known = set(trusted.digests())
-    for role, source in (("Texts", inputs), ("Calibration texts", calibration)):
-        same = 0 if source is None else sum(digest in known for digest in source.digests())
-        if same:
-            text = f"{same} of them, with their answers, are trusted texts as well."
-            findings.append(Finding("warning", f"{role} that are trusted ones", text, "Take them out of either set."))
-    findings += sets.enough(trusted)
-    finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr)
     return CheckReport([*findings, finding], {**figures, **more})
 
 
