@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from covary.scoring.rows import Rows
@@ -76,3 +78,10 @@ def synthetic(
 def pick(rows: Rows, *labels: int) -> Rows:
     """The rows predicted as one of these classes."""
     return rows.take(np.isin(rows.predicted, labels))
+
+
+def with_more(rows: Rows, seed: int = 0) -> Rows:
+    """The rows with features of their own class and with survival."""
+    rng = np.random.default_rng([seed, len(rows)])
+    features = rng.standard_normal((len(rows), 6)) + rows.predicted[:, None]
+    return replace(rows, features=features.astype(np.float32), survival=rng.standard_normal((len(rows), 3)))

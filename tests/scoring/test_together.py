@@ -7,19 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from core_cases import synthetic
+from core_cases import synthetic, with_more
 from covary.errors import CovaryError
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.scoring.scores.joined import joined
 from covary.scoring.together import added, judge_together, look, sums
-
-
-def with_more(rows: Rows, seed: int = 0) -> Rows:
-    """The rows with features of their own class and with survival."""
-    rng = np.random.default_rng([seed, len(rows)])
-    features = rng.standard_normal((len(rows), 6)) + rows.predicted[:, None]
-    return replace(rows, features=features.astype(np.float32), survival=rng.standard_normal((len(rows), 3)))
 
 
 def trusted(n: int = 400, seed: int = 1) -> Rows:

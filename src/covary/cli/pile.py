@@ -64,8 +64,6 @@ class Partitioned:
         """Scores the pile; `asked` is what was asked of it as a whole. Returns the summary."""
         from covary.serving.pile.score import score_pile
 
-        if asked.get("together"):
-            raise CovaryError("--together with partitions", "--alone", "judge a pile of one machine's size together")
         for name in ("truth", "target"):
             if asked.get(name) is not None:
                 raise CovaryError(
@@ -73,4 +71,7 @@ class Partitioned:
                 )
         given = {name: value for name, value in asdict(self).items() if value is not None}
         with rest["display"].progress("partitions") as bar:
-            return score_pile(detector, data, out, fdr=asked["fdr"], progress=bar, **given, **rest)
+            together = bool(asked.get("together"))
+            return score_pile(
+                detector, data, out, fdr=asked["fdr"], together=together, progress=bar, **given, **rest
+            )

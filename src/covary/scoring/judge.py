@@ -233,32 +233,36 @@ class Judge:
 
     def judge(self, rows: Rows) -> Verdicts:
         """Verdicts on fresh rows."""
-        measured, every, found = self._measure(rows)
+        measured = [score.measure(rows) for score in self.scores_]
+        return self.verdicts(rows.ids, rows.predicted, measured, self.copies_.find(rows))
+
+    def verdicts(
+        self, ids: Sequence[str], predicted: Int[np.ndarray, " n"], measured: Sequence[Measured], found: Found
+    ) -> Verdicts:
+        """Verdicts on inputs that the score of every split has measured."""
+        every = self._every(measured, found)
         scores, folds = self.calibration_scores, self.calibration_folds
         if self.groups_ is None:
             p = calibrate.cross_conformal_p(every, scores, folds)
         else:
-            p = calibrate.grouped_p(every, rows.predicted, scores, folds, self.calibration_classes, self.groups_)
+            p = calibrate.grouped_p(every, predicted, scores, folds, self.calibration_classes, self.groups_)
         flagged = p <= self.fpr_in_force * (1 + 1e-9)
         parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
         copy_of = [name if is_copy else "" for name, is_copy in zip(found.of, found.copies, strict=True)]
         distance = np.where(found.copies, found.distance, np.nan)
         return Verdicts(
-            list(rows.ids), every.mean(0), p, flagged, rows.predicted, parts, residuals, copy_of, distance, every[0]
+            list(ids), every.mean(0), p, flagged, predicted, parts, residuals, copy_of, distance, every[0]
         )  # fmt: skip
 
-    def _measure(self, rows: Rows) -> tuple[list[Measured], Float[np.ndarray, "folds n"], Found]:
-        """What every split's score says, its scores, and which inputs are trusted ones given again."""
-        measured = [score.measure(rows) for score in self.scores_]
+    def _every(self, measured: Sequence[Measured], found: Found) -> Float[np.ndarray, "folds n"]:
+        """The score of every split; what is a trusted input given again ranks below everything, so that p = 1."""
         every = np.stack([m.score for m in measured])
-        # What is a trusted input given again ranks below everything, so p = 1 whatever is done with it later.
-        found = self.copies_.find(rows)
         every[:, found.copies] = np.minimum(every[:, found.copies], self.calibration_scores.min())
-        return measured, every, found
+        return every
 
     def margins(self, rows: Rows) -> Float[np.ndarray, " n"]:
         """How far each input lies below its threshold, in units of the score: below 0 exactly where it is flagged."""
-        _, every, _ = self._measure(rows)
+        every = self._every([score.measure(rows) for score in self.scores_], self.copies_.find(rows))
         groups = None if self.groups_ is None else (rows.predicted, self.calibration_classes, self.groups_)
         return calibrate.margins(every, self.calibration_scores, self.calibration_folds, self.fpr_in_force, groups)
 
@@ -301,6 +305,6 @@ class Judge:
         ]
 
 
-def _mean(measured: list[Measured], what: str) -> dict[str, np.ndarray]:
+def _mean(measured: Sequence[Measured], what: str) -> dict[str, np.ndarray]:
     first = getattr(measured[0], what)
     return {key: np.mean([getattr(m, what)[key] for m in measured], axis=0) for key in first}

@@ -77,9 +77,8 @@ class PileEvidence:
         """What a view looks at."""
         return self.whitenings_[view](_beside(numbers, self.views_[view]))
 
-    def moments(self, rows: Rows, measured: Measured) -> dict[str, SecondMoment]:
-        """Second moments of some rows, one a view."""
-        numbers = self.numbers(rows, measured)
+    def moments(self, numbers: Blocks) -> dict[str, SecondMoment]:
+        """Second moments of some inputs' numbers, one a view."""
         return {view: SecondMoment.of(self.whitened(view, numbers)) for view in self.views_}
 
 
@@ -111,7 +110,10 @@ class Together:
     def measure(self, rows: Rows) -> Measured:
         """Score, parts and residuals of inputs of the pile, or of the calibration samples beside it."""
         measured = self.evidence.score_.measure(rows)
-        numbers = self.evidence.numbers(rows, measured)
+        return self.join(measured, self.evidence.numbers(rows, measured))
+
+    def join(self, measured: Measured, numbers: Blocks) -> Measured:
+        """What inputs show alone, joined with what the pile shows on their numbers."""
         log_p = {
             view: self.tails_[view].log_p(directions.evidence(self.evidence.whitened(view, numbers)))
             for view, directions in self.directions_.items()
@@ -146,7 +148,8 @@ def sums(judge: Judge, rows: Rows) -> Sums:
     found = []
     for evidence, score in zip(views(judge), judge.scores_, strict=True):
         chunks = (rows.take(np.arange(a, min(a + AT_ONCE, len(rows)))) for a in range(0, len(rows), AT_ONCE))
-        found.append(_added([evidence.moments(chunk, score.measure(chunk)) for chunk in chunks]))
+        numbers = (evidence.numbers(chunk, score.measure(chunk)) for chunk in chunks)
+        found.append(_added([evidence.moments(own) for own in numbers]))
     return found
 
 
@@ -162,7 +165,7 @@ def look(judge: Judge, pile: Sums) -> Judge:
     seen.scores_, scores = [], np.empty(len(folds))
     for k, (evidence, moments) in enumerate(zip(views(judge), pile, strict=True)):
         own = judge.held_[k][1]
-        both = _added([evidence.moments(own, judge.scores_[k].measure(own)), moments])
+        both = _added([evidence.moments(evidence.numbers(own, judge.scores_[k].measure(own))), moments])
         score = Together(evidence, both)
         measured = score.measure(own)
         seen.scores_.append(score)

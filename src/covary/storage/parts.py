@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Columns that every partition has; the others are those of the detector's own parts.
 FIRST = ("id", "score", "p_value", "flagged", "predicted")
 KEY = b"covary"
+# Second moments of a pile that is judged together.
+MOMENTS = "moments.safetensors"
 # What stands in the record while the file is hashed; the hash, of the same length, takes its place.
 BLANK = "0" * 64
 SEAL = re.compile(rb'"sha256": "([0-9a-f]{64})"')
@@ -44,6 +46,16 @@ def is_part(name: str) -> bool:
     return re.fullmatch(r"part-\d{6,}\.parquet", name) is not None
 
 
+def moments_name(number: int) -> str:
+    """The file of a partition's second moments, which is there as long as the partition waits for the pile."""
+    return f"moments-{number:06d}.safetensors"
+
+
+def is_moments(name: str) -> bool:
+    """Whether a file holds second moments, of a partition or of the whole pile."""
+    return name == MOMENTS or re.fullmatch(r"moments-\d{6,}\.safetensors", name) is not None
+
+
 def digest_of(table: pa.Table) -> str:
     """sha256 over every column, in order, to the bit; lengths and nulls are part of it."""
     digest = hashlib.sha256()
@@ -53,6 +65,8 @@ def digest_of(table: pa.Table) -> str:
         if str(column.type) in ("double", "int64") and not column.null_count:
             values = column.to_numpy(zero_copy_only=False)
             digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+        elif str(column.type).startswith("fixed_size_list<") and not column.null_count:
+            digest.update(column.flatten().to_numpy(zero_copy_only=False).astype("<f8", copy=False).tobytes())
         else:
             digest.update(json.dumps(column.to_pylist()).encode())
     return digest.hexdigest()

@@ -81,6 +81,16 @@ def test_a_url_a_second_pass_over_the_cluster_and_a_broken_input(cluster, saved_
         score_pile(saved_folder, str(tmp_path / "bad.npz"), tmp_path / "bad", ray="local", actors=1, **sizes)
 
 
+def test_a_pile_judged_together_over_the_cluster_gives_a_local_run_s_bits(cluster, saved_folder, tmp_path):
+    sizes = {"partition_size": 32, "batch_size": 16, "trust_code": True, "together": True}
+    data = pile_cases.write_npz(tmp_path)
+    alone = score_pile(saved_folder, data, tmp_path / "alone", **sizes)
+    over = score_pile(saved_folder, data, tmp_path / "ray", ray="local", actors=2, **sizes)
+    pile_cases.same(tmp_path / "ray", tmp_path / "alone")
+    assert over["verdicts"] == alone["verdicts"]
+    assert over["statements"] == alone["statements"]
+
+
 def test_fewer_processors_than_one_actor_takes(cluster, saved_folder, tmp_path):
     data = pile_cases.write_npz(tmp_path)
     with pytest.raises(CovaryError, match="the Ray cluster has 2 CPUs and 0 GPUs; expected 3 and 0 for each actor"):

@@ -251,7 +251,7 @@ def test_fields_that_partitions_cannot_carry_are_refused(tmp_path, monkeypatch):
     detector = Detector(Masked(), fpr=0.1).fit("masked_texts:items")
     job = worker.Job(
         out=str(tmp_path), plan="", data="masked_texts:items", kind="readers", detector="", model=None, weights=None,
-        device="cpu", batch_size=8, threads=1,
+        device="cpu", batch_size=8, threads=1, rule="p <= 0.1",
     )  # fmt: skip
     with pytest.raises(CovaryError, match="attention_mask beside the inputs"):
         worker.Scorer(job, detector)

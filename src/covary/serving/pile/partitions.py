@@ -17,7 +17,7 @@ from covary.serving.pile.sources import SOURCES, recognise
 from covary.storage.fingerprints import canonical_json, digest_json, versions
 from covary.storage.folders import HASH, RECEIPT, SIGNATURE, check_unsigned
 from covary.storage.locks import is_temporary
-from covary.storage.parts import REMEDY, is_part
+from covary.storage.parts import REMEDY, is_moments, is_part
 from covary.storage.verify import MISSING, differences
 
 FORMAT = 3
@@ -80,7 +80,9 @@ def cut(data: str, size: int = INPUTS_PER_PARTITION) -> Pile:
     return Pile(data, kind, parts, inputs, stored, left_out)
 
 
-def plan_of(pile: Pile, detector: dict[str, Any], size: int, batch_size: int, threads: int, device: str) -> dict:
+def plan_of(
+    pile: Pile, detector: dict[str, Any], size: int, batch_size: int, threads: int, device: str, together: bool = False
+) -> dict:
     """Everything that decides a verdict's bits and where it is written; `detector` as its record tells."""
     installed = versions()
     return {
@@ -96,6 +98,7 @@ def plan_of(pile: Pile, detector: dict[str, Any], size: int, batch_size: int, th
         "device": device.partition(":")[0],
         "detector": detector,
         "versions": {name: installed[name] for name in VERSIONS},
+        **({"together": True} if together else {}),
     }
 
 
@@ -114,7 +117,7 @@ def begin(place: OutputStore, plan: dict[str, Any], force: bool = False) -> set[
         CovaryError: the folder holds something else, or another plan's partitions, or is not what its receipt says.
     """
     names = [name for name in place.names() if not is_temporary(name)]
-    if strange := [name for name in names if not (name in (PLAN, *DERIVED) or is_part(name))]:
+    if strange := [name for name in names if not (name in (PLAN, *DERIVED) or is_part(name) or is_moments(name))]:
         raise CovaryError(f"{place.where} holds {strange[0]!r}, which is not part of a pile", WANTED, "choose another")
     if PLAN not in names:
         if names:

@@ -19,6 +19,10 @@ from covary.storage.parts import REMEDY, digest_of, part_name
 Record = dict[str, Any]
 
 
+# The rule of a partition that is to be judged with the whole pile.
+WAITING = "waits for the pile"
+
+
 def fixed_rule(fpr: float) -> str:
     """The rule of a detector's own false-alarm rate, in the words of a partition's footer."""
     return f"p <= {fpr!r}"
@@ -40,6 +44,8 @@ class Tally:
         table, record = read_part(self.place, number)
         if record["plan"] != self.plan:
             raise CovaryError(f"{name} of {self.place.where} is of another run", "one plan's partitions", REMEDY)
+        if record["rule"] == WAITING:
+            raise CovaryError(f"{name} of {self.place.where} still waits for the pile", "its verdicts", REMEDY)
         ids = table["id"].to_pylist()
         expected = SOURCES[self.kind].ids(self.data, json.loads(part))
         if expected is not None and ids != expected:

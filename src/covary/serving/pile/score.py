@@ -17,18 +17,20 @@ from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.display import SILENT, Display
 from covary.runs.summary import standing
+from covary.scoring.together import views
 from covary.serving.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
 from covary.serving.pile import fdr as counted
 from covary.serving.pile.duplicates import Repeated, first_repeated
 from covary.serving.pile.output_store import OutputStore
 from covary.serving.pile.partitions import SUMMARY, Pile
 from covary.serving.pile.passes import Flagger, Record, Tally, fixed_rule
+from covary.serving.pile.together import Gatherer, Looker, looking, merge_moments
 from covary.serving.pile.verdicts import read_part
 from covary.serving.pile.worker import Job, Scorer, limited
 from covary.storage import detector as saved
 from covary.storage.fingerprints import digest_json
 from covary.storage.locks import one_writer
-from covary.storage.parts import arrow, part_name
+from covary.storage.parts import MOMENTS, arrow, moments_name, part_name
 from covary.storage.receipts import write_receipt
 
 # Up to here one process reads the p-values in less time than actors take to start.
@@ -46,6 +48,7 @@ def score_pile(
     model: str | None = None,
     weights: str | Path | None = None,
     fdr: float | None = None,
+    together: bool = False,
     device: str = "cpu",
     batch_size: int = 64,
     partition_size: int = INPUTS_PER_PARTITION,
@@ -69,6 +72,7 @@ def score_pile(
         folder, data, out: detector, pile and place of the results; `data` and `out` may be URLs that fsspec knows.
         model, weights: the network, where the detector does not hold it.
         fdr: flag by Benjamini-Hochberg over the whole pile at this rate, in (0, 1).
+        together: judge the pile together: numbers of every input are stored in `out` until the whole pile is known.
         device, batch_size, threads: where and how the network runs; one actor takes `threads` processors.
         partition_size: inputs a partition at most.
         ray: None for this process, `local` for a Ray cluster on this machine, else a cluster's address.
@@ -99,11 +103,14 @@ def score_pile(
         "digest": digest_json(saved.open_record(folder)), "network": detector.network.fingerprint,
         "trusted": detector.trusted_fingerprint,
     }  # fmt: skip
-    plan = partitions.plan_of(pile, about, partition_size, batch_size, threads, device)
+    if together:
+        views(detector.judge)  # what cannot be looked at is told before the work
+    plan = partitions.plan_of(pile, about, partition_size, batch_size, threads, device, together)
     job = Job(
         out=str(out), plan=partitions.plan_digest(plan), data=pile.data, kind=pile.kind, detector=str(folder),
         model=model, weights=None if weights is None else str(weights), device=device, batch_size=batch_size,
-        threads=threads, trust_code=trust_code or public_key is not None,
+        threads=threads, rule=fixed_rule(detector.judge.fpr_in_force),
+        trust_code=trust_code or public_key is not None,
     )  # fmt: skip
     with ExitStack() as stack:
         if place.local:
@@ -113,12 +120,12 @@ def score_pile(
         if ray is not None:
             workers = None if actors is None else actors * threads
             cluster = stack.enter_context(on_ray.cluster(ray, workers, display))
-        return _scored(place, detector, pile, job, done, fdr, cluster, actors, progress, told)
+        return _scored(place, detector, pile, job, done, fdr, cluster, actors, progress, told, together)
 
 
 def _scored(
     place: OutputStore, detector: Detector, pile: Pile, job: Job, done: set[str], fdr: float | None, cluster: Any,
-    actors: int | None, progress: Progress | None, told: Told | None,
+    actors: int | None, progress: Progress | None, told: Told | None, together: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Both passes over a place that is ours alone, here or over `cluster`."""
     begun = time.perf_counter()
@@ -134,8 +141,14 @@ def _scored(
         run = partial(on_ray.run, cluster, actors=actors, cpus=job.threads, gpus=gpus)
         if len(everything) > FEW:
             again = partial(on_ray.run, cluster, actors=actors)
-        scorer = {"job": job.packed()} if missing else {}
-    worked = _score(run, scorer, missing, len(everything), progress, told)
+        scorer = {"job": job.packed()} if missing or together else {}
+    if together:
+        names = set(place.names())
+        if MOMENTS not in names:
+            missing = [(i, part) for i, part in everything if part_name(i) not in done or moments_name(i) not in names]
+    worked = _score(run, Gatherer if together else Scorer, scorer, missing, len(everything), progress, told)
+    if together:
+        detector = _look(run, scorer, place, detector, job, everything)
     judged = _judge(again, detector, job, everything, pile.inputs, fdr)
     place.sweep()
     summary = {
@@ -161,6 +174,20 @@ def _scored(
     return summary
 
 
+def _look(
+    run: Run, scorer: dict[str, Any], place: OutputStore, detector: Detector, job: Job, parts: list[tuple[int, str]]
+) -> Detector:
+    """Judges every partition that waits for the pile; the detector after its look at the pile."""
+    seen = looking(detector, merge_moments(place, len(parts), job.plan))
+    names = set(place.names())
+    waiting = [(i, "") for i, _ in parts if moments_name(i) in names]
+    if waiting:
+        looker = {**scorer, "detector": seen} if "detector" in scorer else scorer
+        for _ in run(Looker, looker, waiting):
+            pass
+    return seen
+
+
 def check_options(fdr: float | None, **positive: int | None) -> None:
     """Refuses rates outside (0, 1) and counts below 1."""
     if fdr is not None and not 0 < fdr < 1:
@@ -171,12 +198,13 @@ def check_options(fdr: float | None, **positive: int | None) -> None:
 
 
 def _score(
-    run: Run, scorer: dict[str, Any], missing: list, total: int, progress: Progress | None, told: Told | None
-) -> dict[str, Any]:
+    run: Run, worker: type[Scorer], scorer: dict[str, Any], missing: list, total: int, progress: Progress | None,
+    told: Told | None,
+) -> dict[str, Any]:  # fmt: skip
     """The first pass: what is missing."""
     inputs, seen = 0, total - len(missing)
     started = time.perf_counter()
-    for record in run(Scorer, scorer, missing):
+    for record in run(worker, scorer, missing):
         inputs, seen = inputs + record["n"], seen + 1
         if progress is not None:
             progress(seen, total)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,13 +22,17 @@ from covary.data.readers import Reader
 from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError, printable
+from covary.scoring.judge import Verdicts
 from covary.serving.pile.output_store import OutputStore
-from covary.serving.pile.passes import Record, fixed_rule
+from covary.serving.pile.passes import Record
 from covary.serving.pile.prefetch import ahead, batched
 from covary.serving.pile.sources import SOURCES, readers
 from covary.serving.pile.verdicts import table_of, write_part
 from covary.storage.fingerprints import array_bytes
 from covary.storage.parts import part_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Samples(Reader):
@@ -62,6 +66,7 @@ class Job:
         trust_code: whether code that the detector names may run, which the driver has asked about.
         shipped: its files and the weights by name, for a machine that has no such folder.
         device, batch_size, threads: where and how the network runs.
+        rule: who is flagged before anybody has seen the whole pile.
     """
 
     out: str
@@ -74,6 +79,7 @@ class Job:
     device: str
     batch_size: int
     threads: int
+    rule: str
     trust_code: bool = False
     shipped: dict[str, bytes] | None = None
 
@@ -148,31 +154,45 @@ class Scorer:
 
     def __call__(self, number: int, part: str) -> Record:
         """Scores partition `number` unless its file is there."""
-        name = part_name(number)
-        if self.place.exists(name):
+        if self.is_done(number):
             return {"number": number, "n": 0, "pid": os.getpid()}
         started, processor = time.perf_counter(), time.process_time()
-        kept, least = [], []
+        self.begin()
         read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
         with limited(self.job.threads):
             for batch in ahead(batched(read, self.job.batch_size)):
                 ids, samples = [printable(name) for name, _ in batch], [sample for _, sample in batch]
-                source = Source(Samples(ids, samples), name=self.job.data, **self.preparation)
-                for _, _, verdicts in self.detector.stream(source):
-                    kept.append(replace(verdicts, residuals={}))
-                    least.append(self.detector.explainer.least_explained(verdicts))
-        table = table_of(kept, least, self.detector.judge.parts)
-        took = {
-            "seconds": time.perf_counter() - started,
-            "processor_seconds": time.process_time() - processor,
-        }
-        record = {"plan": self.job.plan, "number": number, "rule": self.rule, **took}
-        # Whoever was taken for dead and finishes late must not undo what a second pass has written since.
-        if not self.place.exists(name):
-            write_part(self.place, table, record)
-        return {"number": number, "n": len(table), "pid": os.getpid(), **took}
+                self.take(Source(Samples(ids, samples), name=self.job.data, **self.preparation))
+            took = {
+                "seconds": time.perf_counter() - started,
+                "processor_seconds": time.process_time() - processor,
+            }
+            record = {"plan": self.job.plan, "number": number, "rule": self.job.rule, **took}
+            # Whoever was taken for dead and finishes late must not undo what a second pass has written since.
+            if not self.is_done(number):
+                table = self.finish(number, record)
+                write_part(self.place, table, record)
+        return {"number": number, "n": sum(map(len, self.kept)), "pid": os.getpid(), **took}
 
-    @property
-    def rule(self) -> str:
-        """Who is flagged before anybody has seen the whole pile."""
-        return fixed_rule(self.detector.judge.fpr_in_force)
+    def is_done(self, number: int) -> bool:
+        """Whether the partition is there."""
+        return self.place.exists(part_name(number))
+
+    def begin(self) -> None:
+        """Nothing of this partition yet."""
+        self.kept: list[Verdicts] = []
+        self.least: list[list[str]] = []
+
+    def take(self, source: Source) -> None:
+        """One batch."""
+        for _, _, verdicts in self.detector.stream(source):
+            self.keep(verdicts)
+
+    def keep(self, verdicts: Verdicts) -> None:
+        """Keeps a batch's verdicts."""
+        self.kept.append(replace(verdicts, residuals={}))
+        self.least.append(self.detector.explainer.least_explained(verdicts))
+
+    def finish(self, number: int, record: Record) -> pa.Table:
+        """The partition as a table; what else its file or its footer holds is added here."""
+        return table_of(self.kept, self.least, self.detector.judge.parts)
