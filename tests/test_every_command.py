@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,11 @@ def works(run_cli: Callable[..., tuple[int, str, str]], *arguments: Any, codes: 
     return json.loads(out)
 
 
+def last_id(run: Path) -> str:
+    with open(run / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))[-1]["id"]
+
+
 def test_from_check_to_gate(case, run_cli):
     folder, inputs = case["folder"], case["inputs"]
     usual = [*case["options"], *case["more"], "--trusted", case["trusted"], "--fpr", 0.1]
@@ -89,6 +95,9 @@ def test_from_check_to_gate(case, run_cli):
     works(run_cli, "gate", folder / "scan", "--max-flag-rate", 1, codes=(0, 1))
     if scanned["n_flagged"] >= 2:
         works(run_cli, "mechanisms", folder / "scan", *agreed)
+    (folder / "ids.txt").write_text(last_id(folder / "score"))
+    more = ("--ids", folder / "ids.txt", "--out", folder / "more", *agreed)
+    assert works(run_cli, "trust", folder / "score", *more)["n_added"] == 1
     assert works(run_cli, "scan", "--replay", folder / "scan", *agreed)["replay"]["identical"]
 
 

@@ -6,6 +6,7 @@ import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from covary.features.projections import projection_fingerprint
 from covary.models.network import Network
 from covary.objects import check_consent, is_object_name, load_object
 from covary.outlier_methods import NotFitted, OutlierMethods
+from covary.scoring.cards import Cards, find_cards
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
@@ -29,6 +31,7 @@ from covary.scoring.rows import Batch, Rows
 from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
+from covary.storage.fingerprints import digest_json
 
 if TYPE_CHECKING:
     from covary.features.observables import UserObservable
@@ -204,6 +207,40 @@ class Detector(OutlierMethods):
         fingerprint, roles = self.dealt_before or (None, None)
         return roles if fingerprint == self.trusted_fingerprint else None
 
+    def trust(self, inputs: Any, *, origin: str = "", progress: Progress | None = None) -> Detector:
+        """A detector that trusts these inputs as well; this one stays as it is.
+
+        They take part in reference, fit and calibration like any trusted input, whatever class the network gives
+        them; roles are dealt anew, and nothing else is learned again. Given once more they are copies of trusted
+        inputs, which are never flagged.
+
+        Args:
+            inputs: whatever `open` takes, such as the members of a card that somebody has found to be fine.
+            origin: put in front of their names, which must differ from those of the trusted inputs.
+            progress: called with (inputs done, inputs in all).
+
+        Raises:
+            CovaryError: a name that a trusted input has already.
+        """
+        self._fitted()
+        source = self.open(inputs)
+        rows = self.rows(source, progress)
+        rows = replace(rows, ids=[f"{origin}/{name}" if origin else name for name in rows.ids])
+        if taken := set(self.trusted_rows.ids) & set(rows.ids):
+            found = f"{len(taken)} inputs named as trusted ones are, such as {min(taken)!r}"
+            raise CovaryError(found, "other names", "give an origin=")
+        more = copy.copy(self)
+        more.trusted_fingerprint = with_more(self.trusted_fingerprint, source)
+        # Nobody knows their classes, so the network is not known to be wrong.
+        labels = None if self.labels is None else np.concatenate([self.labels, rows.predicted])
+        more.fit_rows(Rows.concatenate([self.trusted_rows, rows]), labels, self.calibration_rows)
+        more.judge.statements += self.extractor.statements
+        pictures = {name: source.thumbnail(i) for i, name in enumerate(rows.ids)}
+        more.thumbnails = self.thumbnails | {name: shown for name, shown in pictures.items() if shown is not None}
+        if "sampling" in self.judge.roles:
+            more.judge.roles["sampling"] = self.judge.roles["sampling"]
+        return more
+
     def rows(self, inputs: Source, progress: Progress | None = None) -> Rows:
         """Rows of a set of inputs; those of very many are mapped from temporary files instead of kept in memory."""
         return Rows.gather((rows for _, rows in self._passes(inputs, progress)), len(inputs))
@@ -241,6 +278,19 @@ class Detector(OutlierMethods):
         seen = copy.copy(self)
         vars(seen).update(judge=judge_together(self.judge, rows), extractor=CachedRows(self.extractor, rows))
         return seen
+
+    def find_cards(self, inputs: Any, *, progress: Progress | None = None) -> Cards:
+        """Directions in which a pile lies beyond trusted inputs, and who lies along each (see `covary.scoring.cards`).
+
+        >>> fine = detector.find_cards(pile).cards[1].members           # doctest: +SKIP
+        >>> detector = detector.trust(pile[fine], origin="monday")      # doctest: +SKIP
+
+        Raises:
+            CovaryError: a score without parts, such as `class-max`.
+        """
+        self._fitted()
+        views(self.judge)  # what cannot be looked at is told before the work
+        return find_cards(self.judge, self.rows(self.open(inputs), progress), seed=self.settings.seed)
 
     def score(
         self,
@@ -505,6 +555,11 @@ def _from_files(files: dict[str, bytes], given: dict[str, Any]) -> Detector:
         detector = Detector.load(folder, given["model"], weights=weights, trust_code=True)
     detector._given = given
     return detector
+
+
+def with_more(fingerprint: str, source: Source) -> str:
+    """Fingerprint of trusted data and the inputs that were added to them."""
+    return digest_json([fingerprint, source.fingerprint()])
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -102,6 +102,7 @@ def test_summary_by_hand():
     # Right clean: scores .1 .2 .3 .4, one flagged. Reached: .8 .7 .6, two flagged.
     assert found["auroc_masked"] == 1.0
     assert found["fpr_masked"] == 0.25
+    assert (found["fpr_right"], found["n_clean_right"]) == (0.25, 4)
     assert found["tpr_masked"] == pytest.approx(2 / 3)
     assert found["der"] == pytest.approx((0.75 * 2 / 3 - 0.8 * 0.25 + 1) / 2)
     assert found["der_masked"] == pytest.approx((2 / 3 - 0.25 + 1) / 2)
@@ -117,8 +118,10 @@ def test_what_cannot_be_told_is_none():
     for name in ("auroc_masked", "accuracy", "attack_success", "der", "der_masked", "der_ceiling"):
         assert without_y[name] is None
     assert without_y["auroc"] is not None
+    assert without_y["fpr_right"] is None
     without_target = evaluated(target=None)
     assert without_target["accuracy"] == 0.8
+    assert without_target["fpr_right"] == 0.25, "rates need no attacker's label"
     for name in ("auroc_masked", "attack_success", "der", "der_masked", "der_ceiling"):
         assert without_target[name] is None
     clean = evaluated(truth=np.zeros(10, int))

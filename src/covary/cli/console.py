@@ -279,6 +279,8 @@ def print_summary(summary: dict[str, Any], where: Any) -> None:
         low, high = summary["fpr_interval"]
         table.add_row("false alarms", f"{_percent(summary['fpr'])} of {summary['n_clean']} clean inputs "
                       f"(99 % of the time within {_percent(low)} to {_percent(high)})")  # fmt: skip
+    if summary.get("fpr_right") is not None:
+        table.add_row("  answered right", f"{_percent(summary['fpr_right'])} of {summary['n_clean_right']}")
     if summary.get("n_anomalous"):
         table.add_row("caught", f"{_percent(summary['tpr'])} of {summary['n_anomalous']} anomalous inputs")
     if summary.get("auroc") is not None:

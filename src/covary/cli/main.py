@@ -149,6 +149,34 @@ def _model(hf: str | None, model: str | None) -> str:
 
 
 @app.command()
+def trust(
+    run: Annotated[Path, Argument(help="RUN of `covary scan` or `covary score`.")],
+    out: Out,
+    card: Annotated[int | None, Option("--card", min=1, help="Card whose members are all fine.")] = None,
+    ids: Annotated[Path | None, Option("--ids", help="File with the ids of inputs that are fine, one a line.")] = None,
+    force: Force = False,
+    trust_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Add a card's members, or some inputs, of a RUN to the trusted set, and scan again into a new RUN.
+
+    The new RUN's receipt says who was added and from which RUN.
+
+    **Examples**
+
+    `covary trust runs/a --card 2 --out runs/b`
+
+    `covary trust runs/a --ids fine.txt --out runs/b`
+    """
+    from covary.runs.trust import read_ids
+    from covary.runs.trust import trust as trust_more
+
+    names = None if ids is None else read_ids(ids)
+    summary = trust_more(run, out, card=card, ids=names, display=terminal(json), trust_code=trust_code, force=force)
+    _show(summary, out, json)
+
+
+@app.command()
 @grouped
 def fit(
     *,

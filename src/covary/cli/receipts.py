@@ -215,7 +215,9 @@ def mechanisms(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Cluster a RUN's flagged inputs by how their explanation fails; writes mechanisms.json and the report.
+    """Show the cards of a RUN's pile, and cluster its flagged inputs by how their explanation fails.
+
+    Writes mechanisms.json and the report. Cards are there where the pile was judged together.
 
     **Examples**
 
@@ -223,6 +225,8 @@ def mechanisms(
 
     `covary mechanisms runs/a --least 20 --json`
     """
+    from covary.runs.pile_cards import FILE, in_summary, read_cards
+    from covary.runs.report.card_section import line as card_line
     from covary.runs.report.mechanism_section import headline, line
     from covary.storage.verify import in_words
 
@@ -236,9 +240,12 @@ def mechanisms(
         found = mechanisms_of_run(run, least, trust_code=trust_code, force=force)
     if found["receipt"] != "intact":
         print_warning(f"{run} {in_words(found['receipt'])}")
+    cards = in_summary(read_cards(run)) if (run / FILE).is_file() else []
     if json:
-        print_json(found)
+        print_json({**found, "cards": cards})
         return
+    for card in cards:
+        print(card_line(card))
     print(headline(found))
     for cluster in found["clusters"]:
         print(line(cluster))

@@ -10,10 +10,15 @@ from covary.scoring.rows import Batch, Rows
 
 
 class CachedRows:
-    """An extractor that gives the rows of known inputs by their names, and is another one in all else."""
+    """An extractor that gives the rows of known inputs by their names, and is another one in all else.
+
+    Attributes:
+        known: the rows.
+    """
 
     def __init__(self, extractor: Any, rows: Rows) -> None:
-        self._extractor, self._rows = extractor, rows
+        self._extractor = extractor
+        self.known = rows
         self._places = {name: i for i, name in enumerate(rows.ids)}
 
     def __getattr__(self, name: str) -> Any:
@@ -23,4 +28,4 @@ class CachedRows:
 
     def rows(self, batch: Batch) -> Rows:
         """What the extractor gave for these inputs."""
-        return self._rows.take(np.array([self._places[name] for name in batch.ids], np.int64))
+        return self.known.take(np.array([self._places[name] for name in batch.ids], np.int64))

@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs.cards import data_uri
 from covary.runs.report import REPORT, write_report
-from covary.runs.scan import WHAT, Material, Plan, recorded, working_in
+from covary.runs.scan import WHAT, Material, Plan, additions, recorded, trusting, working_in
 from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
 from covary.scoring.judge import Verdicts
 from covary.storage import folders
@@ -118,6 +118,7 @@ def _again(record: dict[str, Any], plan: Plan | None, trust_code: bool) -> tuple
         raise CovaryError(found, "a RUN of whole data", f"covary mechanisms {config['flagged_of']}")
     if plan is None:
         detector = Detector.load(config["detector"], trust_code=trust_code)
+        detector = trusting(detector, additions(record))
         return detector, detector.open(config["inputs"], truth=config.get("truth"))
     material = Material(plan)
     detector = material.fit((record["fingerprints"]["trusted"], record["roles"]))

@@ -73,7 +73,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Every figure of a RUN's summary that needs the truth; what cannot be told without `y` or `target` is None.
 
-    Unmasked: auroc, tpr (of flagged), fpr over all clean inputs with its 99 % interval, balanced_accuracy. Masked:
+    Unmasked: auroc, tpr (of flagged), fpr over all clean inputs with its 99 % interval, fpr_right over the clean ones
+    that the network answers right (a flag on a wrong answer is hardly a false alarm), balanced_accuracy. Masked:
     auroc_masked, tpr_at_1, tpr_at_5 (unmasked where there is no target), der, der_masked, der_ceiling, each at the
     calibrated threshold.
     """
@@ -88,6 +89,7 @@ def evaluate(
         "tpr_at_5": tpr_at(scores, truth, 0.05),
         "fpr": fpr,
         "fpr_interval": [low, high],
+        "fpr_right": None,
         "tpr": tpr,
         "balanced_accuracy": None if fpr is None or tpr is None else (tpr + 1 - fpr) / 2,
         "accuracy": None,
@@ -96,10 +98,15 @@ def evaluate(
         "der_masked": None,
         "der_ceiling": None,
         "n_clean": int(clean.sum()),
+        "n_clean_right": None,
         "n_anomalous": int(odd.sum()),
     }
     if y is None:
         return result
+    known_right = clean & (predicted == y)
+    result["n_clean_right"] = int(known_right.sum())
+    if known_right.any():
+        result["fpr_right"] = float(flagged[known_right].mean())
     if clean.any():
         result["accuracy"] = float((predicted[clean] == y[clean]).mean())
     if target is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from covary.data.class_names import read_class_names
 from covary.data.source import Source, open_data
-from covary.detector import Detector, Progress
+from covary.detector import Detector, Progress, with_more
 from covary.errors import CovaryError
 from covary.features.guards import check_missing_classes, check_target
 from covary.models.network import load_network
@@ -66,6 +67,27 @@ class Pile(BaseModel):
             raise wrong_value(problem) from None
 
 
+class Addition(BaseModel):
+    """Inputs of an earlier RUN that somebody has found to be fine.
+
+    Attributes:
+        run: its folder's name; receipt: the SHA-256 of its receipt, None where it had none.
+        inputs: its inputs by name.
+        ids: of those that were added.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    receipt: str | None
+    inputs: str
+    ids: list[str]
+
+    def told(self) -> dict[str, Any]:
+        """What the receipt of a RUN says of it."""
+        return {"run": self.run, "receipt": self.receipt, "n": len(self.ids), "ids": self.ids}
+
+
 # What only a network of arrays has; texts carry truth and labels themselves.
 NOT_OF_TEXTS = ("weights", "sampling", "mean", "std", "transform", "truth", "target", "class_names")
 
@@ -83,6 +105,7 @@ class Plan(Pile):
     std: list[float] | None = None
     transform: str | None = None
     class_names: str | None = None
+    added: list[Addition] = []
     settings: Settings = Settings()
 
     @model_validator(mode="before")
@@ -169,13 +192,53 @@ class Material:
             return self.detector.open(name)
         return open_data(name, truth=truth, mode=trusted.mode, **self.plan.preprocessing)
 
+    @property
+    def trusted_fingerprint(self) -> str:
+        """Of everything that is trusted, inputs of earlier RUNs among it."""
+        opened = [(addition, self._like_trusted(addition.inputs)) for addition in self.plan.added]
+        more = [taken(source, addition.ids) for addition, source in opened if source is not None]
+        return functools.reduce(with_more, more, self.trusted.fingerprint())
+
     def fit(self, before: Dealt | None = None, progress: Progress | None = None) -> Detector:
-        """The detector, fitted."""
+        """The detector, fitted; `before` are fingerprint and roles of all trusted data in a RUN that is done again."""
         self.detector.dealt_before = before
         names = None if self.plan.class_names is None else read_class_names(self.plan.class_names)
-        return self.detector.fit(
+        detector = self.detector.fit(
             self.trusted, calibration=self.calibration, sampling=self.sampling, class_names=names, progress=progress
         )
+        return trusting(detector, self.plan.added)
+
+
+def taken(source: Source, ids: Sequence[str]) -> Source:
+    """The inputs of these names, in that order.
+
+    Raises:
+        CovaryError: one is not there.
+    """
+    places = {name: i for i, name in enumerate(source.ids)}
+    unknown = [name for name in ids if name not in places]
+    if unknown:
+        raise CovaryError(f"no input {unknown[0]!r} in {source.name}", "ids of its inputs", "compare with results.csv")
+    return source.take(np.array([places[name] for name in ids], np.int64))
+
+
+def additions(record: dict[str, Any]) -> list[Addition]:
+    """What a RUN trusted besides its trusted data.
+
+    Raises:
+        CovaryError: `run.json` is not as covary writes it.
+    """
+    try:
+        return [Addition(**addition) for addition in record.get("added") or []]
+    except (TypeError, ValidationError) as problem:
+        raise CovaryError("run.json is not as covary writes it (what was added)", WHAT, "scan again") from problem
+
+
+def trusting(detector: Detector, added: Sequence[Addition]) -> Detector:
+    """The detector with inputs of earlier RUNs among its trusted ones."""
+    for addition in added:
+        detector = detector.trust(taken(detector.open(addition.inputs), addition.ids), origin=addition.run)
+    return detector
 
 
 Dealt = tuple[str, dict[str, list[str]]]
@@ -293,8 +356,8 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     with display.progress("inputs") as bar:
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, together=plan.together,
-            config=told, plan={**plan.model_dump(), "settings": detector.settings.model_dump()}, findings=findings,
-            started=started, progress=bar, force=force,
+            added=plan.added, config=told, plan={**plan.model_dump(), "settings": detector.settings.model_dump()},
+            findings=findings, started=started, progress=bar, force=force,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
@@ -333,10 +396,12 @@ def score(
     force: bool = False,
     opened: Callable[[Detector], Source] | None = None,
     flagged_of: str | None = None,
+    added: Sequence[Addition] = (),
 ) -> dict[str, Any]:
     """Judges inputs by a saved detector; returns the summary of the RUN written to `out`.
 
-    With `opened` the inputs are what it gives: some of `data`, which the pile `flagged_of` flagged.
+    With `opened` the inputs are what it gives: some of `data`, which the pile `flagged_of` flagged. Inputs `added`
+    are trusted as well, in this RUN alone.
     """
     started = time.perf_counter()
     pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline, together=together)
@@ -345,6 +410,7 @@ def score(
             folder, model, weights=weights, device=device, batch_size=batch_size, public_key=public_key,
             trust_code=trust_code,
         )  # fmt: skip
+        detector = trusting(detector, added)
         with _answers_told(detector, display):
             inputs = detector.open(data, truth=pile.truth) if opened is None else opened(detector)
         told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
@@ -352,7 +418,7 @@ def score(
         with display.progress("inputs") as bar:
             return write_run(
                 detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, together=pile.together,
-                config=told, started=started, progress=bar, force=force,
+                added=added, config=told, started=started, progress=bar, force=force,
                 report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
             )  # fmt: skip
 

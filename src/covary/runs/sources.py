@@ -12,7 +12,7 @@ from typing import Any
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.objects import NotTrusted
-from covary.runs.scan import Material, Pile, Plan, recorded, working_in
+from covary.runs.scan import Material, Pile, Plan, additions, recorded, trusting, working_in
 from covary.storage.receipts import kind_of
 
 
@@ -63,14 +63,14 @@ def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
 
     return {
         "network": lambda: material.detector.network.fingerprint,
-        "trusted": lambda: material.trusted.fingerprint(),
+        "trusted": lambda: material.trusted_fingerprint,
         "inputs": inputs,
     }
 
 
 def _of_score(told: dict[str, Any], trust_code: bool) -> dict[str, Callable[[], str]]:
     config = told["config"]
-    detector = Detector.load(config["detector"], trust_code=trust_code)
+    detector = trusting(Detector.load(config["detector"], trust_code=trust_code), additions(told))
     truth = Pile(truth=config.get("truth")).truth
     return {
         "network": lambda: detector.network.fingerprint,

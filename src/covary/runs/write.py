@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from covary.features.guards import check_labels, check_target
 from covary.models.spaces import ROOT
 from covary.runs.cards import holders, shown
 from covary.runs.cells import to_cell
+from covary.runs.pile_cards import FILE as CARDS
+from covary.runs.pile_cards import cards_record, in_summary, statement
 from covary.runs.quality import auroc, evaluate, masked, thinned_roc
 from covary.runs.summary import standing
 from covary.runs.transductive import judged_together
 from covary.scoring import conformal
+from covary.scoring.cards import Cards, find_cards
 from covary.scoring.scores.layers import per_layer_deviation
 from covary.scoring.scores.parts import PARTS
 from covary.storage import folders
@@ -58,6 +61,7 @@ def write_run(
     target: int | str | None = None,
     offline: bool = False,
     together: bool = False,
+    added: Sequence[Any] = (),
     config: dict[str, Any] | None = None,
     plan: dict[str, Any] | None = None,
     findings: list[dict[str, Any]] | None = None,
@@ -74,6 +78,7 @@ def write_run(
         target: the attacker's label or `all-to-all`, for figures alone.
         together: judge the pile together (see `Detector.look`).
         offline: judge the pile as a whole (see `covary.runs.transductive`).
+        added: inputs of earlier RUNs among the trusted ones (see `covary.runs.scan.Addition`).
         config: where things came from, to be told beside the detector's settings.
         plan: what `scan` needs to do it all again.
         findings: what a check found; None where none was run.
@@ -88,10 +93,12 @@ def write_run(
         check_target(target, detector.classes)
         if inputs.reader.cheap and inputs.y is not None:
             check_labels(inputs.y, detector.classes, inputs.name)
+    found: Cards | None = None
     if offline:
         detector = judged_together(detector, inputs, progress)
     elif together:
-        detector = detector.look(inputs, progress)
+        judge, detector = detector.judge, detector.look(inputs, progress)
+        found = find_cards(judge, detector.extractor.known, seed=detector.settings.seed)
     with folders.atomic_folder(Path(out), "RUN", force=force) as folder:
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
@@ -103,9 +110,19 @@ def write_run(
         summary["statements"] += [f"Inputs: {left} left out." for left in inputs.reader.left_out]
         summary["statements"] += inputs.notes
         _tell_copies(summary, kept)
+        summary["n_added"] = sum(len(addition.ids) for addition in added)
+        summary["statements"] += [
+            f"{len(addition.ids):,} inputs of the RUN {addition.run} are trusted as well, since somebody said so."
+            for addition in added
+        ]
         if not flagged.any():
             summary["highest"] = _highest(folder / "results.csv", scores)
         summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
+        if found is not None:
+            record = cards_record(found, inputs, kept.joined("predicted"), flagged)
+            folders.write_json(folder / CARDS, record)
+            summary["cards"] = in_summary(record)
+            summary["statements"].append(statement(record))
         cards = shown(detector, inputs, scores, flagged)
         judge = detector.judge
         folders.write_json(
@@ -134,7 +151,9 @@ def write_run(
                     "target": target,
                     "offline": offline,
                     "together": together,
+                    **({"added": [addition.told() for addition in added]} if added else {}),
                 },
+                "added": [addition.model_dump() for addition in added],
                 "plan": plan,
                 "folder": str(Path.cwd()),
                 "versions": versions(),

@@ -8,7 +8,7 @@ any card at all with probability `LEVEL` at most. Members, typical inputs and wh
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -115,6 +115,8 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
     calibration sample. An input of several axes is of the one along which it lies furthest out; then every member
     goes to the card whose middle it lies nearest to.
 
+    Copies of trusted inputs are on no card: somebody trusts them.
+
     Args:
         judge: fitted; it need not have looked at the pile.
         rows: of the whole pile.
@@ -125,7 +127,8 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
         CovaryError: a score without parts, such as `class-max`.
     """
     rng = np.random.default_rng([seed, 24])
-    looked = _Look(judge, rows, rng)
+    kept = np.flatnonzero(~judge.copies_.find(rows).copies)
+    looked = _Look(judge, rows.take(kept), rng)
     scores = looked.project(leading(looked.moment(), MOST))
     ends, p = far_ends(scores, looked.in_pile, looked.folds, rng, PERMUTATIONS)
     members: dict[int, Values] = {}
@@ -144,6 +147,7 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
         for number, (size, end, k) in enumerate(by_size, 1)
         if size
     ]
+    cards = [replace(card, members=kept[card.members], share=len(card.members) / len(rows)) for card in cards]
     return Cards(cards, len(rows), looked.n_calibration, level)
 
 
@@ -176,7 +180,7 @@ class _Look:
     def card(self, number: int, members: Int[np.ndarray, " m"], p: float) -> Card:
         """What is told of some of the pile's inputs."""
         parts, layers = self._off(members)
-        share = len(members) / len(self.rows)
+        share = len(members) / max(len(self.rows), 1)
         return Card(number, members, share, p, parts, layers, self._rank("margin", members), self._survival(members))
 
     def _off(self, members: Int[np.ndarray, " m"]) -> tuple[dict[str, float], list[str]]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from covary.runs.report import charts, words
 from covary.runs.report.axis import axis_for
+from covary.runs.report.card_section import cards
 from covary.runs.report.draws import draws
 from covary.runs.report.mechanism_section import mechanisms
 from covary.runs.report.panels import holders, panels
@@ -64,6 +65,7 @@ def page(run: RunFolder) -> dict[str, Any]:
         "draws": draws(run),
         "diagnostics": _diagnostics(run),
         "mechanisms": mechanisms(run),
+        "cards": cards(run),
         "table": table,
         "settings": _settings(run),
         "data": as_json({**{key: table[key] for key in ("columns", "heads", "classes")}, **evidence["data"]}),

@@ -57,6 +57,7 @@ class RunFolder:
     run: dict[str, Any]
     evidence: dict[str, Any]
     mechanisms: dict[str, Any] = field(default_factory=dict)
+    cards: dict[str, Any] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, dict[str, Any]]:
@@ -108,6 +109,7 @@ def read_run(path: Path) -> RunFolder:
         run,
         _read_json(path / "report.json"),
         _read_json(path / "mechanisms.json"),
+        _read_json(path / "cards.json"),
     )
 
 

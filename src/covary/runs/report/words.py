@@ -137,7 +137,11 @@ def key_figures(run: RunFolder) -> list[tuple[str, str]]:
         masked = number(summary.get("auroc_masked"))
         area = masked if masked is not None else number(summary.get("auroc"))
         rows += [("AUROC, masked" if masked is not None else "AUROC", quality(area))] if area is not None else []
-        for key, label in (("tpr", "Anomalous inputs caught"), ("fpr", "Clean inputs flagged")):
+        for key, label in (
+            ("tpr", "Anomalous inputs caught"),
+            ("fpr", "Clean inputs flagged"),
+            ("fpr_right", "… of those answered right"),
+        ):
             value = number(summary.get(key))
             rows += [(label, percent(value))] if value is not None else []
     smallest = number(summary.get("p_min"))
@@ -178,6 +182,11 @@ def measures(run: RunFolder) -> list[tuple[str, str, str]]:
         (f"TPR at 5{SPACE}% FPR", percent(get.get("tpr_at_5")), f"Caught when 5{SPACE}% of clean inputs are flagged."),
         ("TPR as run", percent(get.get("tpr")), "Of all anomalous inputs, those flagged in this run."),
         ("FPR as run", percent(get.get("fpr")), "Of all clean inputs, those flagged in this run." + law),
+        (
+            "FPR as run, answered right",
+            percent(get.get("fpr_right")),
+            "The same over clean inputs that the network answers right.",
+        ),
         ("AUROC of the parts", "" if known else "–", ", ".join(known)),
         ("DER", quality(get.get("der")), "Defence effectiveness of rejecting what is flagged." + limit),
         ("DER, masked", quality(get.get("der_masked")), "The mean of TPR and 1 − FPR on the masked inputs."),
