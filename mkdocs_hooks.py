@@ -4,14 +4,17 @@ holds what is there."""
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 GENERATED = {"commands.md": "command_reference", "python.md": "python_reference"}
+EVERY_ERROR = "<!-- every error -->"
 
 
 def on_config(config: Any) -> Any:
@@ -43,6 +46,20 @@ def on_files(files: Files, config: Any) -> Files:
     for name, maker in GENERATED.items():
         files.append(File.generated(config, name, content=globals()[maker]()))
     return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Puts every error sentence of the package into the page that has a place for them."""
+    if EVERY_ERROR not in markdown:
+        return markdown
+    spec = importlib.util.spec_from_file_location("error_sentences", Path(__file__).with_name("error_sentences.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return markdown.replace(EVERY_ERROR, module.table())
 
 
 def command_reference() -> str:

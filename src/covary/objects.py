@@ -78,7 +78,8 @@ def load_object(name: str, what: str) -> Any:
         remedy = f"install {error.name} into the environment covary runs in"
         raise CovaryError(f"{module_name} imports {error.name!r}, which is not installed", "", remedy) from error
     except Exception as error:
-        raise CovaryError(f"importing {module_name} failed with {type(error).__name__}: {error}") from error
+        found = f"importing {module_name} failed with {type(error).__name__}: {error}"
+        raise CovaryError(found, "a module that imports", f"python -c 'import {module_name}' shows where") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             close = difflib.get_close_matches(part, [key for key in vars(found) if not key.startswith("_")], n=3)

@@ -12,7 +12,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.main import get_command
 
 from covary import __version__
-from covary.cli import audit, doctor, receipts, serve
+from covary.cli import audit, config, doctor, receipts, serve
 from covary.cli.console import (
     as_flags,
     print_error,
@@ -64,7 +64,6 @@ app = App(
     name="covary",
     help="Was this output produced by the mechanism that produces the outputs you trust?",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -425,6 +424,7 @@ receipts.add_to(app)
 app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command()(audit.audit)
+app.command()(config.init)
 
 
 def _version(wanted: bool) -> bool:
@@ -469,7 +469,7 @@ def run_app(app: Typer) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     set_level(NORMAL)
     try:
-        app()
+        app(default_map=config.taken(app, sys.argv[1:]))
     except CovaryError as problem:
         print_error(as_flags(str(problem), _flags(app)))
         sys.exit(2)

@@ -107,7 +107,9 @@ def _key(file: Path | None, variable: str) -> str | None:
     try:
         key = file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as problem:
-        raise CovaryError(f"the key file {file} cannot be read ({problem})") from None
+        raise CovaryError(
+            f"the key file {file} cannot be read ({problem})", "one line with the key", "check path and rights"
+        ) from None
     if not key:
         raise CovaryError(f"the key file {file} is empty", "one line with the key")
     return key

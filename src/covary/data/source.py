@@ -208,7 +208,8 @@ class Source:
         try:
             result = self.transform(scaled(sample[None])[0])
         except Exception as error:
-            raise CovaryError(f"{what} failed on {name!r} with {type(error).__name__}: {error}") from error
+            found = f"{what} failed on {name!r} with {type(error).__name__}: {error}"
+            raise CovaryError(found, "a function of one float tensor (c, h, w)", "mend that function") from error
         result = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
         if not isinstance(result, torch.Tensor):
             raise CovaryError(f"{what} returned a {type(result).__name__} for {name!r}", "a tensor")

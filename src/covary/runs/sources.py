@@ -58,7 +58,7 @@ def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
 
     def inputs() -> str:
         if material.inputs is None:
-            raise CovaryError("the RUN names no inputs")
+            raise CovaryError("the RUN names no inputs", "a RUN of `covary scan`", "scan again")
         return material.inputs.fingerprint()
 
     return {

@@ -69,7 +69,8 @@ def _parquet(path: Path) -> Iterable[tuple[str, Any]]:
     try:
         table = parquet.ParquetFile(path)
     except Exception as problem:
-        raise CovaryError(f"{path} is no parquet file ({str(problem).splitlines()[0]})") from None
+        found = f"{path} is no parquet file ({str(problem).splitlines()[0]})"
+        raise CovaryError(found, "parquet", "write it again, or name it by what it is") from None
     number = 0
     for batch in table.iter_batches():
         for row in batch.to_pylist():

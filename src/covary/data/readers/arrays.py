@@ -57,7 +57,8 @@ class ArrayReader(Reader):
         self.y = None if y is None else checked_labels(y, len(x), where)
         self.columns = None if columns is None else [str(name) for name in np.asarray(columns).tolist()]
         if self.columns is not None and x.shape[1:] != (len(self.columns),):
-            raise CovaryError(f"{where} has {len(self.columns)} names of columns for inputs of shape {x.shape[1:]}")
+            found = f"{where} has {len(self.columns)} names of columns for inputs of shape {x.shape[1:]}"
+            raise CovaryError(found, "one name for each number of an input")
         self.truth = None if truth is None else checked_truth(truth, len(x), where)
 
     def labels(self, index: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"] | None:

@@ -114,7 +114,8 @@ class DatasetReader(Reader):
         except CovaryError:
             raise
         except Exception as error:
-            raise CovaryError(f"item {i} of {self.where} failed with {type(error).__name__}: {error}") from error
+            found = f"item {i} of {self.where} failed with {type(error).__name__}: {error}"
+            raise CovaryError(found, "an item", "mend the dataset: that is its own error") from error
 
     def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
         """Raw samples at `index`; their labels are kept as they come by."""
@@ -279,7 +280,8 @@ def open_python(spec: Any) -> DatasetReader | ArrayReader:
         try:
             spec = spec()
         except Exception as error:
-            raise CovaryError(f"{where} failed with {type(error).__name__}: {error}") from error
+            found = f"{where} failed with {type(error).__name__}: {error}"
+            raise CovaryError(found, "a function without arguments that returns data", "mend that function") from error
     if arrays.accepts(spec):
         return arrays.open_arrays(spec)
     if isinstance(spec, DataLoader):

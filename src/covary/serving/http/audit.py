@@ -37,7 +37,8 @@ class AuditLog:
             try:
                 self._file = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
             except OSError as problem:
-                raise CovaryError(f"the audit log {place} cannot be written ({problem.strerror or problem})") from None
+                found = f"the audit log {place} cannot be written ({problem.strerror or problem})"
+                raise CovaryError(found, "a file one may append to", "check its folder, rights and space") from None
         elif place == "-":
             self._file = sys.stdout.fileno()
 

@@ -41,7 +41,8 @@ class Bodies:
             if task.cancelled():
                 raise Refused(408, "a slow body gave way to others", "", "try again soon")
             if not task.done():
-                raise Refused(408, f"a body that took over {self._seconds:g} s to arrive")
+                found = f"a body that took over {self._seconds:g} s to arrive"
+                raise Refused(408, found, "a body in time", "send it faster")
             body, got = task.result()
         finally:
             task.cancel()

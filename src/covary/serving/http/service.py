@@ -92,7 +92,8 @@ class Service:
         written = self.audit(event, **facts)
         self.metrics.audit(self.audit.problem is not None, self.audit.lost)
         if not written and self.settings.audit_failure == "refuse":
-            raise Refused(503, f"the audit log cannot be written ({self.audit.problem})")
+            found = f"the audit log cannot be written ({self.audit.problem})"
+            raise Refused(503, found, "an operator who mends it", "try again later")
 
     def ready(self) -> str | None:
         """What there is to say of the service's state; None if all is well.
@@ -106,7 +107,7 @@ class Service:
             return None
         message = f"the audit log cannot be written ({self.audit.problem})"
         if self.settings.audit_failure == "refuse":
-            raise Refused(503, message)
+            raise Refused(503, message, "an operator who mends it", "try again later")
         return message
 
     async def acknowledge(self, **facts: Any) -> dict[str, Any]:
