@@ -17,7 +17,7 @@ from covary.errors import CovaryError, missing_extra, unknown_name
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-import error_sentences as errors  # noqa: E402
+import error_sentences as errors  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 sys.path.remove(str(ROOT))
 
