@@ -7,11 +7,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from covary import __version__
 from covary.errors import CovaryError
 from covary.runs.report.run_folder import RunFolder, items, number, read_run, section
 from covary.scoring.conformal import rate_interval
-from covary.storage.fingerprints import digest_file, digest_json
+from covary.storage.fingerprints import digest_file, digest_json, versions
 from covary.storage.locks import write_file
 from covary.storage.verify import in_words, receipt_state
 
@@ -75,7 +74,7 @@ def bill_of_materials(run: Path) -> dict[str, Any]:
     body = {
         "metadata": {
             **({"timestamp": opened.run["started"]} if opened.run.get("started") else {}),
-            "tools": {"components": [{"type": "application", "name": "covary", "version": __version__}]},
+            "tools": {"components": [{"type": "application", "name": "covary", "version": versions()["covary"] or "unknown"}]},
             "component": model,
         },
         "components": [detector, *data, verdict],

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from covary import __version__
 from covary.runs.junit import MOST_INPUTS, standing_out
+from covary.storage.fingerprints import versions
 from covary.storage.locks import write_file
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -41,7 +41,7 @@ def sarif(found: dict[str, Any]) -> dict[str, Any]:
                 {"ruleId": FLAGGED, "ruleIndex": index, "kind": "fail", "level": "warning", "locations": [location],
                  "message": {"text": f"{name}: flagged, p = {p:.3g}"}, "properties": {"score": score, "p_value": p}}
             )  # fmt: skip
-    driver = {"name": "covary", "version": __version__, "semanticVersion": __version__, "rules": list(rules.values())}
+    driver = {"name": "covary", "version": versions()["covary"] or "unknown", "rules": list(rules.values())}
     invocation = {"executionSuccessful": True, "exitCode": int(not found["passed"])}
     counts = {name: found[name] for name in ("n", "n_flagged")}
     run = {"tool": {"driver": driver}, "invocations": [invocation], "results": results, "properties": counts}
