@@ -70,11 +70,11 @@ def bill_of_materials(run: Path) -> dict[str, Any]:
             name: opened.summary.get(name) for name in ("n", "n_flagged", "fpr_in_force", "fdr")
         }),
     }  # fmt: skip
-    parts = ["network", "trusted", "inputs"]
+    parts, installed = ["network", "trusted", "inputs"], versions()["covary"] or "unknown"
     body = {
         "metadata": {
             **({"timestamp": opened.run["started"]} if opened.run.get("started") else {}),
-            "tools": {"components": [{"type": "application", "name": "covary", "version": versions()["covary"] or "unknown"}]},
+            "tools": {"components": [{"type": "application", "name": "covary", "version": installed}]},
             "component": model,
         },
         "components": [detector, *data, verdict],
