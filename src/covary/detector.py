@@ -325,6 +325,8 @@ class Detector(OutlierMethods):
             copy_of=[name for part in parts for name in part.copy_of],
             copy_distance=np.concatenate([part.copy_distance for part in parts]),
             stream_score=np.concatenate([part.stream_score for part in parts]),
+            kind=[name for part in parts for name in part.kind],
+            kind_p=np.concatenate([part.kind_p for part in parts]),
         )
         return verdicts if fdr is None else verdicts.with_fdr(fdr)
 

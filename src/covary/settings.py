@@ -250,8 +250,8 @@ class Settings(_Frozen):
     space: str = option("all", "all, last-layer, modules:A,B or pattern:GLOB.")
     score: str = option(
         "combined",
-        "combined, profile, explained, class-max, mean, own-class, top-k; by default combined first-order, else "
-        "class-max.",
+        "combined, equal-confidence, profile, explained, class-max, mean, own-class, top-k; by default combined "
+        "first-order, else class-max.",
     )
     coupling: str = option(
         "cosine", "cosine, covariance or ccc, for the coupling scores; by default cosine, of paper ccc."

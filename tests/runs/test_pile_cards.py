@@ -78,6 +78,18 @@ def test_each_kind_has_a_card_that_a_summary_tells(run):
     assert any("beyond what trusted inputs give" in text for text in summary["statements"])
 
 
+def test_flagged_inputs_have_a_kind_and_a_shift_is_no_other_mechanism(run):
+    cards = {card["number"]: card for card in read_cards(run)["cards"]}
+    rows = verdicts(run)
+    assert {row["kind"] for row in rows.values() if row["flagged"] == "false" and not row["copy_of"]} == {""}
+    assert all(row["kind"] and 0 < float(row["kind_p"]) <= 1 for row in rows.values() if row["flagged"] == "true")
+    for number, card in cards.items():
+        own = [rows[name] for name in card["ids"]]
+        assert {row["card"] for row in own} == {str(number)}
+        if card["reading"] == "shift-like":
+            assert "another mechanism behind a sure answer" not in {row["kind"] for row in own}
+
+
 def test_the_report_and_the_terminal_show_the_cards(run, run_cli):
     text = pages.Page(run / "report.html").text
     assert "Cards of the pile" in text

@@ -217,12 +217,16 @@ def of_texts(hf: str | None, **others: Any) -> dict[str, Any]:
     return {"extractor": "text"}
 
 
+# Scores whose parts a pile can be looked at by.
+OF_PARTS = ("combined", "equal-confidence")
+
+
 def judge_together_by_default(names: dict[str, Any], asked: dict[str, Any]) -> None:
     """A scan judges its pile together, with thorough evidence, unless told otherwise or where its score knows no piles.
 
     Thorough evidence needs a network's own classes, so not where the observable is a user's or the inputs are texts.
     """
-    parts = asked.get("estimator", FIRST_ORDER) == FIRST_ORDER and asked.get("score", "combined") == "combined"
+    parts = asked.get("estimator", FIRST_ORDER) == FIRST_ORDER and asked.get("score", "combined") in OF_PARTS
     names.setdefault("together", parts and not names["offline"])
     own = ":" in asked.get("observable", "")
     if "evidence" not in asked and names["together"] and "extractor" not in asked and not own:

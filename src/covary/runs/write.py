@@ -23,7 +23,8 @@ from covary.runs.quality import auroc, evaluate, masked, thinned_roc
 from covary.runs.summary import standing
 from covary.runs.transductive import judged_together
 from covary.scoring import conformal
-from covary.scoring.cards import Cards, find_cards
+from covary.scoring.cards import SHIFT_LIKE, Cards, find_cards
+from covary.scoring.kinds import MECHANISM, UNSURE
 from covary.scoring.scores.layers import per_layer_deviation
 from covary.scoring.scores.parts import PARTS
 from covary.storage import folders
@@ -32,7 +33,9 @@ from covary.storage.receipts import write_receipt
 
 # Of results.csv: these, the RUN's own evidence parts, more, and `y` and `truth` where they are known.
 COLUMNS = ["id", "score", "p_value", "flagged", "predicted"]
-MORE_COLUMNS = ["raised_by", "unexplained", "least_explained_layer", "explained_by", "copy_of"]
+MORE_COLUMNS = [
+    "raised_by", "kind", "kind_p", "unexplained", "least_explained_layer", "explained_by", "copy_of", "card",
+]  # fmt: skip
 # Inputs named where nothing is flagged.
 HIGHEST = 5
 
@@ -103,7 +106,7 @@ def write_run(
         kept = _stream(detector, inputs, folder / "verdicts.csv", progress)
         p, scores = kept.joined("p_value"), kept.joined("score")
         flagged = kept.joined("flagged") if fdr is None else conformal.benjamini_hochberg(p, fdr)
-        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs, detector.judge.parts)
+        _results(folder / "verdicts.csv", folder / "results.csv", flagged, inputs, detector.judge.parts, found)
         summary = _summary(detector, inputs, kept, flagged, fdr, target)
         summary["checked"] = findings is not None
         summary["left_out"] = inputs.left_out
@@ -194,9 +197,11 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
                 writer.writerow(
                     [to_cell(name), score, p, "", int(verdicts.predicted[i])]
                     + parts
-                    + [raised[i], _number(explanation.unexplained[i]), to_cell(least[i])]
+                    + [raised[i], verdicts.kind[i] if verdicts.kind else ""]
+                    + [_number(verdicts.kind_p[i]) if len(verdicts.kind_p) else ""]
+                    + [_number(explanation.unexplained[i]), to_cell(least[i])]
                     + [to_cell(";".join(w.id for w in witnesses))]
-                    + [to_cell(verdicts.copy_of[i]) if verdicts.copy_of else ""]
+                    + [to_cell(verdicts.copy_of[i]) if verdicts.copy_of else "", ""]
                     + [int(column[i]) for column in (batch.y, batch.truth) if column is not None]
                 )
             pairs = zip(verdicts.ids, verdicts.copy_of, verdicts.copy_distance, strict=bool(verdicts.copy_of))
@@ -243,16 +248,29 @@ def _number(value: Any) -> str:
     return f"{float(value):.8g}"
 
 
-def _results(verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source, parts: list[str]) -> None:
-    """The second pass over the verdicts: who is flagged can depend on all of them."""
+def _results(
+    verdicts: Path, results: Path, flagged: np.ndarray, inputs: Source, parts: list[str], cards: Cards | None
+) -> None:
+    """The second pass over the verdicts: who is flagged and of which kind can depend on all of them."""
+    numbers = np.zeros(len(flagged), np.int64) if cards is None else cards.of
+    shifted = {card.number: card.p_value for card in cards.cards if card.reading == SHIFT_LIKE} if cards else {}
     known = [name for name, values in (("y", inputs.y), ("truth", inputs.truth)) if values is not None]
     with open(verdicts, newline="", encoding="utf-8") as old, open(results, "w", newline="", encoding="utf-8") as new:
         writer = csv.writer(new)
         writer.writerow(COLUMNS + parts + MORE_COLUMNS + known)
-        raised_by = len(COLUMNS) + len(parts)
-        for row, flag in zip(csv.reader(old), flagged, strict=True):
+        raised_by, kind, kind_p, copy_of, card = (
+            len(COLUMNS) + len(parts) + MORE_COLUMNS.index(name)
+            for name in ("raised_by", "kind", "kind_p", "copy_of", "card")
+        )
+        for row, flag, number in zip(csv.reader(old), flagged, numbers.tolist(), strict=True):
             row[3] = "true" if flag else "false"
             row[raised_by] = row[raised_by] if flag else ""
+            row[card] = str(number) if number else ""
+            if not (flag or row[copy_of]):
+                row[kind] = row[kind_p] = ""
+            elif row[kind] == MECHANISM and number in shifted:
+                # Its card shows what the input alone does not: the pile has shifted.
+                row[kind], row[kind_p] = UNSURE, _number(shifted[number])
             writer.writerow(row)
     verdicts.unlink()
 

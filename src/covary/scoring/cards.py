@@ -33,6 +33,7 @@ PERMUTATIONS = 1999
 BY_CHANCE = 0.1
 # Of the mean rank of sureness and survival among trusted inputs: from here on attack-like, up to there shift-like.
 ATTACK, SHIFT = 0.6, 0.4
+ATTACK_LIKE, SHIFT_LIKE, NEITHER = "attack-like", "shift-like", "neither clearly"
 VIEW = "pile"
 LAYERS = 3
 NOBODY = -1
@@ -68,7 +69,7 @@ class Card:
         """`attack-like` where answers are sure and survive, `shift-like` where they are unsure and fade."""
         known = [rank for rank in (self.sureness, self.survival) if rank is not None]
         lean = float(np.mean(known)) if known else 0.5
-        return "attack-like" if lean >= ATTACK else "shift-like" if lean <= SHIFT else "neither clearly"
+        return ATTACK_LIKE if lean >= ATTACK else SHIFT_LIKE if lean <= SHIFT else NEITHER
 
 
 @dataclass(frozen=True)

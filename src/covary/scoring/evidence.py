@@ -52,6 +52,8 @@ class Evidence:
         classes: mean cosine with the trusted samples of each predicted class.
         layers: per part and layer, root mean square of the standardised numbers; about 1 on trusted samples.
         copy_of: the trusted input that it is a copy of; empty for nearly all.
+        kind, kind_p: what kind of oddness stands out most, and the chance at most that a clean input shows any kind as
+            clearly (see `covary.scoring.kinds`); empty and None where that cannot be told.
         least_explained_layer: where the share unexplained is furthest above what trusted samples show.
     """
 
@@ -68,6 +70,8 @@ class Evidence:
     layers: dict[str, dict[str, float]]
     least_explained_layer: str
     copy_of: str = ""
+    kind: str = ""
+    kind_p: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -150,6 +154,8 @@ class Explainer:
                 },
                 least_explained_layer=least[i],
                 copy_of=verdicts.copy_of[i] if verdicts.copy_of else "",
+                kind=verdicts.kind[i] if verdicts.kind else "",
+                kind_p=float(verdicts.kind_p[i]) if len(verdicts.kind_p) else None,
             )
             for i in range(len(rows))
         ]

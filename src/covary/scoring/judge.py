@@ -13,6 +13,7 @@ from covary.errors import CovaryError
 from covary.scoring import conformal as calibrate
 from covary.scoring import splits
 from covary.scoring.copies import Copies, Found
+from covary.scoring.kinds import Kinds
 from covary.scoring.rows import Rows
 from covary.scoring.scores import Score, score_named
 from covary.scoring.scores.combined import Measured
@@ -38,6 +39,9 @@ class Verdicts(VerdictTable):
         copy_of: the trusted input that an input is a copy of (see `Copies`), else empty; a copy is never flagged.
         copy_distance: distance from that input; 0 = the same.
         stream_score: score by the first split alone, exchangeable with `Judge.stream_calibration`.
+        kind: what kind of oddness stands out most, whether it is flagged or not (see `Kinds`); empty where the score
+            or the network cannot tell.
+        kind_p: chance at most that a clean input shows any kind as clearly, (0, 1].
     """
 
     ids: list[str]
@@ -50,6 +54,8 @@ class Verdicts(VerdictTable):
     copy_of: list[str] = field(default_factory=list)
     copy_distance: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
     stream_score: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
+    kind: list[str] = field(default_factory=list)
+    kind_p: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -196,6 +202,7 @@ class Judge:
         self.every_fold_: Int[np.ndarray, " _"] | None = None
         references: list[Rows] = []
         held: list[tuple[Rows, Float[np.ndarray, " _"]]] = []
+        every_measured: list[Measured] = []
         for k, dealt in enumerate(self.splits_):
             suffix = "" if len(self.splits_) == 1 else f" {k}"
             reference = self._keep(trusted, dealt.reference, right, "reference")
@@ -206,9 +213,11 @@ class Judge:
             measured = self.scores_[-1].measure(own)
             self.parts = list(measured.parts)
             held.append((own, measured.score))
+            every_measured.append(measured)
             self.held_.append((fit, own))
             for role, rows in (("reference", reference), ("fit", fit), ("calibration", own)):
                 self.roles[role + suffix] = list(rows.ids)
+        self.kinds_ = Kinds().fit(self.scores_, every_measured)
         self.reference = references[0] if len(references) == 1 else trusted.take(right)
         # In the order of the role for one split, of the trusted set for several.
         every = np.concatenate([dealt.calibration for dealt in self.splits_])
@@ -250,8 +259,9 @@ class Judge:
         parts, residuals = _mean(measured, "parts"), _mean(measured, "residuals")
         copy_of = [name if is_copy else "" for name, is_copy in zip(found.of, found.copies, strict=True)]
         distance = np.where(found.copies, found.distance, np.nan)
+        kind, kind_p = ([], np.empty(0)) if self.kinds_ is None else self.kinds_(measured, found.copies)
         return Verdicts(
-            list(ids), every.mean(0), p, flagged, predicted, parts, residuals, copy_of, distance, every[0]
+            list(ids), every.mean(0), p, flagged, predicted, parts, residuals, copy_of, distance, every[0], kind, kind_p
         )  # fmt: skip
 
     def _every(self, measured: Sequence[Measured], found: Found) -> Float[np.ndarray, "folds n"]:

@@ -18,8 +18,10 @@ from scipy.special import ndtri_exp
 
 from covary.errors import CovaryError
 from covary.scoring.judge import Judge
+from covary.scoring.kinds import Kinds
 from covary.scoring.pile import Directions, SecondMoment, Whitening
 from covary.scoring.rows import Rows
+from covary.scoring.scores.among_like import OddAmongLike
 from covary.scoring.scores.combined import Combined, Measured
 from covary.scoring.scores.joined import joined
 from covary.scoring.scores.tails import Tail
@@ -98,6 +100,22 @@ class Together:
             for view, directions in self.directions_.items()
         }
 
+        if evidence.score_.at_equal_confidence:
+            margins = evidence.score_.fit_margins_
+            self.likes_ = {view: OddAmongLike().fit(own, margins) for view, own in self._fit_views().items()}
+
+    def _fit_views(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Held-out values of the fit samples by every view, in standard deviations."""
+        held = {view: whitening.held_ for view, whitening in self.evidence.whitenings_.items()}
+        return {
+            view: -ndtri_exp(self.tails_[view].log_p(directions.evidence(held[view])))
+            for view, directions in self.directions_.items()
+        }
+
+    def fit_parts(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Those of the score alone, and of every view."""
+        return {**self.evidence.score_.fit_parts(), **self._fit_views()}
+
     def __getattr__(self, name: str) -> Any:
         if name == "evidence":
             raise AttributeError(name)
@@ -118,9 +136,14 @@ class Together:
             view: self.tails_[view].log_p(directions.evidence(self.evidence.whitened(view, numbers)))
             for view, directions in self.directions_.items()
         }
-        pieces = {**measured.evidence, **{view: -values for view, values in log_p.items()}}
         # In standard deviations, as the other parts are.
-        parts = {**measured.parts, **{view: -ndtri_exp(values) for view, values in log_p.items()}}
+        seen = {view: -ndtri_exp(values) for view, values in log_p.items()}
+        parts = {**measured.parts, **seen}
+        if self.evidence.score_.at_equal_confidence:
+            margins = measured.residuals["confidence"][:, self.evidence.score_.margin_column_]
+            pieces = {**measured.evidence, **{view: self.likes_[view](own, margins) for view, own in seen.items()}}
+        else:
+            pieces = {**measured.evidence, **{view: -values for view, values in log_p.items()}}
         return Measured(joined(list(pieces.values())), parts, measured.residuals, pieces)
 
 
@@ -163,17 +186,20 @@ def look(judge: Judge, pile: Sums) -> Judge:
     seen = copy.copy(judge)
     folds = judge.calibration_folds if judge.every_fold_ is None else judge.every_fold_
     seen.scores_, scores = [], np.empty(len(folds))
+    every: list[Measured] = []
     for k, (evidence, moments) in enumerate(zip(views(judge), pile, strict=True)):
         own = judge.held_[k][1]
         both = _added([evidence.moments(evidence.numbers(own, judge.scores_[k].measure(own))), moments])
         score = Together(evidence, both)
         measured = score.measure(own)
         seen.scores_.append(score)
+        every.append(measured)
         # The scores of several splits stand in the order of the trusted set, those of one in the order of its role.
         order = np.argsort(judge.splits_[k].calibration) if len(pile) > 1 else np.arange(len(own))
         scores[folds == k] = measured.score[order]
         seen.parts = list(measured.parts)
     seen.calibration_scores = scores if judge.ranked_ is None else scores[judge.ranked_]
+    seen.kinds_ = Kinds().fit(seen.scores_, every)
     seen.statements = [*judge.statements, STATEMENT]
     return seen
 

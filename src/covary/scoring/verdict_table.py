@@ -33,6 +33,8 @@ class Verdict:
     parts: dict[str, float]
     raised_by: str
     copy_of: str = ""
+    kind: str = ""
+    kind_p: float | None = None
 
 
 class VerdictTable:
@@ -84,7 +86,8 @@ class VerdictTable:
             yield Verdict(
                 name, float(own.score[i]), float(own.p_value[i]), bool(own.flagged[i]), int(own.predicted[i]),
                 {part: float(values[i]) for part, values in own.parts.items()}, raised[i],
-                own.copy_of[i] if own.copy_of else "",
+                own.copy_of[i] if own.copy_of else "", own.kind[i] if own.kind else "",
+                float(own.kind_p[i]) if len(own.kind_p) else None,
             )  # fmt: skip
 
     @property
@@ -109,6 +112,8 @@ class VerdictTable:
         }  # fmt: skip
         if own.parts:
             columns["raised_by"] = own.raised_by
+        if own.kind:
+            columns |= {"kind": own.kind, "kind_p": own.kind_p}
         if own.copy_of:
             columns["copy_of"] = own.copy_of
         return pd.DataFrame(columns, index=pd.Index(own.ids, name="id"))

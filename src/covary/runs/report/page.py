@@ -15,7 +15,7 @@ from covary.runs.report.card_section import cards
 from covary.runs.report.draws import draws
 from covary.runs.report.mechanism_section import mechanisms
 from covary.runs.report.panels import holders, panels
-from covary.runs.report.run_folder import RunFolder, items, number, section
+from covary.runs.report.run_folder import WORDS, RunFolder, items, number, section
 
 TABLE_ROWS = 10_000
 FIRST_PAGE = 25
@@ -35,6 +35,9 @@ HEADS = (
 )
 MORE_HEADS = (
     ("raised_by", "Raised by", "text"),
+    ("kind", "Kind", "text"),
+    ("kind_p", "p of kind", "p"),
+    ("card", "Card", "count"),
     ("unexplained", "Unexplained", "share"),
     ("least_explained_layer", "Least explained in", "text"),
     ("explained_by", "Nearest trusted", "text"),
@@ -140,6 +143,7 @@ def _where(run: RunFolder) -> list[dict[str, Any]]:
         return []
     shown = []
     raised = Counter(results.words["raised_by"][i] for i in chosen)
+    kinds = Counter(results.words["kind"][i] for i in chosen)
     layers = Counter(results.words["least_explained_layer"][i] for i in chosen)
     predicted = results.numbers["predicted"]
     predicted = np.full(len(predicted), np.nan) if run.ungrouped else predicted
@@ -148,6 +152,7 @@ def _where(run: RunFolder) -> list[dict[str, Any]]:
     named = [(run.class_name(value), n, f"of {words.count(totals[value])}") for value, n in classes.most_common()]
     for title, rows in (
         ("By the part that raised them", [(name, n, "") for name, n in raised.most_common() if name]),
+        ("By kind", [(name, n, "") for name, n in kinds.most_common() if name]),
         ("By the class they were predicted as", named),
         ("By the layer least explained", [(name, n, "") for name, n in layers.most_common() if name]),
     ):
@@ -177,10 +182,10 @@ def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
     results = run.results
     score = results.numbers["score"]
     order = np.argsort(np.where(np.isfinite(score), -score, np.inf), kind="stable")[:TABLE_ROWS]
-    names = ["score", "p_value", "predicted", *run.parts, "unexplained", "y", "truth"]
+    names = ["score", "p_value", "predicted", *run.parts, "kind_p", "card", "unexplained", "y", "truth"]
     names = [name for name in names if np.isfinite(results.numbers[name]).any()]
     names = [name for name in names if name != "predicted" or not run.ungrouped]
-    texts = [name for name in ("raised_by", "least_explained_layer", "explained_by") if any(results.words[name])]
+    texts = [name for name in WORDS if any(results.words[name])]
     panel_of = {view["id"]: view["index"] for view in views}
     columns: dict[str, list[Any]] = {
         "row": [int(i) + 1 for i in order],

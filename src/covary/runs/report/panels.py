@@ -137,6 +137,9 @@ def _sentence(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: 
         layers = run.layers(raised_by)
         where = f", most of all in {_layer(run, layers, max(beyond)[1])}" if beyond else ""
         sentences.append(f"The {raised_by} part raised the alarm{where}.")
+    kind, p = _text(entry.get("kind")), number(entry.get("kind_p"))
+    if kind and p is not None and entry.get("flagged") and not entry.get("copy_of"):
+        sentences.append(f"It reads as {kind} (p = {p_value(p)}).")
     if unexplained is not None:
         share = f"{whole(unexplained)} of its {'trace' if run.sampled else 'gradient'}"
         sentences.append(f"{share} is unexplained by the best mix of trusted samples.")

@@ -18,8 +18,8 @@ from covary.scoring.scores.parts import PARTS
 from covary.storage.parts import read_all
 from covary.storage.receipts import RECORDS
 
-NUMBERS = ("score", "p_value", "unexplained", "predicted", "y", "truth")
-WORDS = ("raised_by", "least_explained_layer", "explained_by")
+NUMBERS = ("score", "p_value", "kind_p", "unexplained", "predicted", "card", "y", "truth")
+WORDS = ("raised_by", "kind", "least_explained_layer", "explained_by")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ By kind of evidence:
     couplings with trusted samples   mean, class-max, own-class, top-k (of any coupling: covariance, cosine, ccc)
     reconstruction                   explained
     every layer's direction          profile
-    all of one pass                  combined (default)
+    all of one pass                  combined (default), equal-confidence
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ SCORES: dict[str, Callable[[str], Score]] = {
     "explained": Explained,
     "profile": Profile,
     "combined": lambda coupling: Combined(),
+    "equal-confidence": lambda coupling: Combined(at_equal_confidence=True),
 }
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from covary.errors import CovaryError
 from covary.scoring.rows import Rows
+from covary.scoring.scores.among_like import OddAmongLike
 from covary.scoring.scores.joined import joined as cubic_norm
 from covary.scoring.scores.parts import PARTS, Part
 from covary.scoring.scores.tails import Tail
@@ -43,7 +45,15 @@ class Combined:
     Further parts of the table `PARTS` join in the same way: two-sided ones in z and both sums, one-sided ones in the
     sums alone. Parts that stand `apart`, such as survival, are joined with the score by the cubic norm of their tails
     (see `joined`), in which a blind part drowns nothing.
+
+    Args:
+        at_equal_confidence: hold every part but confidence against fit samples of like margin instead, and join those
+            by the cubic norm (see `OddAmongLike`): inputs that the network is merely unsure of are then flagged
+            little more often than others.
     """
+
+    def __init__(self, at_equal_confidence: bool = False) -> None:
+        self.at_equal_confidence = at_equal_confidence
 
     def fit(self, reference: Rows, fit: Rows) -> Combined:
         """Learns everything from trusted rows; labels of anomalies have no way in."""
@@ -56,7 +66,18 @@ class Combined:
         self.joined_tails_ = [Tail().fit(values) for values in self._joined(distances, confidence)]
         self.alone_ = Tail().fit(self._smallest(distances, confidence))
         self.apart_ = {kind: Tail().fit(part.fit_) for kind, part in self.parts_.items() if PARTS[kind].apart}
+        self.margin_column_ = list(fit.confidence).index("margin") if "margin" in fit.confidence else None
+        if self.margin_column_ is not None:
+            self.fit_margins_ = confidence[:, self.margin_column_]
+        if self.at_equal_confidence:
+            if self.margin_column_ is None:
+                raise CovaryError("a score at equal confidence of a network without classes", "the score combined")
+            self.likes_ = {kind: OddAmongLike().fit(own, self.fit_margins_) for kind, own in self.fit_parts().items()}
         return self
+
+    def fit_parts(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Held-out values of the fit samples by every part that does not speak of confidence itself."""
+        return {kind: part.fit_ for kind, part in self.parts_.items() if not PARTS[kind].unsure}
 
     def measure(self, rows: Rows) -> Measured:
         """Score, parts and residuals of fresh rows."""
@@ -64,6 +85,10 @@ class Combined:
         distances = {kind: distance for kind, (distance, _) in both.items()}
         residuals = {kind: residual for kind, (_, residual) in both.items()}
         together = {kind: values for kind, values in distances.items() if kind not in self.apart_}
+        if self.at_equal_confidence:
+            margins = residuals["confidence"][:, self.margin_column_]
+            evidence = {kind: like(distances[kind], margins) for kind, like in self.likes_.items()}
+            return Measured(cubic_norm(list(evidence.values())), distances, residuals, evidence)
         score = self._smallest(together, residuals["confidence"])
         evidence = {"alone": -self.alone_.log_p(score)}
         evidence |= {kind: -tail.log_p(distances[kind]) for kind, tail in self.apart_.items()}

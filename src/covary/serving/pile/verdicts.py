@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Columns before and after the evidence parts, which are the detector's own.
 COLUMNS = ("id", "score", "p_value", "flagged", "predicted")
-MORE_COLUMNS = ("raised_by", "least_explained_layer", "copy_of")
+MORE_COLUMNS = ("raised_by", "kind", "kind_p", "least_explained_layer", "copy_of")
 
 
 def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Sequence[str] = ()) -> pa.Table:
@@ -37,6 +37,10 @@ def table_of(verdicts: Sequence[Verdicts], least: Sequence[list[str]], parts: Se
     }
     columns |= {kind: joined([v.parts[kind] for v in verdicts], pa.float64()) for kind in parts}
     columns["raised_by"] = pa.array([name for v in verdicts for name in v.raised_by], pa.string())
+    # Of every input, flagged or not; empty and null where that cannot be told.
+    columns["kind"] = pa.array([name for v in verdicts for name in v.kind or [""] * len(v)], pa.string())
+    kind_p = [p for v in verdicts for p in (v.kind_p.tolist() if len(v.kind_p) else [None] * len(v))]
+    columns["kind_p"] = pa.array(kind_p, pa.float64())
     columns["least_explained_layer"] = pa.array([name for names in least for name in names], pa.string())
     # The trusted input that an input is a copy of, else empty.
     columns["copy_of"] = pa.array([name for v in verdicts for name in v.copy_of or [""] * len(v)], pa.string())
