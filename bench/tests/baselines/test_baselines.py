@@ -71,7 +71,10 @@ def halves() -> tuple[Material, np.ndarray]:
         module, trusted, torch.cat([clean, triggered]), labels, sampling=sampling, sampling_labels=sampling_y
     )  # fmt: skip
     known, asked = rows_of(probe, probe.trusted, "t"), rows_of(probe, probe.queries, "q")
-    material = Material(known, asked, features(probe, probe.trusted), features(probe, probe.queries), probe=probe)
+    material = Material(
+        known, asked, features(probe, probe.trusted), features(probe, probe.queries), known.take(np.arange(30)),
+        known.take(np.arange(30, 60)), probe,
+    )  # fmt: skip
     return material, np.repeat([0, 1], 40)
 
 
