@@ -42,8 +42,20 @@ def test_the_nearest_trusted_input_is_that_of_a_loop(monkeypatch):
     assert got.of == names
     np.testing.assert_allclose(got.distance, distances, rtol=1e-6)
     limit = nearest_by_a_loop(trusted, trusted, themselves=True)[1].min()
-    assert found.limit_ == pytest.approx(limit, rel=1e-6)
-    np.testing.assert_array_equal(got.copies, distances < found.limit_)
+    assert found.limits_ == {"functional": pytest.approx(limit, rel=1e-6)}
+    np.testing.assert_array_equal(got.copies, distances < limit)
+
+
+def test_the_gradients_of_a_trusted_input_are_no_copy_without_its_activations():
+    trusted = random_rows(40)
+    trusted.latent["l0"] = np.random.default_rng(2).normal(size=(40, 6)).astype(np.float32)
+    met, other = trusted.take(np.arange(10)), trusted.take(np.arange(10))
+    other.latent["l0"] = other.latent["l0"] + np.float32(2.0)
+    copies = Copies().fit(trusted)
+    assert set(copies.limits_) == {"functional", "latent"}
+    assert copies.find(met).copies.all()
+    assert not copies.find(other).copies.any()
+    np.testing.assert_array_equal(copies.find(other).distance, copies.find(met).distance)
 
 
 def test_an_answer_that_no_trusted_input_has_makes_no_copy():
@@ -57,7 +69,9 @@ def test_an_answer_that_no_trusted_input_has_makes_no_copy():
 def test_trusted_inputs_given_twice_leave_the_limit_where_it_is():
     trusted = random_rows(40)
     twice = Rows.concatenate([trusted, trusted.take([3, 4])])
-    assert Copies().fit(twice).limit_ == Copies().fit(trusted).limit_ > 0
+    limits = Copies().fit(trusted).limits_
+    assert Copies().fit(twice).limits_ == limits
+    assert min(limits.values()) > 0
 
 
 def test_rows_of_zeros_are_no_copies():

@@ -1,7 +1,9 @@
 """Trusted inputs met again: a query closer to one of them than they are to each other is a copy, and no anomaly.
 
 Distances of a score are two-sided, since an anomaly may lie too close to the middle of the trusted inputs as well as
-too far from it. A copy of a trusted input is neither: it is explained by that input alone.
+too far from it. A copy of a trusted input is neither: it is explained by that input alone. It has the gradients and the
+activations of that input. One of the two is not enough: triggered inputs may share the gradients of a trusted input
+that the network gets wrong, and differ in what they show.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from jaxtyping import Bool, Float, Int
 
 from covary.scoring.rows import Rows
 
+# Rows that a copy shares with its trusted input; by the first of them the nearest one is found.
+KINDS = ("functional", "latent")
 # Rows closer than this, in units of their length, are one input given twice.
 SAME = 1e-6
 # Queries, and trusted rows, whose products are taken at once.
@@ -29,7 +33,7 @@ class Found:
         of: its name, (n,).
         distance: |g - g_i| / max(|g|, |g_i|) over the functional rows of all layers, >= 0; inf where no trusted input
             has the query's answer.
-        copies: closer than any two trusted inputs are to each other, (n,).
+        copies: closer than any two trusted inputs are to each other, by functional and by latent rows, (n,).
     """
 
     of: list[str]
@@ -42,40 +46,52 @@ class Copies:
 
     A clean query exchangeable with n trusted inputs is taken for a copy with probability 1 / (n + 1) at most, about.
     Trusted inputs given twice do not count as each other's neighbours.
+
+    Attributes:
+        limits_: kind of rows -> how close the two trusted inputs of one answer are that lie closest to each other.
     """
 
     def fit(self, trusted: Rows) -> Copies:
         """Learns how close trusted inputs of one answer are to each other."""
-        self.trusted_, self.squares_ = trusted, _squares(trusted)
+        self.trusted_ = trusted
+        kinds = [kind for kind in KINDS if getattr(trusted, kind)]
+        self.squares_ = {kind: _squares(trusted, kind) for kind in kinds}
         n = len(trusted)
         looked_at = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
-        distances = self._nearest(trusted.take(looked_at), looked_at)[1]
-        apart = distances[(distances > SAME) & np.isfinite(distances)]
-        self.limit_ = float(apart.min()) if len(apart) else 0.0
+        self.limits_: dict[str, float] = {}
+        for kind in kinds:
+            distances = self._nearest(trusted.take(looked_at), kind, looked_at)[1]
+            apart = distances[(distances > SAME) & np.isfinite(distances)]
+            self.limits_[kind] = float(apart.min()) if len(apart) else 0.0
         return self
 
     def find(self, rows: Rows) -> Found:
-        """The nearest trusted input of every query, and whether the query is a copy of it."""
-        nearest, distance = self._nearest(rows)
+        """The trusted input nearest to every query by functional rows, and whether the query is a copy of it."""
+        nearest, distance = self._nearest(rows, KINDS[0])
         pairs = zip(nearest.tolist(), distance.tolist(), strict=True)
         names = [str(self.trusted_.ids[i]) if np.isfinite(d) else "" for i, d in pairs]
-        return Found(names, distance, distance < self.limit_)
+        copies = distance < self.limits_.get(KINDS[0], 0.0)
+        for kind in KINDS[1:]:
+            if kind in self.limits_:
+                copies &= self._distances(rows, kind, nearest) < self.limits_[kind]
+        return Found(names, distance, copies)
 
     def _nearest(
-        self, rows: Rows, themselves: Int[np.ndarray, " n"] | None = None
+        self, rows: Rows, kind: str, themselves: Int[np.ndarray, " n"] | None = None
     ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Position and distance of the nearest trusted input; of trusted inputs `themselves`, of another one."""
-        n, squares = len(rows), _squares(rows)
+        n, squares = len(rows), _squares(rows, kind)
+        theirs_by_layer = getattr(self.trusted_, kind)
         best, nearest = np.full(n, np.inf), np.zeros(n, np.int64)
         for q in range(0, n, QUERIES):
             some = slice(q, min(q + QUERIES, n))
             for t in range(0, len(self.trusted_), TRUSTED):
                 theirs = slice(t, min(t + TRUSTED, len(self.trusted_)))
                 products = sum(
-                    np.asarray(own[some], np.float32) @ np.asarray(self.trusted_.functional[layer][theirs]).T
-                    for layer, own in rows.functional.items()
+                    np.asarray(own[some], np.float32) @ np.asarray(theirs_by_layer[layer][theirs], np.float32).T
+                    for layer, own in getattr(rows, kind).items()
                 )
-                one, other = squares[some, None], self.squares_[None, theirs]
+                one, other = squares[some, None], self.squares_[kind][None, theirs]
                 with np.errstate(divide="ignore", invalid="ignore"):
                     relative = (one + other - 2.0 * products) / np.maximum(one, other)
                 relative[rows.predicted[some, None] != self.trusted_.predicted[None, theirs]] = np.inf
@@ -87,21 +103,22 @@ class Copies:
                 closer = least < best[some]
                 best[some] = np.where(closer, least, best[some])
                 nearest[some] = np.where(closer, at + t, nearest[some])
-        return nearest, np.where(np.isfinite(best), self._distances(rows, nearest), np.inf)
+        return nearest, np.where(np.isfinite(best), self._distances(rows, kind, nearest), np.inf)
 
-    def _distances(self, rows: Rows, nearest: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    def _distances(self, rows: Rows, kind: str, nearest: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         # Once more without the products, whose rounding would hide how close a copy is.
         theirs = self.trusted_.take(nearest)
         apart = sum(
-            np.square(np.asarray(own, np.float64) - theirs.functional[layer]).sum(1)
-            for layer, own in rows.functional.items()
+            np.square(np.asarray(own, np.float64) - getattr(theirs, kind)[layer]).sum(1)
+            for layer, own in getattr(rows, kind).items()
         )
-        return np.sqrt(apart / np.maximum(np.maximum(_squares(rows), _squares(theirs)), np.finfo(float).tiny))
+        larger = np.maximum(_squares(rows, kind), _squares(theirs, kind))
+        return np.sqrt(apart / np.maximum(larger, np.finfo(float).tiny))
 
 
-def _squares(rows: Rows) -> Float[np.ndarray, " n"]:
+def _squares(rows: Rows, kind: str) -> Float[np.ndarray, " n"]:
     total = np.zeros(len(rows))
-    for own in rows.functional.values():
+    for own in getattr(rows, kind).values():
         for start in range(0, len(total), TRUSTED):
             total[start : start + TRUSTED] += np.square(own[start : start + TRUSTED], dtype=np.float64).sum(1)
     return total
