@@ -14,7 +14,8 @@ import covary
 ROOT = Path(__file__).parents[1]
 EXTRAS = (
     "cryptography", "mkdocs",
-    "mlxtend", "matplotlib", "pandas", "pyarrow", "ray", "xarray", "zarr", "arviz_stats", "hypothesis", "pytest",
+    "mlxtend", "matplotlib", "pytorch_lightning", "mlflow", "wandb", "datasets",
+    "pandas", "pyarrow", "ray", "xarray", "zarr", "arviz_stats", "hypothesis", "pytest",
     "selenium", "fastapi", "starlette", "uvicorn", "prometheus_client", "tritonclient", "httpx",
 )  # fmt: skip
 MODULES = sorted(

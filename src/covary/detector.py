@@ -32,6 +32,7 @@ from covary.scoring.together import judge_together, views
 from covary.settings import Settings
 from covary.storage import detector as saved
 from covary.storage.fingerprints import digest_json
+from covary.text.pipelines import is_pipeline, of_pipeline
 
 if TYPE_CHECKING:
     from covary.features.observables import UserObservable
@@ -51,7 +52,8 @@ class Detector(OutlierMethods):
 
     Args:
         model: a trained `torch.nn.Module`, a function that makes one, or the name `package.module:factory` of that;
-            or a language model: a `LanguageModel`, or a local folder in Hugging Face's format.
+            or a language model: a `LanguageModel`, a pipeline of transformers, or a local folder in Hugging Face's
+            format.
         weights: a safetensors or torch file to load into it.
         observable: `margin`, `nll`, or a function of (parameters, buffers, batch) with one scalar per sample; None
             takes the estimator's own.
@@ -71,6 +73,7 @@ class Detector(OutlierMethods):
         name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
         if "metric" in settings:
             warnings.warn("metric= is now called preconditioner=", FutureWarning, stacklevel=2)
+        model = of_pipeline(model) if is_pipeline(model) else model
         if settings.get("extractor") is None and is_language_model(model):
             settings["extractor"] = "text"
         self.settings = Settings.checked(observable=name, **settings)

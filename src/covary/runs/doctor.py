@@ -53,7 +53,7 @@ def _devices(device: str) -> Finding:
     found += ["mps"] if torch.backends.mps.is_available() else []
     change = ""
     if "+cu" in torch.__version__ and not torch.cuda.is_available():
-        change = "This torch was built for CUDA, and no such device is here: the CPU wheel is ten times smaller."
+        change = "This torch was built for CUDA, and no such device is here: the CPU wheel is much smaller."
     return Finding("note" if change else "ok", "Devices", f"{', '.join(found)}; {device} is used.", change)
 
 

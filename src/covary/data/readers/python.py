@@ -58,7 +58,7 @@ class DatasetReader(Reader):
             raise CovaryError(f"{where} is empty", "at least one input")
         self.dataset, self.where = dataset, where
         self.ids = checked_ids(getattr(dataset, "ids", None), len(dataset), where)
-        names = getattr(dataset, "classes", None)
+        names = getattr(dataset, "classes", None) or features_of(dataset)
         self.class_names = [str(name) for name in names] if isinstance(names, list | tuple) else None
         item = self.item(0)
         notes: list[str] = []
@@ -265,9 +265,23 @@ def inside(loader: DataLoader[Any], where: str) -> Any:
     return dataset if loader.collate_fn is default_collate else Collated(dataset, loader.collate_fn)
 
 
+def is_hugging_face(spec: object) -> bool:
+    """Whether `spec` is a Dataset of Hugging Face's `datasets`, which need not be imported for that."""
+    return hasattr(spec, "column_names") and hasattr(spec, "features")
+
+
+def features_of(spec: Any) -> list[str] | None:
+    """Names of the classes that a Hugging Face Dataset gives its label, if it does."""
+    features = getattr(spec, "features", None) or {}
+    label = next((features[name] for name in LABEL_KEYS if name in features), None)
+    return getattr(label, "names", None)
+
+
 def accepts(spec: object) -> bool:
     """Whether `spec` is a Dataset, a DataLoader, a list, columns, a function that returns one, or the name of these."""
-    return isinstance(spec, Dataset | DataLoader | list | Mapping) or callable(spec) or is_object_name(spec)
+    if isinstance(spec, Dataset | DataLoader | list | Mapping) or is_hugging_face(spec):
+        return True
+    return callable(spec) or is_object_name(spec)
 
 
 def open_python(spec: Any) -> DatasetReader | ArrayReader:
@@ -286,4 +300,7 @@ def open_python(spec: Any) -> DatasetReader | ArrayReader:
         return arrays.open_arrays(spec)
     if isinstance(spec, DataLoader):
         spec = inside(spec, where)
+    if isinstance(spec, Mapping) and all(map(is_hugging_face, spec.values())) and spec:
+        found = f"{where} with the splits {', '.join(map(str, spec))}"
+        raise CovaryError(found, "one of them", f"pass data[{next(iter(spec))!r}]")
     return DatasetReader(Columns(spec, where) if isinstance(spec, Mapping) else spec, where)
