@@ -18,18 +18,18 @@ PREFIX = "covary"
 LONGEST = 250
 
 
-def metrics(folder: Path) -> dict[str, float]:
+def metrics(folder: str | Path) -> dict[str, float]:
     """Figures of a RUN by the names they are logged under."""
-    summary = read_run(folder).summary
+    summary = read_run(Path(folder)).summary
     found = {name: number(summary.get(name)) for name in FIGURES}
     flagged, n = found["n_flagged"], found["n"]
     found["flag_rate"] = flagged / n if n and flagged is not None else None
     return {f"{PREFIX}/{name}": value for name, value in found.items() if value is not None}
 
 
-def parameters(folder: Path) -> dict[str, str]:
+def parameters(folder: str | Path) -> dict[str, str]:
     """Settings and fingerprints of a RUN by the names they are logged under."""
-    run = read_run(folder).run
+    run = read_run(Path(folder)).run
     flat: dict[str, str] = {}
 
     def add(prefix: str, values: dict[str, Any]) -> None:
