@@ -93,9 +93,9 @@ def _option(parameter: Any) -> str:
     required = getattr(parameter, "required", False)
     name = ", ".join(parameter.opts) if parameter.param_type_name == "option" else parameter.name.upper()
     default = parameter.default
-    told = "" if default is None or default is False or callable(default) else f"`{default}`"
+    value = "" if default is None or default is False or callable(default) else f"`{default}`"
     text = _cell(getattr(parameter, "help", None) or "")
-    return f"| `{name}` | {'required' if required else told} | {text} |"
+    return f"| `{name}` | {'required' if required else value} | {text} |"
 
 
 def _cell(text: str) -> str:

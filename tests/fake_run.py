@@ -164,8 +164,8 @@ def write_fake_run(
 
 def sealed(run: Path, **fingerprints: str) -> Path:
     """The RUN with its receipt, and with other fingerprints where they are given."""
-    told = json.loads((run / "run.json").read_text())
-    told["fingerprints"] |= {"results": digest_file(run / "results.csv"), **fingerprints}
-    (run / "run.json").write_text(json.dumps(told))
+    message = json.loads((run / "run.json").read_text())
+    message["fingerprints"] |= {"results": digest_file(run / "results.csv"), **fingerprints}
+    (run / "run.json").write_text(json.dumps(message))
     write_receipt(run)
     return run

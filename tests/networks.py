@@ -460,39 +460,39 @@ def mean(layer: nn.Module, out: Tensor) -> Tensor:
     return out.reshape(-1, out.shape[-1]).mean(0)
 
 
-def far(found: np.ndarray, wanted: np.ndarray, least: float = 0.0) -> float:
+def far(found: np.ndarray, expected: np.ndarray, least: float = 0.0) -> float:
     """Largest distance over the largest number wanted, or over `least` where all are rounding."""
-    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), least, 1e-12))
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), least, 1e-12))
 
 
-def same(found: Rows, wanted: Rows, limit: float = 1e-4) -> None:
+def same(found: Rows, expected: Rows, limit: float = 1e-4) -> None:
     """Everything a verdict is made of, in two sets of rows of the same samples."""
-    longest = max(np.abs(rows).max() for rows in wanted.functional.values())
-    for layer, rows in wanted.functional.items():
+    longest = max(np.abs(rows).max() for rows in expected.functional.values())
+    for layer, rows in expected.functional.items():
         assert far(found.functional[layer], rows, 1e-3 * longest) < limit, f"gradient of {layer}"
-    assert found.latent.keys() == wanted.latent.keys()
-    for layer, rows in wanted.latent.items():
+    assert found.latent.keys() == expected.latent.keys()
+    for layer, rows in expected.latent.items():
         assert far(found.latent[layer], rows, 1e-3) < limit, f"activation of {layer}"
-    assert far(found.functional_norms, wanted.functional_norms) < limit
-    if wanted.features is not None:
-        assert far(found.features, wanted.features, 1e-3) < limit
-    assert (found.predicted == wanted.predicted).all()
-    assert far(found.observable, wanted.observable, 1e-2) < limit
+    assert far(found.functional_norms, expected.functional_norms) < limit
+    if expected.features is not None:
+        assert far(found.features, expected.features, 1e-3) < limit
+    assert (found.predicted == expected.predicted).all()
+    assert far(found.observable, expected.observable, 1e-2) < limit
 
 
 def check(network: nn.Module, x: Tensor, choose: Callable[[Any], Tensor] = lambda out: out) -> list[str]:
     """Rows of 64, 7 and 1 sample at a time agree, with each other and with autograd; neighbours do not move."""
     some = [0, 4, 6]
     features = extractor(network, choose)
-    whole = rows_of(features, x)
+    full = rows_of(features, x)
     gradients, means = alone(features, x[some])
     longest = max(np.abs(rows).max() for rows in gradients.values())
     for layer, rows in gradients.items():
-        assert far(whole.functional[layer][some], rows, 1e-3 * longest) < 1e-4, f"gradient of {layer}"
+        assert far(full.functional[layer][some], rows, 1e-3 * longest) < 1e-4, f"gradient of {layer}"
     for layer, rows in means.items():
-        assert far(whole.latent[layer][some], rows, 1e-3) < 1e-4, f"activation of {layer}"
+        assert far(full.latent[layer][some], rows, 1e-3) < 1e-4, f"activation of {layer}"
     seven = rows_of(features, x[:7])
-    same(whole.take(np.arange(7)), seven)
+    same(full.take(np.arange(7)), seven)
     for i in some:
         same(rows_of(features, x[i : i + 1]), seven.take(np.array([i])))
     other = x[:7].clone()
@@ -500,7 +500,7 @@ def check(network: nn.Module, x: Tensor, choose: Callable[[Any], Tensor] = lambd
     still = np.array([0, 2, 3, 4, 5, 6])
     same(rows_of(features, other).take(still), seven.take(still))
     # Another extractor that meets a single sample first, as one that was loaded may.
-    fresh = features.beside(network, choose)  # the same projections
+    fresh = features.for_module(network, choose)  # the same projections
     same(rows_of(fresh, x[4:5]), seven.take(np.array([4])))
     same(rows_of(fresh, x[:7]), seven)
     return features.notes

@@ -186,6 +186,6 @@ def missing_extras(words: list[str]) -> tuple[int, str]:
     """Whether every extra that a `pip install` names is one of the package's."""
     section = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     known = re.findall(r"^(\w+) = \[", section, re.M)
-    asked = [name.strip() for word in words for group in re.findall(r"\[(.*?)\]", word) for name in group.split(",")]
-    missing = [name for name in asked if name not in known]
+    needed = [name.strip() for word in words for group in re.findall(r"\[(.*?)\]", word) for name in group.split(",")]
+    missing = [name for name in needed if name not in known]
     return len(missing), f"no extra {missing}"

@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.objects import OWN, NotTrusted, check_consent, load_object
 from covary.runs import scan as scanning
-from covary.runs.mechanisms import mechanisms_of_run
+from covary.runs.mechanisms import find_mechanisms
 from covary.runs.sources import source_differences
 from covary.serving.pile.score import score_pile
 from covary.storage import folders, signatures, verify
@@ -122,7 +122,7 @@ def test_what_is_covary_s_own_needs_no_consent():
 @pytest.fixture(scope="module")
 def scanned(tiny_files, tmp_path_factory):
     """A RUN of a scan with flags; not to be changed."""
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="tiny:network", weights=str(tiny_files / "weights.safetensors"), trusted=str(tiny_files / "trusted.npz"),
         inputs=str(tiny_files / "inputs.npz"), settings={},
     )  # fmt: skip
@@ -137,7 +137,7 @@ def test_a_run_that_names_code_is_not_done_again_unasked(field, scanned, mark, t
     record["plan"] |= {"model": "covary.runs.demo:network", field: "foreign_code:function"}
     (run / "run.json").write_text(json.dumps(record))
     write_receipt(run)
-    for work in (scanning.replay, mechanisms_of_run, lambda run: list(source_differences(run))):
+    for work in (scanning.replay, find_mechanisms, lambda run: list(source_differences(run))):
         with pytest.raises(NotTrusted, match=r"foreign_code:function as its"):
             work(run)
     for command in (["scan", "--replay", run], ["mechanisms", run], ["verify", run, "--sources"]):
@@ -149,7 +149,7 @@ def test_a_run_that_names_code_is_not_done_again_unasked(field, scanned, mark, t
 def test_a_run_of_a_foreign_detector_does_not_run_its_code(detector_folder, tiny_files, mark, tmp_path):
     scanning.score(detector_folder, str(tiny_files / "inputs.npz"), tmp_path / "run", trust_code=True)
     name_code(detector_folder, "network", "foreign_code:network")
-    for work in (mechanisms_of_run, lambda run: list(source_differences(run))):
+    for work in (find_mechanisms, lambda run: list(source_differences(run))):
         with pytest.raises(NotTrusted, match=r"foreign_code:network as its network"):
             work(tmp_path / "run")
     assert not mark.exists()

@@ -129,11 +129,11 @@ def test_fdr_flags_by_benjamini_hochberg(fitted):
     verdicts, every = fitted.score(X, fdr=0.2), fitted.score(X)
     order = np.argsort(every.p_value, kind="stable")
     passing = [i for i in range(len(X)) if every.p_value[order[i]] <= 0.2 * (i + 1) / len(X)]
-    wanted = np.zeros(len(X), bool)
+    expected = np.zeros(len(X), bool)
     if passing:
-        wanted[every.p_value <= every.p_value[order[passing[-1]]]] = True
-    np.testing.assert_array_equal(verdicts.flagged, wanted)
-    assert wanted.any()
+        expected[every.p_value <= every.p_value[order[passing[-1]]]] = True
+    np.testing.assert_array_equal(verdicts.flagged, expected)
+    assert expected.any()
 
 
 def test_evidence_names_trusted_samples(fitted):
@@ -359,8 +359,8 @@ def test_missing_classes_are_told_and_can_be_refused():
     predicted = tiny.loaded().logits(as_floats(x)).argmax(1).numpy()
     detector = Detector(tiny.trained()).fit((x[predicted != 3], y[predicted != 3]))
     assert len(detector.score(X)) == len(X)
-    told = [statement for statement in detector.judge.statements if "1 of 10 classes (3)" in statement]
-    assert len(told) == 1
+    message = [statement for statement in detector.judge.statements if "1 of 10 classes (3)" in statement]
+    assert len(message) == 1
     with pytest.raises(CovaryError, match=r"answered with class 3 \(1 of 10 classes\)"):
         Detector(tiny.trained(), allow_missing_classes=False).fit((x[predicted != 3], y[predicted != 3]))
 
@@ -402,9 +402,9 @@ def test_a_metric_comes_from_reference_inputs_alone_and_is_saved(tmp_path):
     moments.add(detector.extractor._gradients(as_floats(x[chosen])).parameters)
     assert detector.extractor.metric is not None
     for layer, blocks in moments.metric(0.1).items():
-        for wanted, found in zip(blocks, detector.extractor.metric[layer], strict=True):
-            torch.testing.assert_close(found.left, wanted.left, rtol=1e-3, atol=1e-4)
-            torch.testing.assert_close(found.right, wanted.right, rtol=1e-3, atol=1e-4)
+        for expected, found in zip(blocks, detector.extractor.metric[layer], strict=True):
+            torch.testing.assert_close(found.left, expected.left, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(found.right, expected.right, rtol=1e-3, atol=1e-4)
     same(Detector.load(detector.save(tmp_path / "d"), tiny.trained()).score(X), detector.score(X))
 
 

@@ -152,12 +152,12 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        told = dict(attrs)
-        self.ids.add(told.get("id") or "")
+        message = dict(attrs)
+        self.ids.add(message.get("id") or "")
         if tag in ("script", "img", "iframe", "source", "video"):
-            self.fetched.append(told.get("src") or "")
-        if tag == "link" and told.get("rel") in ("stylesheet", "preconnect", "preload", "icon"):
-            self.fetched.append(told.get("href") or "")
+            self.fetched.append(message.get("src") or "")
+        if tag == "link" and message.get("rel") in ("stylesheet", "preconnect", "preload", "icon"):
+            self.fetched.append(message.get("href") or "")
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,10 @@ def site(tmp_path_factory) -> Path:
 
 def test_the_site_holds_every_page_and_fetches_nothing_from_elsewhere(site):
     pages = {path.relative_to(site).as_posix(): Page(path.read_text("utf-8")) for path in site.rglob("*.html")}
-    wanted = {path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    assert wanted | {"commands.html", "python.html"} <= set(pages)
+    expected = {
+        path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")
+    }
+    assert expected | {"commands.html", "python.html"} <= set(pages)
     fetched = [address for page in pages.values() for address in page.fetched]
     assert not [address for address in fetched if re.match(r"(https?:)?//", address)]
     for sheet in site.rglob("*.css"):

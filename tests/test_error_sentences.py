@@ -78,6 +78,6 @@ def fail(case: str, fitted: Detector) -> None:
 def test_what_is_raised_is_one_of_them(case, fitted):
     with pytest.raises(CovaryError) as caught:
         fail(case, fitted)
-    told = caught.value.found
+    message = caught.value.found
     patterns = {part for one in errors.sentences() for part in one.found.split(" / ") if part.strip("… ")}
-    assert any(re.fullmatch(pattern(part), told, re.S) for part in patterns), told
+    assert any(re.fullmatch(pattern(part), message, re.S) for part in patterns), message

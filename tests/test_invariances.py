@@ -60,40 +60,40 @@ def rows_of(one: GradientExtractor, several: list[Batch]) -> Rows:
     return Rows.concatenate([one.rows(batch) for batch in several])
 
 
-def assert_same_rows(found: Rows, wanted: Rows) -> None:
-    assert list(found.ids) == list(wanted.ids)
-    np.testing.assert_array_equal(found.predicted, wanted.predicted)
+def assert_same_rows(found: Rows, expected: Rows) -> None:
+    assert list(found.ids) == list(expected.ids)
+    np.testing.assert_array_equal(found.predicted, expected.predicted)
 
     def close(a: np.ndarray, b: np.ndarray, what: str) -> None:
         # Relative to the largest number of the kind: single entries of a gradient may be near zero.
         assert np.abs(a - b).max() <= TOLERANCE * max(np.abs(b).max(), 1e-6), what
 
-    close(found.observable, wanted.observable, "observable")
-    close(found.functional_norms, wanted.functional_norms, "norms")
-    for layer in wanted.functional:
-        close(found.functional[layer], wanted.functional[layer], f"gradient of {layer}")
-    for layer in wanted.latent:
-        close(found.latent[layer], wanted.latent[layer], f"activation of {layer}")
-    for name in wanted.confidence:
-        close(found.confidence[name], wanted.confidence[name], name)
+    close(found.observable, expected.observable, "observable")
+    close(found.functional_norms, expected.functional_norms, "norms")
+    for layer in expected.functional:
+        close(found.functional[layer], expected.functional[layer], f"gradient of {layer}")
+    for layer in expected.latent:
+        close(found.latent[layer], expected.latent[layer], f"activation of {layer}")
+    for name in expected.confidence:
+        close(found.confidence[name], expected.confidence[name], name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("size", [1, 4])
 def test_features_do_not_depend_on_batch_size(engine, size):
     order = np.arange(N)
-    wanted = rows_of(extractor(engine), batches(order, N))
-    assert_same_rows(rows_of(extractor(engine), batches(order, size)), wanted)
+    expected = rows_of(extractor(engine), batches(order, N))
+    assert_same_rows(rows_of(extractor(engine), batches(order, size)), expected)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_features_do_not_depend_on_order_or_company(engine):
     one = extractor(engine)
-    wanted = rows_of(one, batches(np.arange(N), N))
+    expected = rows_of(one, batches(np.arange(N), N))
     order = np.random.default_rng(0).permutation(N)
-    assert_same_rows(rows_of(one, batches(order, 4)), wanted.take(order))
+    assert_same_rows(rows_of(one, batches(order, 4)), expected.take(order))
     some = np.array([7, 2])
-    assert_same_rows(rows_of(one, batches(some, 2)), wanted.take(some))
+    assert_same_rows(rows_of(one, batches(some, 2)), expected.take(some))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -150,16 +150,16 @@ def test_verdicts_do_not_depend_on_batch_size_or_order(score, n):
     trusted, labels = synthetic(n, 1, wrong=0.05)
     queries, _ = synthetic(37, 2, wrong=0.1)
     judge = Judge(score, fpr=0.1).fit(trusted, labels)
-    wanted = judge.judge(queries)
+    expected = judge.judge(queries)
     order = np.random.default_rng(3).permutation(37)
     for size in (1, 10):
         # All in tens, a few alone.
         for start in range(0, 37 if size > 1 else 6, size):
             some = order[start : start + size]
             found = judge.judge(queries.take(some))
-            assert found.ids == [wanted.ids[i] for i in some]
-            np.testing.assert_allclose(found.score, wanted.score[some], rtol=TOLERANCE, atol=TOLERANCE)
-            np.testing.assert_allclose(found.p_value, wanted.p_value[some], atol=TOLERANCE)
-            np.testing.assert_array_equal(found.flagged, wanted.flagged[some])
-            for kind, values in wanted.parts.items():
+            assert found.ids == [expected.ids[i] for i in some]
+            np.testing.assert_allclose(found.score, expected.score[some], rtol=TOLERANCE, atol=TOLERANCE)
+            np.testing.assert_allclose(found.p_value, expected.p_value[some], atol=TOLERANCE)
+            np.testing.assert_array_equal(found.flagged, expected.flagged[some])
+            for kind, values in expected.parts.items():
                 np.testing.assert_allclose(found.parts[kind], values[some], rtol=TOLERANCE, atol=TOLERANCE)

@@ -76,8 +76,8 @@ def test_it_runs_in_an_environment_of_its_own(installed, tmp_path):
     assert "covary" in run(installed / "covary", "--help", cwd=tmp_path, env=clean)
     assert VERSION in run(installed / "covary", "--version", cwd=tmp_path, env=clean)
     write_fake_run(tmp_path / "run")
-    told = run(installed / "covary", "report", "run", "--json", cwd=tmp_path, env=clean)
-    assert "report.html" in told
+    message = run(installed / "covary", "report", "run", "--json", cwd=tmp_path, env=clean)
+    assert "report.html" in message
     assert "<title>" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 

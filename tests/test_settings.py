@@ -67,18 +67,18 @@ def test_layerwise_draws_are_read_by_the_profile():
     assert Settings.checked(estimator="gaussian", layerwise=True, score="mean").score == "mean"
 
 
-GIVEN = {
+ARGUMENTS = {
     "draws": 9, "chains": 2, "burn_in": 1, "thinning": 3, "sigma": 0.1, "batchnorm": "drift",
     "constants": {"nbeta": 0.0}, "layerwise": True, "half_draws": True, "draws_at_once": 2, "compiled": True,
     "stop_when_stable": 0.9,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_what_would_do_nothing_is_refused(name):
     with pytest.raises(CovaryError, match=f"{name} says nothing to the estimator first-order; expected gaussian"):
-        Settings.checked(**{name: GIVEN[name]})
-    Settings.checked(estimator="gaussian", **{name: GIVEN[name]})
+        Settings.checked(**{name: ARGUMENTS[name]})
+    Settings.checked(estimator="gaussian", **{name: ARGUMENTS[name]})
 
 
 def test_contradictions_are_refused():
@@ -96,7 +96,7 @@ def test_contradictions_are_refused():
 
 
 def test_every_sampled_setting_is_tried():
-    assert {*GIVEN, "kind", "estimator", "output", "channels_last"} == set(SampledSettings.model_fields)
+    assert {*ARGUMENTS, "kind", "estimator", "output", "channels_last"} == set(SampledSettings.model_fields)
 
 
 OLD = {
@@ -129,7 +129,8 @@ def test_a_setting_is_given_to_the_extractor_by_name_or_with_it():
 @pytest.mark.parametrize("kind", OF_EXTRACTOR)
 def test_what_no_extractor_of_the_kind_reads_cannot_be_written_down(kind):
     others = {name for own in OF_EXTRACTOR.values() for name in own.model_fields} - set(OF_EXTRACTOR[kind].model_fields)
-    values = {**GIVEN, "estimator": "sgld", "pooling": "sum", "groups": "none", "max_new_tokens": 3, "max_length": 9,
+    values = {**ARGUMENTS, "estimator": "sgld", "pooling": "sum", "groups": "none", "max_new_tokens": 3,
+              "max_length": 9,
               "dtype": "bfloat16", "adapter": "fresh:2", "side": "left", "preconditioner": "diagonal", "damping": 0.4,
               "engine": "exact", "evidence": "thorough", "output": "y", "channels_last": True}  # fmt: skip
     for name in others - {"estimator"}:

@@ -36,10 +36,10 @@ def test_a_calibration_sample_lacks_siblings_as_often_as_a_fresh_input(n):
     for seed in range(150):
         order = np.random.default_rng([2, seed]).permutation(len(ROWS))
         trusted, fresh = ROWS.take(order[:n]), ROWS.predicted[order[n:]]
-        dealt = (across if n == 300 else split)(trusted.ids, trusted.predicted, seed)
-        dealt = dealt[0] if isinstance(dealt, list) else dealt
-        seen = trusted.predicted[dealt.reference]
-        alone["calibration"].append(~np.isin(trusted.predicted[dealt.calibration], seen))
+        split_roles = (across if n == 300 else split)(trusted.ids, trusted.predicted, seed)
+        split_roles = split_roles[0] if isinstance(split_roles, list) else split_roles
+        seen = trusted.predicted[split_roles.reference]
+        alone["calibration"].append(~np.isin(trusted.predicted[split_roles.calibration], seen))
         alone["fresh"].append(~np.isin(fresh, seen))
     shares = {role: [one.mean() for one in found] for role, found in alone.items()}
     difference = np.subtract(shares["fresh"], shares["calibration"])

@@ -28,8 +28,8 @@ def inputs(kind: str = "backdoor") -> Inputs:
     truth = np.array([0] * 6 + [1] * 4)
     y = np.array([0, 0, 1, 1, 2, 2, 1, 1, 2, 2])
     predicted = np.array([0, 0, 1, 1, 2, 0, 0, 0, 0, 2])
-    wanted = np.where(truth == 1, 0, -1)
-    return Inputs(truth, y, wanted, np.where(truth == 1, "triggered", "clean"), predicted, kind)
+    targets = np.where(truth == 1, 0, -1)
+    return Inputs(truth, y, targets, np.where(truth == 1, "triggered", "clean"), predicted, kind)
 
 
 SCORES = np.array([0.0, 1.0, 2.0, 3.0, 9.0, 8.0, 7.0, 8.5, 10.0, -1.0])
@@ -38,9 +38,9 @@ P = np.where(SCORES >= 7, 0.01, 0.6)
 
 def test_masking():
     np.testing.assert_array_equal(inputs().masked, [1, 1, 1, 1, 1, 0, 1, 1, 1, 0])
-    adversarial = replace(inputs(), wanted=np.full(10, -1))
+    adversarial = replace(inputs(), targets=np.full(10, -1))
     np.testing.assert_array_equal(adversarial.masked[6:], [True, True, True, False])
-    foreign = replace(inputs(), wanted=np.full(10, -1), y=np.where(inputs().truth == 1, -1, inputs().y))
+    foreign = replace(inputs(), targets=np.full(10, -1), y=np.where(inputs().truth == 1, -1, inputs().y))
     assert foreign.masked[6:].all()
 
 
@@ -178,8 +178,8 @@ def test_near_and_far_are_averaged_apart():
 
 def test_same_class_says_nothing_where_every_class_is_wanted():
     own = inputs()
-    all_to_all = replace(own, wanted=np.where(own.truth == 1, (own.y + 1) % 3, -1))
-    every = replace(all_to_all, wanted=np.array([-1] * 6 + [0, 1, 2, 0]))
+    all_to_all = replace(own, targets=np.where(own.truth == 1, (own.y + 1) % 3, -1))
+    every = replace(all_to_all, targets=np.array([-1] * 6 + [0, 1, 2, 0]))
     assert figures(Scored(SCORES, P, 0.0), own, 0.05)["same_class"] is not None
     assert figures(Scored(SCORES, P, 0.0), every, 0.05)["same_class"] is None
 

@@ -17,7 +17,7 @@ from covary_bench.images import datasets, pack
 from covary_bench.images.datasets import Images
 from covary_bench.images.makers import MAKERS, checked
 from covary_bench.runner import cell_path, run_table
-from covary_bench.scoring import anew, scores_path, stale, with_chain
+from covary_bench.scoring import rescored, scores_path, stale, with_chain
 from covary_bench.table import TABLES, from_toml, read, table
 
 SMALL = {"what": ["badnets"], "datasets": ["digits"], "trusted": 340, "clean": 40, "anomalous": 40,
@@ -47,7 +47,7 @@ def test_every_cell_of_every_table_is_known(name, scale):
 
 
 @pytest.mark.parametrize(
-    ("what", "cell", "told"),
+    ("what", "cell", "message"),
     [
         ("vision", "bandets/digits/0", "unknown name in the cell bandets/digits/0, 'bandets'; expected one of: clean"),
         ("vision", "badnets/digit/0", "unknown victim or public network 'digit'"),
@@ -57,10 +57,10 @@ def test_every_cell_of_every_table_is_known(name, scale):
         ("ood", "badnets/digits/0", "unknown name in the cell"),
     ],
 )
-def test_a_wrong_cell_is_told_and_nothing_written(what, cell, told, tmp_path, run_cli):
+def test_a_wrong_cell_is_told_and_nothing_written(what, cell, message, tmp_path, run_cli):
     code, _, error = run_cli("run", what, "--cell", cell, "--cache", tmp_path / "c", "--out", tmp_path / "o")
     assert code == 2
-    assert told in " ".join(error.split())
+    assert message in " ".join(error.split())
     assert not list(tmp_path.iterdir())
 
 
@@ -71,13 +71,13 @@ def test_an_option_that_a_maker_reads_is_known():
 
     from covary_bench.images import ingredients
 
-    def asked(module) -> set[str]:
+    def read_options(module) -> set[str]:
         return set(re.findall(r'cell\.(?:options\.get|number)\("(\w+)"', inspect.getsource(module)))
 
-    read = asked(ingredients)
+    read = read_options(ingredients)
     assert read, "the pattern finds what a module reads"
     for name, maker in MAKERS.items():
-        own = asked(inspect.getmodule(maker.make))
+        own = read_options(inspect.getmodule(maker.make))
         assert own <= set(maker.options), name
         read |= own
     assert read == {option for maker in MAKERS.values() for option in maker.options}
@@ -124,16 +124,18 @@ def test_a_record_of_something_else_is_told(found, cache, tmp_path, run_cli, mon
 
 def test_scoring_anew_keeps_what_takes_hours(found, cache, monkeypatch):
     work = cell_path(found, Cell.parse(NAME), cache).parent
-    asked = []
-    monkeypatch.setitem(BASELINES, "slow", Baseline(lambda m: asked.append(1) or np.zeros(len(m.queries)), "chain"))
+    read_options = []
+    monkeypatch.setitem(
+        BASELINES, "slow", Baseline(lambda m: read_options.append(1) or np.zeros(len(m.queries)), "chain")
+    )
     every = replace(found, size=replace(found.size, baselines=[*SMALL["baselines"], "slow"]))
     run_table(every, cache, only=[NAME], chains=True)
-    assert asked == [1]
+    assert read_options == [1]
     record = run_table(every, cache, only=[NAME], again=True)
-    assert asked == [1]
+    assert read_options == [1]
     assert "slow" in record["cells"][NAME]["detectors"]
     run_table(every, cache, only=[NAME], again=True, chains=True)
-    assert asked == [1, 1]
+    assert read_options == [1, 1]
     assert not (work / "before").exists()
     scores_path(work, "slow").unlink()
 
@@ -149,15 +151,15 @@ def test_scores_come_back_when_scoring_anew_fails(tmp_path):
         }
 
     before = there()
-    with anew(tmp_path, ["a"]) as ended:
+    with rescored(tmp_path, ["a"]) as ended:
         assert there().keys() == {"before/rows.json", "before/scores/a.npz", "scores/b.npz"}
         (tmp_path / "scores/a.npz").write_text("half")
         ended({"missing": "why"})
     assert there() == before
-    with pytest.raises(KeyboardInterrupt), anew(tmp_path, ["a"]):
+    with pytest.raises(KeyboardInterrupt), rescored(tmp_path, ["a"]):
         raise KeyboardInterrupt
     assert there() == before
-    with anew(tmp_path, ["a"]) as ended:
+    with rescored(tmp_path, ["a"]) as ended:
         (tmp_path / "scores/a.npz").write_text("new")
         ended({"detectors": {}})
     assert there() == {"scores/a.npz": "new", "scores/b.npz": "old"}
@@ -172,9 +174,9 @@ def test_other_settings_are_other_scores(found, cache, monkeypatch):
     for k in (3, 40, 3):
         settings["k"] = k
         assert stale(work, "KNN on features", settings)
-        told = run_table(found, cache)["cells"][NAME]["detectors"]["KNN on features"]["masked"]
-        figure.setdefault(k, told)
-        assert figure[k] == told
+        message = run_table(found, cache)["cells"][NAME]["detectors"]["KNN on features"]["masked"]
+        figure.setdefault(k, message)
+        assert figure[k] == message
         assert not stale(work, "KNN on features", settings)
     assert figure[3] != figure[40]
     assert not stale(work, "energy", {})

@@ -37,9 +37,9 @@ def same(one, other) -> None:
 def uninterrupted(tmp_path_factory):
     """The whole run, written in blocks; held in memory with blocks of another size it is the same."""
     network, data, x, ids = tiny(dropout=0.3)
-    whole = record_traces(network, plan(), x, ids, data, folder=tmp_path_factory.mktemp("whole") / "w", block=4)
-    same(record_traces(network, plan(), x, ids, data), whole)
-    return whole
+    full = record_traces(network, plan(), x, ids, data, folder=tmp_path_factory.mktemp("whole") / "w", block=4)
+    same(record_traces(network, plan(), x, ids, data), full)
+    return full
 
 
 @pytest.mark.parametrize("kill_at", [0, 1, 5])

@@ -24,7 +24,7 @@ from covary_bench.images.ingredients import Cutter
 from covary_bench.images.makers import hard
 from covary_bench.prepared import Prepared
 from covary_bench.records import read_record
-from covary_bench.runner import cell_path, results, run_table, wanted_baselines
+from covary_bench.runner import cell_path, results, run_table, selected_baselines
 from covary_bench.scoring import OURS, scores_path
 from covary_bench.table import SCALES, TABLES, from_toml, read
 
@@ -58,9 +58,9 @@ def test_a_table_from_nothing_by_one_command(cache, tmp_path, run_cli, monkeypat
     monkeypatch.setattr(commands, "table", lambda name, scale: small(name, ["badnets"]))
     code, out, _ = run_cli("run", "vision", "--cache", cache / "a", "--out", tmp_path, "--json")
     assert code == 0
-    told = json.loads(out)["vision"]
+    message = json.loads(out)["vision"]
     record = read_record(tmp_path / "vision-ci.json")
-    assert told["mean_auroc_masked"] == pytest.approx(record["mean_auroc_masked"], abs=1e-4)
+    assert message["mean_auroc_masked"] == pytest.approx(record["mean_auroc_masked"], abs=1e-4)
     assert record["mean_auroc_masked"] > 0.9
     cell = record["cells"]["badnets/digits/0"]
     assert set(cell["detectors"]) == {"covary alone", *TINY["baselines"]}
@@ -266,24 +266,24 @@ def test_tuning_looks_at_tuning_cells_alone(cache, monkeypatch, tmp_path):
 def test_hours_are_asked_for(cache, tmp_path):
     found = replace(small("vision", ["badnets"]), size=replace(small("vision", ["badnets"]).size, baselines=[]))
     case = ImageCase(found, found.cells[0], tmp_path)
-    assert "published (CLC)" not in wanted_baselines(found, case, chains=False)
-    assert "published (CLC)" in wanted_baselines(found, case, chains=True)
+    assert "published (CLC)" not in selected_baselines(found, case, chains=False)
+    assert "published (CLC)" in selected_baselines(found, case, chains=True)
     scores_path(case.work, "published (CLC)").parent.mkdir(parents=True)
     scores_path(case.work, "published (CLC)").touch()
-    assert "published (CLC)" in wanted_baselines(found, case, chains=False)
+    assert "published (CLC)" in selected_baselines(found, case, chains=False)
 
 
 def test_a_pack_is_read_in_place_of_the_set(tmp_path, monkeypatch):
-    told = pack.write_pack("digits", tmp_path, limit=1.0)
-    assert told["digits-test"]["images"] == 997
-    assert sum(part["bytes"] for part in told.values()) <= 1e6
-    whole_set = datasets.load("digits-test")
+    message = pack.write_pack("digits", tmp_path, limit=1.0)
+    assert message["digits-test"]["images"] == 997
+    assert sum(part["bytes"] for part in message.values()) <= 1e6
+    full_set = datasets.load("digits-test")
     monkeypatch.setitem(datasets.DATASETS, "digits-test", lambda: pytest.fail("the pack was not read"))
     monkeypatch.setenv("COVARY_PACKS", str(tmp_path))
     found = datasets.load("digits-test")
-    np.testing.assert_array_equal(found.x, whole_set.x)
-    np.testing.assert_array_equal(found.y, whole_set.y)
-    assert list(found.id) == list(whole_set.id)
+    np.testing.assert_array_equal(found.x, full_set.x)
+    np.testing.assert_array_equal(found.y, full_set.y)
+    assert list(found.id) == list(full_set.id)
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (130, 32, 32, 3), dtype=np.uint8)
     np.testing.assert_array_equal(packed.images_of(packed.mosaic(colour), 130, (32, 32, 3)), colour)

@@ -57,9 +57,9 @@ def test_one_command_scores_a_case(cache, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(commands, "table", lambda name, scale: small())
     code, out, _ = run_cli("run", "language", "--cache", cache, "--out", tmp_path, "--json")
     assert code == 0
-    told = json.loads(out)["language"]
+    message = json.loads(out)["language"]
     made = docs.complete(read_record(tmp_path / "language-ci.json"))
-    assert told["tiny"]["mean_auroc"] == made["tiny"]["mean"]
+    assert message["tiny"]["mean_auroc"] == made["tiny"]["mean"]
     cell = made["cells"]["tiny/words/0"]
     assert set(cell["detectors"]) == {"covary alone", *FEW}
     assert cell["detectors"]["covary alone"]["auroc"] > 0.9
@@ -100,8 +100,8 @@ def test_another_case_of_the_same_name_is_scored_anew(cache, tmp_path, monkeypat
     run_cell = runner.run_cell
     monkeypatch.setattr(runner, "run_cell", pytest.fail)
     runner.run_table(found, tmp_path)  # finished
-    told = tmp_path / "language" / "tiny-s0" / "case.json"
-    told.write_text(json.dumps({**json.loads(told.read_text()), "clean_accuracy": 0.123}))
+    message = tmp_path / "language" / "tiny-s0" / "case.json"
+    message.write_text(json.dumps({**json.loads(message.read_text()), "clean_accuracy": 0.123}))
     monkeypatch.setattr(runner, "run_cell", run_cell)
     path = scores_path(runner.work_folder(found, cell, tmp_path), FEW[0])
     before = path.stat().st_mtime_ns

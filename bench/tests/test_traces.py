@@ -206,7 +206,7 @@ def test_no_step_waits_for_the_device(sampler):
 def test_stop_ends_chains_early_at_the_same_draw():
     network, data, x, ids = tiny()
     found = record_traces(network, plan(), x, ids, data, block=3, stop=lambda t: t.values["margin"].shape[1] >= 6)
-    whole = record_traces(network, plan(), x, ids, data)
+    full = record_traces(network, plan(), x, ids, data)
     assert found.values["margin"].shape == (2, 6, 20)
     assert found.loss.shape == (2, 16)
-    np.testing.assert_array_equal(found.values["margin"], whole.values["margin"][:, :6])
+    np.testing.assert_array_equal(found.values["margin"], full.values["margin"][:, :6])

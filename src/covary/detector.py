@@ -26,7 +26,7 @@ from covary.scoring.cards import Cards, find_cards
 from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
-from covary.scoring.quantise import halved
+from covary.scoring.quantise import quantise
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.together import judge_together, views
 from covary.settings import Settings
@@ -69,7 +69,7 @@ class Detector(OutlierMethods):
         observable: str | UserObservable | None = None,
         **settings: Any,
     ) -> None:
-        self._given = {"model": model, "weights": weights, "observable": observable, **settings}
+        self._init_arguments = {"model": model, "weights": weights, "observable": observable, **settings}
         name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
         if "metric" in settings:
             warnings.warn("metric= is now called preconditioner=", FutureWarning, stacklevel=2)
@@ -83,7 +83,7 @@ class Detector(OutlierMethods):
         self.trusted_fingerprint = ""
         self.thumbnails: dict[str, np.ndarray] = {}
         # (fingerprint of the trusted data, roles) of a fit to be done again; those data then keep their roles.
-        self.dealt_before: tuple[str, dict[str, list[str]]] | None = None
+        self.previous_split: tuple[str, dict[str, list[str]]] | None = None
         self.extractor: Any = extractor_of(self.settings, model, weights, function)
         # What it was left to choose, such as a precision, is settled now.
         self.settings = self.extractor.settings
@@ -170,8 +170,8 @@ class Detector(OutlierMethods):
         if held is None:
             reference += [holder.id for holder in self.judge.holders]
         extractor.remember(source, reference)
-        wanted = set(reference)
-        pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in wanted}
+        reference_ids = set(reference)
+        pictures = {name: source.thumbnail(i) for i, name in enumerate(source.ids) if name in reference_ids}
         self.thumbnails = {name: picture for name, picture in pictures.items() if picture is not None}
         return self
 
@@ -185,7 +185,7 @@ class Detector(OutlierMethods):
         """The same on rows that are there already; `roles` as they were dealt out once (see `Judge.fit`)."""
         s = self.settings
         if s.half_rows:
-            rows, calibration = halved(rows), None if calibration is None else halved(calibration)
+            rows, calibration = quantise(rows), None if calibration is None else quantise(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
         kind = s.calibrates_by(len(rows))
         self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed, kind, s.sets_apart).fit(
@@ -207,7 +207,7 @@ class Detector(OutlierMethods):
         return [name for name, known in zip(self.trusted_rows.ids, right.tolist(), strict=True) if known]
 
     def _roles_before(self) -> dict[str, list[str]] | None:
-        fingerprint, roles = self.dealt_before or (None, None)
+        fingerprint, roles = self.previous_split or (None, None)
         return roles if fingerprint == self.trusted_fingerprint else None
 
     def trust(self, inputs: Any, *, origin: str = "", progress: Progress | None = None) -> Detector:
@@ -239,7 +239,7 @@ class Detector(OutlierMethods):
         more.fit_rows(Rows.concatenate([self.trusted_rows, rows]), labels, self.calibration_rows)
         more.judge.statements += self.extractor.statements
         pictures = {name: source.thumbnail(i) for i, name in enumerate(rows.ids)}
-        more.thumbnails = self.thumbnails | {name: shown for name, shown in pictures.items() if shown is not None}
+        more.thumbnails = self.thumbnails | {name: picture for name, picture in pictures.items() if picture is not None}
         if "sampling" in self.judge.roles:
             more.judge.roles["sampling"] = self.judge.roles["sampling"]
         return more
@@ -545,11 +545,11 @@ class Detector(OutlierMethods):
             check_missing_classes(np.bincount(rows.predicted, minlength=self.classes))
 
 
-def _made_again(given: dict[str, Any]) -> Detector:
-    return Detector(given["model"], **{name: value for name, value in given.items() if name != "model"})
+def _made_again(arguments: dict[str, Any]) -> Detector:
+    return Detector(arguments["model"], **{name: value for name, value in arguments.items() if name != "model"})
 
 
-def _from_files(files: dict[str, bytes], given: dict[str, Any]) -> Detector:
+def _from_files(files: dict[str, bytes], arguments: dict[str, Any]) -> Detector:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "detector"
         folder.mkdir()
@@ -557,8 +557,8 @@ def _from_files(files: dict[str, bytes], given: dict[str, Any]) -> Detector:
             (folder / name).write_bytes(content)
         # A language model has no weights here: it lies in its own folder.
         weights = folder / saved.WEIGHTS if saved.WEIGHTS in files else None
-        detector = Detector.load(folder, given["model"], weights=weights, trust_code=True)
-    detector._given = given
+        detector = Detector.load(folder, arguments["model"], weights=weights, trust_code=True)
+    detector._init_arguments = arguments
     return detector
 
 

@@ -70,8 +70,8 @@ def load_object(name: str, what: str) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if ".py:" in name:
-            module, given = name.split(".py:")
-            raise CovaryError(f"{what} {name!r} names a file", "a module", f"write {module}:{given}") from error
+            module, attribute = name.split(".py:")
+            raise CovaryError(f"{what} {name!r} names a file", "a module", f"write {module}:{attribute}") from error
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             remedy = f"run covary in the folder that holds {module_name.split('.')[0]}, or install its package"
             raise CovaryError(f"no Python module {error.name!r} for {what} {name!r}", "", remedy) from error

@@ -24,7 +24,7 @@ class OutlierMethods:
 
     # Read by scikit-learn before 1.6, which knew no tags.
     _estimator_type = "outlier_detector"
-    _given: dict[str, Any]
+    _init_arguments: dict[str, Any]
 
     def predict(self, X: Any) -> Int[np.ndarray, " n"]:
         """+1 for each input that passes, -1 for each that is flagged at the false-alarm rate in force."""
@@ -78,14 +78,14 @@ class OutlierMethods:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """What the detector was made with, as scikit-learn's `clone` needs it."""
-        return dict(self._given)
+        return dict(self._init_arguments)
 
     def set_params(self, **params: Any) -> Any:
         """The same detector with other settings; it has to be fitted again."""
         own = cast(Any, self)
-        given = {**self._given, **params}
+        arguments = {**self._init_arguments, **params}
         vars(own).clear()
-        own.__init__(given.pop("model"), **given)
+        own.__init__(arguments.pop("model"), **arguments)
         return own
 
     def __sklearn_is_fitted__(self) -> bool:

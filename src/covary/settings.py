@@ -303,12 +303,12 @@ class Settings(_Frozen):
             elif value != _default(name):
                 raise does_nothing(name, kind, own)
         entry = ESTIMATORS.get(str(own.get("estimator", "gaussian" if kind == "sampled" else FIRST_ORDER)))
-        given = {name: value for name, value in values.items() if value is not None}
+        arguments = {name: value for name, value in values.items() if value is not None}
         if entry is not None:
             score = "profile" if own.get("layerwise") else entry.score
-            given = {"observable": entry.observable, "score": score, "coupling": entry.coupling, **given}
+            arguments = {"observable": entry.observable, "score": score, "coupling": entry.coupling, **arguments}
         try:
-            return {**given, "extractor": OF_EXTRACTOR[kind](**{**own, "kind": kind})}
+            return {**arguments, "extractor": OF_EXTRACTOR[kind](**{**own, "kind": kind})}
         except ValidationError as problem:
             raise wrong_value(problem) from None
 

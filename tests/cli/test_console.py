@@ -40,11 +40,11 @@ def test_a_bar_with_rate_and_time_left_after_two_seconds(terminal, clock):
         bar(100, 400)
         clock.now = 5.0
         bar(200, 400)
-    shown = terminal.getvalue()
-    assert "inputs" in shown
-    assert "200/400" in shown
-    assert "40/s" in shown
-    assert "0:00:0" in shown
+    text = terminal.getvalue()
+    assert "inputs" in text
+    assert "200/400" in text
+    assert "40/s" in text
+    assert "0:00:0" in text
 
 
 def test_no_bar_where_nobody_watches(capsys, terminal):
@@ -99,10 +99,10 @@ def test_short_work_leaves_a_log_alone(capsys, clock):
 
 
 @pytest.mark.parametrize(
-    ("asked", "json", "silent"), [(0, False, False), (0, True, True), (1, True, False), (-1, False, True)]
+    ("level", "json", "silent"), [(0, False, False), (0, True, True), (1, True, False), (-1, False, True)]
 )
-def test_how_much_is_told(asked, json, silent, monkeypatch):
-    monkeypatch.setattr(console, "level", lambda: asked)
+def test_how_much_is_told(level, json, silent, monkeypatch):
+    monkeypatch.setattr(console, "level", lambda: level)
     assert (console.terminal(json) is console.SILENT) == silent
 
 
@@ -184,26 +184,28 @@ FULL = {
 }  # fmt: skip
 
 
-def told(capsys, summary):
+def printed(capsys, summary):
     console.print_summary(summary, "runs/a/report.html")
     return capsys.readouterr().out
 
 
 def test_the_answer_comes_first(capsys):
-    assert told(capsys, SUMMARY).startswith("12 of 1,200 inputs flagged at a false-alarm rate of 1 %.\n  One thing.\n")
-    assert "an expected share of false alarms of 0.1" in told(capsys, {**SUMMARY, "fdr": 0.1})
+    assert printed(capsys, SUMMARY).startswith(
+        "12 of 1,200 inputs flagged at a false-alarm rate of 1 %.\n  One thing.\n"
+    )
+    assert "an expected share of false alarms of 0.1" in printed(capsys, {**SUMMARY, "fdr": 0.1})
 
 
 def test_figures_that_are_known_are_told_and_others_are_not(capsys):
-    text = told(capsys, {**SUMMARY, **TRUTH})
+    text = printed(capsys, {**SUMMARY, **TRUTH})
     assert "20.00 % of 10 clean inputs" in text
     assert "caught" not in text
     assert "AUROC" not in text
-    text = told(capsys, {**SUMMARY, **TRUTH, **FULL})
+    text = printed(capsys, {**SUMMARY, **TRUTH, **FULL})
     assert "50.00 % of 5 anomalous inputs" in text
     assert "0.8000 (masked)" in text
     assert "0.9000 (ceiling 0.9500), masked 0.9100" in text
-    assert "0.7000 (all inputs)" in told(capsys, {**SUMMARY, **TRUTH, **FULL, "auroc_masked": None})
+    assert "0.7000 (all inputs)" in printed(capsys, {**SUMMARY, **TRUTH, **FULL, "auroc_masked": None})
 
 
 def test_a_record_is_one_line_a_fact(capsys):

@@ -45,7 +45,7 @@ def usual(network, tiny_files):
 @pytest.fixture(scope="module")
 def run_folder(tiny_files, tmp_path_factory):
     """A RUN; not to be changed."""
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="tiny:network", weights=str(tiny_files / "weights.safetensors"), trusted=str(tiny_files / "trusted.npz"),
         inputs=str(tiny_files / "inputs.npz"), target=3, settings={},
     )  # fmt: skip
@@ -223,8 +223,8 @@ def test_a_sampled_scan_tells_of_its_draws_and_is_replayed(run_cli, usual, netwo
     assert summary["sampling"]["draws"] == 8
     assert summary["sampling"]["settings"] == {"sigma": 0.05}
     assert any(statement.startswith("Sampling: ") for statement in summary["statements"])
-    told = json.loads((tmp_path / "run" / "report.json").read_text())["sampling"]
-    assert len(told["sample_traces"]) == 4
+    help_of = json.loads((tmp_path / "run" / "report.json").read_text())["sampling"]
+    assert len(help_of["sample_traces"]) == 4
     assert "Draws of the weights" in (tmp_path / "run" / "report.html").read_text()
     code, out, _ = run_cli("scan", "--replay", tmp_path / "run", "--trust-code", "--out", tmp_path / "again", "--json")
     assert json.loads(out)["replay"] == {"identical": True, "changed": {}}
@@ -288,7 +288,7 @@ def test_help_names_what_the_tables_hold(run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     _, text, _ = run_cli("scan", "--help")
 
-    def told(option):
+    def help_of(option):
         return re.search(rf"│ --{option} .*", text)[0]
 
     for option, names in (
@@ -296,7 +296,7 @@ def test_help_names_what_the_tables_hold(run_cli, monkeypatch):
         ("estimator", ESTIMATORS),
     ):  # fmt: skip
         for name in names:
-            assert re.search(rf"\b{name}\b", told(option)), (option, name)
+            assert re.search(rf"\b{name}\b", help_of(option)), (option, name)
 
 
 def test_version(run_cli):
@@ -319,8 +319,8 @@ def bad_files(folder):
     np.savez(folder / "no-x.npz", pictures=x)
     np.savez(folder / "objects.npz", x=np.array([{}, []], object))
     np.savez(folder / "label-inputs.npz", x=X, y=np.where(Y == 3, 12, Y))
-    whole = (folder / "few.npz").read_bytes()
-    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    full = (folder / "few.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(full[: len(full) // 2])
     (folder / "torn.pt").write_bytes(b"PK\x03\x04 not a zip")
     (folder / "torn.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00nonsense")
     (folder / "words.csv").write_text("id,truth\n1,maybe\n")
@@ -434,15 +434,15 @@ def test_bad_input_to_the_other_commands(run_cli, saved_folder, tiny_files, netw
 @pytest.mark.parametrize("file", ["results.csv", "run.json", "summary.json", "report.json"])
 def test_a_damaged_run(file, run_cli, run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
-    whole = (run / file).read_bytes()
-    (run / file).write_bytes(whole[: len(whole) // 2])
-    told = {command[0]: run_cli(*command, run) for command in (["inspect"], ["report"])}
+    full = (run / file).read_bytes()
+    (run / file).write_bytes(full[: len(full) // 2])
+    help_of = {command[0]: run_cli(*command, run) for command in (["inspect"], ["report"])}
     if file == "run.json":
-        told["scan"] = run_cli("scan", "--replay", run, "--trust-code")
-        assert told["scan"][0] == 2
-    assert told["inspect"][0] == 2
-    assert told["report"][0] == 2 or file == "results.csv"
-    for code, _, err in told.values():
+        help_of["scan"] = run_cli("scan", "--replay", run, "--trust-code")
+        assert help_of["scan"][0] == 2
+    assert help_of["inspect"][0] == 2
+    assert help_of["report"][0] == 2 or file == "results.csv"
+    for code, _, err in help_of.values():
         assert err.startswith("error: " if code else "warning: ")
 
 

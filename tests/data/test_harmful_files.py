@@ -139,9 +139,9 @@ def test_every_flipped_byte_of_an_npz_is_read_or_told_in_one_sentence(tmp_path):
     np.savez(tmp_path / "b.npz", x=GOOD, y=np.arange(3), id=np.array(["a", "b", "c"]))
     rng = np.random.default_rng(0)
     for name in ("a.npz", "b.npz"):
-        whole = (tmp_path / name).read_bytes()
-        for place in rng.integers(0, len(whole), 150).tolist():
-            broken = bytearray(whole)
+        full = (tmp_path / name).read_bytes()
+        for place in rng.integers(0, len(full), 150).tolist():
+            broken = bytearray(full)
             broken[place] ^= 1 << int(rng.integers(8))
             (tmp_path / "broken.npz").write_bytes(broken)
             with contextlib.suppress(CovaryError):
@@ -204,8 +204,8 @@ def test_ids_that_a_spreadsheet_would_run_are_text_in_results_and_themselves_in_
     text = (run / "results.csv").read_text()
     assert "'=HYPERLINK" in text
     assert all(line[:1] not in "=@+" and line[:2] not in ('"=', '"@', '"+') for line in text.splitlines())
-    told = json.loads((run / "report.json").read_text())
-    assert {card["id"] for part in ("flagged", "clean_examples") for card in told[part]} <= set(ids)
+    message = json.loads((run / "report.json").read_text())
+    assert {card["id"] for part in ("flagged", "clean_examples") for card in message[part]} <= set(ids)
     code, out, _ = run_cli("compare", run, run, "--by-id", "--json")
     assert (code, json.loads(out)["matched"]) == (0, 5)
     from covary.runs.report.run_folder import read_run
@@ -280,10 +280,10 @@ def test_postscript_that_is_called_an_image_starts_no_other_program(tmp_path, mo
 def test_flipped_bytes_of_images_are_read_or_told_in_one_sentence(kind):
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)).save(file, kind)
-    rng, whole = np.random.default_rng(1), file.getvalue()
+    rng, full = np.random.default_rng(1), file.getvalue()
     for _ in range(60):
-        broken = bytearray(whole)
-        for place in rng.integers(0, len(whole), 3):
+        broken = bytearray(full)
+        for place in rng.integers(0, len(full), 3):
             broken[place] = int(rng.integers(256))
         with contextlib.suppress(CovaryError), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)
 
 
-def whole(source):
+def full(source):
     return torch.cat([batch.x for batch in source.batches(2)])
 
 
@@ -41,7 +41,7 @@ def test_a_folder_reads_what_pillow_reads(tmp_path, suffix):
     save(tmp_path, "a.png", f"b{suffix}")
     source = open_data(tmp_path)
     assert source.ids == ["a.png", f"b{suffix}"]
-    assert whole(source).shape == (2, 3, 6, 7)
+    assert full(source).shape == (2, 3, 6, 7)
     assert source.left_out == []
 
 
@@ -115,7 +115,7 @@ def test_images_are_read_in_the_mode_of_the_trusted_ones(tmp_path):
     save(tmp_path / "grey", "a.png", images=PIXELS[..., 0])
     assert open_data(tmp_path / "colour").preprocessing["mode"] == "RGB"
     assert open_data(tmp_path / "grey").preprocessing["mode"] == "L"
-    x = whole(open_data(tmp_path / "grey", mode="RGB"))
+    x = full(open_data(tmp_path / "grey", mode="RGB"))
     assert torch.equal(x, torch.from_numpy(PIXELS[:1, ..., 0]).div(255).unsqueeze(1).expand(1, 3, 6, 7))
     with pytest.raises(CovaryError, match=r"a\.png has colours; expected a grey image"):
         open_data(tmp_path / "colour", mode="L")
@@ -123,8 +123,8 @@ def test_images_are_read_in_the_mode_of_the_trusted_ones(tmp_path):
 
 def test_pillow_images_of_a_list_have_one_mode():
     grey, colour = Image.fromarray(PIXELS[0, ..., 0]), Image.fromarray(PIXELS[1])
-    assert whole(open_data([grey, grey.convert("1"), grey.convert("LA")])).shape == (3, 1, 6, 7)
-    assert whole(open_data([grey, colour])).shape == (2, 3, 6, 7)
+    assert full(open_data([grey, grey.convert("1"), grey.convert("LA")])).shape == (3, 1, 6, 7)
+    assert full(open_data([grey, colour])).shape == (2, 3, 6, 7)
     with pytest.raises(CovaryError, match="32 bits"):
         open_data([Image.fromarray(np.full((6, 7), 0.5, np.float32))])
 
@@ -136,7 +136,7 @@ def test_grey_images_of_16_bits_are_scaled_as_arrays_are(form, tmp_path):
     images = [*(Image.fromarray(image) for image in values), Image.fromarray(PIXELS[0, ..., 0])]
     for i, image in enumerate(images):
         image.save(tmp_path / f"{i}.{'png' if i else 'tif'}")
-    expected = torch.cat([whole(open_data(values)), whole(open_data(PIXELS[:1, ..., 0]))])
+    expected = torch.cat([full(open_data(values)), full(open_data(PIXELS[:1, ..., 0]))])
     for mode in ("L", "RGB"):
         if form == "partition":
             kind, files, _ = recognise(str(tmp_path))
@@ -144,26 +144,26 @@ def test_grey_images_of_16_bits_are_scaled_as_arrays_are(form, tmp_path):
             decoded = [sample for _, sample in SOURCES[kind].read(str(tmp_path), part, mode)]
             x = preprocessing.scaled(preprocessing.stacked(decoded, ["0", "1", "2"], "here"))
         elif mode == "RGB" and form == "list":
-            x = whole(open_data([*images, Image.fromarray(PIXELS[1])]))[:3]
+            x = full(open_data([*images, Image.fromarray(PIXELS[1])]))[:3]
         else:
-            x = whole(open_data(images if form == "list" else tmp_path, mode=mode))
+            x = full(open_data(images if form == "list" else tmp_path, mode=mode))
         assert torch.equal(x, expected if mode == "L" else expected.expand(3, 3, 6, 7))
 
 
 @pytest.mark.parametrize("shape", [(3, 6, 7), (3, 6, 7, 3)])
 def test_uint16_images_are_scaled(shape):
     values = RNG.integers(0, 65536, shape, dtype=np.uint16)
-    x = whole(open_data(values))
+    x = full(open_data(values))
     expected = values[..., None] if len(shape) == 3 else values
     np.testing.assert_allclose(x, np.moveaxis(expected, -1, 1) / 65535, atol=1e-7)
     picture = open_data(values).thumbnail(0)
     np.testing.assert_array_equal(picture[..., 0], (expected[0, ..., 0] >> 8).astype(np.uint8))
     if len(shape) == 4:
-        assert torch.equal(whole(open_data(torch.from_numpy(values).movedim(-1, 1))), x)
+        assert torch.equal(full(open_data(torch.from_numpy(values).movedim(-1, 1))), x)
 
 
 def test_other_integers_are_token_ids_or_refused():
-    assert whole(open_data(np.arange(12, dtype=np.uint16).reshape(3, 4))).dtype == torch.int64
+    assert full(open_data(np.arange(12, dtype=np.uint16).reshape(3, 4))).dtype == torch.int64
     assert open_data(np.zeros((3, 6, 7), np.int32)).notes == [
         "int32 of shape (6, 7) are taken as token ids; pixels are uint8, uint16 or floats."
     ]
@@ -183,7 +183,7 @@ LABELS = torch.tensor([1, 0, 1, 0])
 def test_datasets_without_labels():
     for dataset in (TensorDataset(VALUES), Subset(TensorDataset(VALUES), range(4))):
         source = open_data(dataset)
-        assert torch.equal(whole(source), VALUES)
+        assert torch.equal(full(source), VALUES)
         assert source.y is None
 
 
@@ -203,13 +203,13 @@ def test_datasets_without_labels():
 )
 def test_everything_that_gives_items(make):
     source = open_data(make(TensorDataset(VALUES, LABELS)))
-    assert torch.equal(whole(source), VALUES)
+    assert torch.equal(full(source), VALUES)
     assert source.y.tolist() == [1, 0, 1, 0]
 
 
 def test_a_loader_s_sampler_chooses():
     loader = DataLoader(TensorDataset(VALUES), sampler=SubsetRandomSampler([2, 0]))
-    assert sorted(whole(open_data(loader))[:, 0].tolist()) == [0, 12]
+    assert sorted(full(open_data(loader))[:, 0].tolist()) == [0, 12]
 
 
 def test_a_stream_is_refused_with_what_to_do():
@@ -219,7 +219,7 @@ def test_a_stream_is_refused_with_what_to_do():
 
     with pytest.raises(CovaryError, match=r"IterableDataset.*pass list\(dataset\)"):
         open_data(DataLoader(Stream()))
-    assert torch.equal(whole(open_data(list(Stream()))), VALUES)
+    assert torch.equal(full(open_data(list(Stream()))), VALUES)
 
 
 def test_labels_that_name_no_class_are_left_aside_and_told():
@@ -241,7 +241,7 @@ def test_a_glob_one_image_and_a_list_of_paths(tmp_path, monkeypatch):
     source = open_data("pile/*")
     assert source.ids == ["a.png", "b.gif", "c.png"]
     assert source.left_out[0]["names"] == ["e.png.txt"]
-    assert torch.equal(whole(open_data("pile/a.png")), scaled(PIXELS[:1]))
+    assert torch.equal(full(open_data("pile/a.png")), scaled(PIXELS[:1]))
     assert open_data(["pile/a.png", "other/d.png"]).ids == ["pile/a.png", "other/d.png"]
     with pytest.raises(CovaryError, match=r"nothing at pile/\*\.jpg"):
         open_data("pile/*.jpg")
@@ -252,12 +252,12 @@ def test_a_glob_one_image_and_a_list_of_paths(tmp_path, monkeypatch):
 
 def test_arrays_and_tensors_in_files(tmp_path):
     np.save(tmp_path / "a.npy", PIXELS)
-    assert torch.equal(whole(open_data(tmp_path / "a.npy")), scaled(PIXELS))
+    assert torch.equal(full(open_data(tmp_path / "a.npy")), scaled(PIXELS))
     torch.save(VALUES, tmp_path / "a.pt")
     torch.save((VALUES, LABELS), tmp_path / "pair.pt")
     torch.save({"x": VALUES, "y": LABELS, "id": list("abcd"), "more": 1}, tmp_path / "named.pth")
     for name in ("a.pt", "pair.pt", "named.pth"):
-        assert torch.equal(whole(open_data(tmp_path / name)), VALUES)
+        assert torch.equal(full(open_data(tmp_path / name)), VALUES)
     assert open_data(tmp_path / "pair.pt").y.tolist() == [1, 0, 1, 0]
     assert open_data(tmp_path / "named.pth").ids == list("abcd")
 

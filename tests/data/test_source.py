@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import arguments
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -74,13 +74,13 @@ def test_grey_images_get_one_channel(images):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("arguments", "expected"),
     [(np.float64, torch.float32), (np.float16, torch.float32), (np.int32, torch.int64), (np.uint16, torch.int64)],
 )
-def test_floats_and_token_ids_are_taken_as_they_are(given, wanted):
-    values = np.arange(12).reshape(3, 4).astype(given)
+def test_floats_and_token_ids_are_taken_as_they_are(arguments, expected):
+    values = np.arange(12).reshape(3, 4).astype(arguments)
     x = everything(open_data(values))
-    assert x.dtype == wanted
+    assert x.dtype == expected
     assert np.array_equal(x.numpy(), values)
 
 
@@ -95,14 +95,14 @@ def test_mean_and_std_are_applied_per_channel_after_scaling_and_transform(images
     np.testing.assert_allclose(one.numpy(), (np.moveaxis(images, -1, 1) / 255 - 0.5) / 0.25, atol=1e-6)
 
 
-@given(st.integers(1, 13), st.permutations(range(11)))
+@arguments(st.integers(1, 13), st.permutations(range(11)))
 def test_batch_size_and_order_change_nothing(batch_size, order):
     values = np.random.default_rng(1).normal(size=(11, 4)).astype(np.float32)
     source = open_data((values, np.arange(11)))
-    whole = everything(source, 11)
-    assert torch.equal(everything(source, batch_size), whole)
+    full = everything(source, 11)
+    assert torch.equal(everything(source, batch_size), full)
     batches = list(source.take(order).batches(batch_size))
-    assert torch.equal(torch.cat([b.x for b in batches]), whole[list(order)])
+    assert torch.equal(torch.cat([b.x for b in batches]), full[list(order)])
     assert [name for b in batches for name in b.ids] == [str(i) for i in order]
     assert np.concatenate([b.y for b in batches if b.y is not None]).tolist() == list(order)
 
@@ -241,7 +241,7 @@ def test_dataset_of_pillow_images_streams_and_reads_labels_on_demand(images):
 @pytest.mark.parametrize("kind", ["tensor dataset", "subset", "dict", "bare", "targets", "uint8 channels first"])
 def test_kinds_of_items(kind, images):
     x, y = torch.from_numpy(np.moveaxis(images, -1, 1)).float() / 255, torch.arange(11)
-    whole = TensorDataset(x, y)
+    full = TensorDataset(x, y)
 
     class Items(Dataset):
         def __len__(self):
@@ -254,7 +254,7 @@ def test_kinds_of_items(kind, images):
                 return (x[i] * 255).round().to(torch.uint8), y[i]
             return (x[i], -1) if kind == "targets" else x[i]
 
-    dataset = {"tensor dataset": whole, "subset": Subset(whole, [3, 1])}.get(kind, Items())
+    dataset = {"tensor dataset": full, "subset": Subset(full, [3, 1])}.get(kind, Items())
     if kind == "targets":
         dataset.targets = list(range(11))  # type: ignore[attr-defined]
     source = open_data(dataset)

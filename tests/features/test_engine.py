@@ -29,23 +29,25 @@ def extractor(module: nn.Module, engine: str = "hooks", **options: object) -> Gr
     return GradientExtractor(module, lambda out: out, engine=engine, **options)  # type: ignore[arg-type]
 
 
-def relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-12))
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
-def agree(found: Rows, wanted: Rows, norm_kinds: dict[str, str], tolerance: float = 1e-4, latent: bool = True) -> None:
-    for layer, rows in wanted.functional.items():
+def agree(
+    found: Rows, expected: Rows, norm_kinds: dict[str, str], tolerance: float = 1e-4, latent: bool = True
+) -> None:
+    for layer, rows in expected.functional.items():
         assert np.abs(rows).max() > 0, f"{layer}: a test that compares zeros"
         assert relative(found.functional[layer], rows) < tolerance, f"compressed gradient of {layer}"
-    for layer, rows in wanted.latent.items() if latent else ():
+    for layer, rows in expected.latent.items() if latent else ():
         assert relative(found.latent[layer], rows) < tolerance, f"pooled activation of {layer}"
-    assert relative(found.observable, wanted.observable) < tolerance
-    for name, values in wanted.confidence.items():
+    assert relative(found.observable, expected.observable) < tolerance
+    for name, values in expected.confidence.items():
         assert relative(found.confidence[name], values) < tolerance, name
-    assert (found.predicted == wanted.predicted).all()
-    for position, layer in enumerate(wanted.functional):
-        compressed = np.linalg.norm(wanted.functional[layer].astype(np.float64), axis=1)
-        norms = wanted.functional_norms[:, position] if norm_kinds[layer] == "exact" else compressed
+    assert (found.predicted == expected.predicted).all()
+    for position, layer in enumerate(expected.functional):
+        compressed = np.linalg.norm(expected.functional[layer].astype(np.float64), axis=1)
+        norms = expected.functional_norms[:, position] if norm_kinds[layer] == "exact" else compressed
         assert relative(found.functional_norms[:, position], norms) < tolerance, f"{norm_kinds[layer]} norm of {layer}"
 
 
@@ -320,12 +322,12 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 def test_autocast_and_half_precision() -> None:
     module = seeded(lambda: Head(IMAGES["batch-norm"](), 20)).eval()
     x = torch.randn(N, 3, 12, 12)
-    wanted = extractor(module, "exact").rows(batch(x))
+    expected = extractor(module, "exact").rows(batch(x))
     half = copy.deepcopy(module).to(torch.bfloat16)
     for fast, inputs in ((extractor(module, amp="bf16"), x), (extractor(half), x.bfloat16())):
         found = fast.rows(batch(inputs))
         assert not fast.notes
-        for layer, rows in wanted.functional.items():
+        for layer, rows in expected.functional.items():
             flat = (found.functional[layer] * rows).sum(1)
             lengths = np.linalg.norm(found.functional[layer], axis=1) * np.linalg.norm(rows, axis=1)
             assert (flat > 0.98 * lengths).all(), f"{layer}: directions differ beyond reduced precision"
@@ -370,13 +372,13 @@ def test_spaces_nll_and_inference_mode() -> None:
     x = torch.randn(N, 3, 12, 12)
     compare(module, x, space="pattern:*bias", observable="nll")
     compare(module, x, space="last-layer")
-    fast, wanted = extractor(module), extractor(module, "exact").rows(batch(x))
+    fast, expected = extractor(module), extractor(module, "exact").rows(batch(x))
     with torch.inference_mode():
-        agree(fast.rows(batch(x.clone())), wanted, fast.norm_kinds)
+        agree(fast.rows(batch(x.clone())), expected, fast.norm_kinds)
         frozen = copy.deepcopy(module)
         assert next(frozen.parameters()).is_inference()
     fast = extractor(frozen)
-    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    agree(fast.rows(batch(x)), expected, fast.norm_kinds)
 
 
 def test_grouping_into_batches_does_not_matter() -> None:
@@ -390,17 +392,17 @@ def test_grouping_into_batches_does_not_matter() -> None:
 def test_little_memory_means_small_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = seeded(Functional).eval()
     x = torch.randn(9, 12)
-    wanted, roomy = extractor(module, "exact").rows(batch(x)), extractor(module)
+    expected, roomy = extractor(module, "exact").rows(batch(x)), extractor(module)
     roomy.rows(batch(x))
     monkeypatch.setattr("covary.features.engine.fast.PASS_BYTES", {"cpu": 2000, "gpu": 0})
     fast = extractor(module)
     assert 1 <= fast._fast.samples_at_once(x) < 9
-    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    agree(fast.rows(batch(x)), expected, fast.norm_kinds)
     monkeypatch.undo()
     # Parameters left to exact gradients come a few samples at a time too; their norms are then those of the rows.
     monkeypatch.setattr("covary.features.engine.fast.WHOLE_BYTES", 2000)
     fast = extractor(module)
-    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    agree(fast.rows(batch(x)), expected, fast.norm_kinds)
     assert fast.norm_kinds["first"] == "projected" != roomy.norm_kinds["first"]
 
 
@@ -411,12 +413,12 @@ def test_weights_that_come_from_disk_layer_by_layer(tmp_path: Path) -> None:
     )
     module.eval()
     x = torch.randn(N, 6, 7)
-    wanted = extractor(module).rows(batch(x))
+    expected = extractor(module).rows(batch(x))
     places = {"body.0": "cpu", "body.1": "disk", "body.2": "cpu", "body.3": "disk", "head": "cpu"}
     away = accelerate.dispatch_model(module, places, offload_dir=str(tmp_path), main_device="cpu")
     assert away.body[3].weight.is_meta
     fast = extractor(away)
-    agree(fast.rows(batch(x)), wanted, fast.norm_kinds)
+    agree(fast.rows(batch(x)), expected, fast.norm_kinds)
     assert len(fast.notes) == 1
     assert "offloaded: body.1.weight and 3 more" in fast.notes[0]
 
@@ -464,8 +466,8 @@ def test_several_observables_come_out_of_one_forward_pass(kind: str) -> None:
     found = fast.several(batch(x), ["margin", "nll"])
     assert kind == "unknown" or len(passes) == 1
     for name in ("margin", "nll"):
-        wanted = extractor(module, observable=name)
-        agree(found[name], wanted.rows(batch(x)), fast.norm_kinds)
+        expected = extractor(module, observable=name)
+        agree(found[name], expected.rows(batch(x)), fast.norm_kinds)
         exact = extractor(module, "exact").several(batch(x), [name])[name]
         agree(found[name], exact, fast.norm_kinds)
     assert not np.allclose(found["margin"].observable, found["nll"].observable)

@@ -114,9 +114,9 @@ def test_gradients_are_those_of_a_loop_of_autograd(make, name, vectorised):
         assert found.logits is not None
         torch.testing.assert_close(found.logits[i], z.detach(), rtol=1e-4, atol=1e-5)
         for key, gradient in zip(parameters, gradients, strict=True):
-            wanted = torch.zeros_like(parameters[key]) if gradient is None else gradient
-            scale = max(float(wanted.abs().max()), 1e-3)
-            difference = float((found.parameters[key][i] - wanted).abs().max())
+            expected = torch.zeros_like(parameters[key]) if gradient is None else gradient
+            scale = max(float(expected.abs().max()), 1e-3)
+            difference = float((found.parameters[key][i] - expected).abs().max())
             assert difference < 1e-4 * scale, f"{key}: off by {difference:.2e} of {scale:.2e}"
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]), f"{key} moved: BatchNorm statistics or weights were written to"
@@ -160,8 +160,8 @@ def test_a_users_own_observable(vectorised):
     for i in range(N):
         value = module(x[i]).square().mean()
         for key in ("0.weight", "3.bias"):
-            wanted = torch.autograd.grad(value, module.get_parameter(key), retain_graph=True)[0]
-            torch.testing.assert_close(found.parameters[key][i], wanted, rtol=1e-4, atol=1e-5)
+            expected = torch.autograd.grad(value, module.get_parameter(key), retain_graph=True)[0]
+            torch.testing.assert_close(found.parameters[key][i], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", NETWORKS)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from covary.errors import CovaryError
 from covary.features.gradient import GradientExtractor
-from covary.features.preconditioner import METRICS, Moments, inverse_root, under_metric
+from covary.features.preconditioner import METRICS, GradientMoments, inverse_root, under_metric
 from covary.features.projections import LayerProjection
 from covary.scoring.rows import Batch
 
@@ -33,7 +33,7 @@ def matrices(gradients: dict[str, Tensor]) -> np.ndarray:
 def test_rows_couple_as_the_explicit_kronecker_product_does(kind: str) -> None:
     gradients, damping = some_gradients(), 0.2
     projections = {"layer": LayerProjection("layer", SHAPES, k=256, seed=0)}
-    moments = Moments(projections, kind)
+    moments = GradientMoments(projections, kind)
     for start in range(0, 12, 5):
         moments.add({name: g[start : start + 5] for name, g in gradients.items()})
     rows = under_metric(projections, moments.metric(damping))["layer"](gradients).double().numpy()
@@ -55,7 +55,7 @@ def test_root_of_a_vector_is_that_of_its_diagonal_matrix() -> None:
 
 def test_long_sides_keep_their_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("covary.features.preconditioner.LONGEST_SIDE", 5)
-    moments = Moments({"layer": LayerProjection("layer", SHAPES, k=256, seed=0)}, "kronecker")
+    moments = GradientMoments({"layer": LayerProjection("layer", SHAPES, k=256, seed=0)}, "kronecker")
     moments.add(some_gradients())
     sides = moments.metric()["layer"][0]
     assert sides.left.shape == (6,)
@@ -77,20 +77,20 @@ def test_both_engines_agree_under_a_metric(kind: str) -> None:
     plain = GradientExtractor(module, lambda out: out, engine="exact")
     metric = plain.moments([Batch(batch.ids[:4], x[:4]), Batch(batch.ids[4:], x[4:])], kind).metric()
     exact, hooks = (GradientExtractor(module, lambda out: out, engine=e, metric=metric) for e in ("exact", "hooks"))
-    wanted, got = exact.rows(batch), hooks.rows(batch)
+    expected, got = exact.rows(batch), hooks.rows(batch)
     assert hooks.notes == []
-    for layer, rows in wanted.functional.items():
+    for layer, rows in expected.functional.items():
         np.testing.assert_allclose(got.functional[layer], rows, atol=2e-4 * np.abs(rows).max(), err_msg=layer)
-    np.testing.assert_allclose(got.functional_norms, wanted.functional_norms, rtol=2e-4)
+    np.testing.assert_allclose(got.functional_norms, expected.functional_norms, rtol=2e-4)
     assert set(exact.norm_kinds.values()) == set(hooks.norm_kinds.values()) == {"projected"}
-    first = next(iter(wanted.functional))
-    assert not np.allclose(wanted.functional[first], plain.rows(batch).functional[first], rtol=0.01)
+    first = next(iter(expected.functional))
+    assert not np.allclose(expected.functional[first], plain.rows(batch).functional[first], rtol=0.01)
 
 
 def test_wrong_requests_are_refused() -> None:
     projections = {"layer": LayerProjection("layer", SHAPES, k=256, seed=0)}
     with pytest.raises(CovaryError, match="metric 'fisher'"):
-        Moments(projections, "fisher")
+        GradientMoments(projections, "fisher")
     for kind in METRICS:
         with pytest.raises(CovaryError, match="from 0 gradients"):
-            Moments(projections, kind).metric()
+            GradientMoments(projections, kind).metric()

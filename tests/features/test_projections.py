@@ -62,8 +62,8 @@ def test_projection_is_two_sided_then_dense_with_the_bias_as_a_last_column():
     assert found.shape == (3, 100)
     for i in range(3):
         matrix = torch.cat([weight[i], bias[i].unsqueeze(1)], 1)
-        wanted = block.last @ (block.left @ matrix @ block.right.T).flatten()
-        torch.testing.assert_close(found[i], wanted, rtol=1e-4, atol=1e-3)
+        expected = block.last @ (block.left @ matrix @ block.right.T).flatten()
+        torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_two_stages_come_closer_to_exact_couplings_than_two_small_sides():

@@ -36,11 +36,11 @@ def network(norm: str) -> nn.Module:
     layers: list[nn.Module] = [nn.Linear(6, 12)]
     for _ in range(4):
         layers += [makers[norm](), nn.Tanh(), nn.Linear(12, 12)]
-    whole = nn.Sequential(*layers, nn.Linear(12, 4)).eval()
+    full = nn.Sequential(*layers, nn.Linear(12, 4)).eval()
     with torch.no_grad():
-        for parameter in whole.parameters():
+        for parameter in full.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
-    return whole
+    return full
 
 
 def amplified(module: nn.Module, last: int, factor: float) -> nn.Module:
@@ -61,8 +61,8 @@ def test_margins_are_those_of_a_copy_with_multiplied_weights(norm):
     if not survival.depths:
         survival.depths = [1, 2]
     predicted = module(x).argmax(-1)
-    wanted = [margin(amplified(module, depth, survival.factor)(x), predicted) for depth in survival.depths]
-    torch.testing.assert_close(survival(x, predicted), torch.stack(wanted, -1).detach())
+    expected = [margin(amplified(module, depth, survival.factor)(x), predicted) for depth in survival.depths]
+    torch.testing.assert_close(survival(x, predicted), torch.stack(expected, -1).detach())
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 

@@ -373,10 +373,10 @@ def test_offloaded_weights_have_the_fingerprint_of_the_same_weights_in_memory(tm
     accelerate = pytest.importorskip("accelerate")
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
-    wanted = load_network(module).fingerprint
+    expected = load_network(module).fingerprint
     places = {"0": "disk", "1": "cpu", "2": "cpu"}
     away = accelerate.dispatch_model(module, places, offload_dir=str(tmp_path), main_device="cpu")
     assert away[0].weight.is_meta
     network = load_network(away)
-    assert network.fingerprint == wanted
+    assert network.fingerprint == expected
     assert network.logits(torch.zeros(2, 4)).shape == (2, 3)

@@ -34,10 +34,10 @@ class Templates(nn.Module):
         self.stem = nn.Conv2d(channels, channels, 1, bias=False)
         self.stem.weight.data = torch.eye(channels)[:, :, None, None]
         self.head = nn.Linear(channels * SIDE * SIDE, CLASSES)
-        wanted = ((pictures - mean) / std).flatten(1)
+        expected = ((pictures - mean) / std).flatten(1)
         gain = gain * float(std.mean() ** 2)
-        self.head.weight.data = gain * wanted
-        self.head.bias.data = -gain * wanted.square().sum(1) / 2
+        self.head.weight.data = gain * expected
+        self.head.bias.data = -gain * expected.square().sum(1) / 2
 
     def forward(self, x):
         return self.head(self.stem(x).flatten(1))
@@ -459,7 +459,7 @@ IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 
 @needs_data
 @pytest.mark.parametrize(
-    ("name", "factory", "data", "given", "advice"),
+    ("name", "factory", "data", "arguments", "advice"),
     [
         ("cifar10_resnet20_clean", "resnet20", "cifar10-test", {}, IMAGENET),
         ("cifar10_resnet20_clean", "resnet20", "cifar10-test", {"mean": 0.5, "std": 0.5}, IMAGENET),
@@ -467,13 +467,13 @@ IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
         ("gtsrb_vggsmall_badnets_t8", "vggsmall_gtsrb", "gtsrb-test", {"std": 1 / 255}, "Leave out --std"),
     ],
 )
-def test_public_networks_get_the_right_advice(name, factory, data, given, advice):
+def test_public_networks_get_the_right_advice(name, factory, data, arguments, advice):
     images = datasets.load(data)
     chosen = np.random.default_rng(0).permutation(len(images.x))[:200]
     network = load_network(f"covary_bench.images.public:{factory}", public.weights_path(name))
     x, y = images.x[chosen], images.y[chosen]
     for trusted in ((x, y), x):
-        assert advice in the(check(network, open_data(trusted, **given)), "Preprocessing").change
+        assert advice in the(check(network, open_data(trusted, **arguments)), "Preprocessing").change
 
 
 @needs_data

@@ -95,10 +95,10 @@ def test_other_inputs_are_two_samples_unless_ids_say_otherwise(runs):
 
 @pytest.mark.parametrize("what", ["network", "trusted", "setting"])
 def test_scores_in_other_units_are_not_compared(runs, what):
-    told = json.loads((runs[1] / "run.json").read_text())
+    message = json.loads((runs[1] / "run.json").read_text())
     if what == "setting":
-        told["config"]["space"] = "last-layer"
-    (runs[1] / "run.json").write_text(json.dumps(told))
+        message["config"]["space"] = "last-layer"
+    (runs[1] / "run.json").write_text(json.dumps(message))
     sealed(runs[1], **({} if what == "setting" else {what: "3" * 64}))
     found = compare(*runs)
     assert found["scores"]["measure"] == "-log10(p_value)"

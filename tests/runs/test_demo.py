@@ -12,13 +12,13 @@ from covary.scoring.conformal import false_alarm_interval
 
 
 @pytest.fixture(scope="module")
-def shown(tmp_path_factory):
+def demo_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo")
     return folder, demo.run_demo(folder / "run")
 
 
-def test_it_finds_the_backdoor(shown):
-    _, summary = shown
+def test_it_finds_the_backdoor(demo_run):
+    _, summary = demo_run
     assert summary["auroc"] == summary["auroc_masked"]
     assert summary["auroc"] >= 0.99
     assert summary["tpr"] > 0.9
@@ -29,8 +29,8 @@ def test_it_finds_the_backdoor(shown):
     assert {"auroc", "fpr", "tpr", "der", "seconds"} <= set(summary)
 
 
-def test_it_leaves_a_run_and_the_material_beside_it(shown):
-    folder, summary = shown
+def test_it_leaves_a_run_and_the_material_beside_it(demo_run):
+    folder, summary = demo_run
     assert sorted(entry.name for entry in folder.iterdir()) == ["run", "run-material"]
     assert (folder / "run" / "report.html").is_file()
     written = json.loads((folder / "run" / "summary.json").read_text())

@@ -13,17 +13,17 @@ import tiny
 from core_cases import synthetic
 from covary.errors import CovaryError
 from covary.runs import scan as scanning
-from covary.runs.mechanisms import mechanisms_of_run
+from covary.runs.mechanisms import find_mechanisms
 from covary.runs.report.mechanism_section import headline, mechanisms
 from covary.runs.report.run_folder import read_run
 from covary.scoring.clusters import (
     adopted,
-    beside_activations,
     by_size,
     cluster,
     mechanism_axis,
     uncertainty,
     unexplained_directions,
+    with_activations,
 )
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
@@ -48,7 +48,7 @@ def foreign(n: int, seed: int, place: int, prefix: str) -> Rows:
 def test_directions_are_what_a_ridge_leaves_over():
     rows = foreign(4, 2, 0, "a")
     bare = unexplained_directions(rows, REFERENCE)
-    found = beside_activations(bare, rows, REFERENCE)
+    found = with_activations(bare, rows, REFERENCE)
 
     def left_over(own, known):
         z, x = unit(known), unit(own)[1]
@@ -61,8 +61,8 @@ def test_directions_are_what_a_ridge_leaves_over():
         centre = REFERENCE.latent[layer].astype(np.float64).mean(0)
         activations.append(left_over(own - centre, REFERENCE.latent[layer] - centre))
     activations = np.concatenate(activations)
-    wanted = np.concatenate([half / np.linalg.norm(half) for half in (gradients, activations)]) / np.sqrt(2)
-    np.testing.assert_allclose(found[1], wanted, atol=1e-7)
+    expected = np.concatenate([half / np.linalg.norm(half) for half in (gradients, activations)]) / np.sqrt(2)
+    np.testing.assert_allclose(found[1], expected, atol=1e-7)
     np.testing.assert_allclose(bare[1], gradients / np.linalg.norm(gradients), atol=1e-7)
 
 
@@ -130,7 +130,7 @@ def test_the_second_axis_tells_unsure_from_foreign():
 def run(tiny_files, tmp_path_factory):
     """A RUN of the tiny digits, of which the odd ones are flagged; changed by the tests below."""
     home = tmp_path_factory.mktemp("mechanisms")
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="tiny:network", weights=str(tiny_files / "weights.safetensors"), trusted=str(tiny_files / "trusted.npz"),
         inputs=str(tiny_files / "inputs.npz"), target=3, settings={"fpr": 0.05},
     )  # fmt: skip
@@ -150,12 +150,12 @@ def test_a_run_and_its_report(run, run_cli):
     first = found["clusters"][0]
     assert first["shown"][0]["thumbnail"].startswith("data:image/png;base64,")
     assert sum(first["predicted"].values()) == first["n"]
-    assert json.loads((run / "mechanisms.json").read_text()) == found
+    assert json.loads((run / "mechanisms.json").read_text()) == {k: v for k, v in found.items() if k != "cards"}
     page = (run / "report.html").read_text()
     assert 'id="mechanisms"' in page
     assert headline(found) in page
     assert (run / "results.csv").read_bytes() == before
-    assert not verify.told(run)["differences"]
+    assert not verify.verify_folder(run)["differences"]
     code, out, _ = run_cli("mechanisms", run, "--trust-code", "--least", 1000)
     assert out.startswith("1 mechanism behind")
 
@@ -164,14 +164,14 @@ def test_a_run_without_it_has_no_section(run):
     bare = replace(read_run(run), mechanisms={})
     assert mechanisms(bare) is None
     assert headline({"n_flagged": 0}) == "Nothing was flagged, so there is nothing to tell apart."
-    told = {"n_flagged": 5, "n_mechanisms": 2, "alone": 1}
-    assert headline(told) == "2 mechanisms behind 5 flagged inputs; 1 stand alone."
+    message = {"n_flagged": 5, "n_mechanisms": 2, "alone": 1}
+    assert headline(message) == "2 mechanisms behind 5 flagged inputs; 1 stand alone."
 
 
 def test_only_pictures_reach_the_page(run):
     cluster_ = {"number": 1, "n": 1, "shown": [{"id": "a", "thumbnail": "javascript:alert(1)"}]}
-    shown = mechanisms(replace(read_run(run), mechanisms={"n_flagged": 1, "n_mechanisms": 1, "clusters": [cluster_]}))
-    assert shown["clusters"][0]["shown"] == [{"id": "a", "thumbnail": ""}]
+    found = mechanisms(replace(read_run(run), mechanisms={"n_flagged": 1, "n_mechanisms": 1, "clusters": [cluster_]}))
+    assert found["clusters"][0]["shown"] == [{"id": "a", "thumbnail": ""}]
 
 
 def test_inputs_that_changed_are_refused(run, tmp_path):
@@ -179,10 +179,10 @@ def test_inputs_that_changed_are_refused(run, tmp_path):
     x, y, _ = tiny.inputs()
     np.savez(tmp_path / "other.npz", x=255 - x, y=y)
     record["plan"]["inputs"] = str(tmp_path / "other.npz")
-    whole = (run / "run.json").read_bytes()
+    full = (run / "run.json").read_bytes()
     (run / "run.json").write_text(json.dumps(record))
     with pytest.raises(CovaryError, match="has changed since the RUN; expected the same inputs"):
-        mechanisms_of_run(run, trust_code=True)
-    (run / "run.json").write_bytes(whole)
+        find_mechanisms(run, trust_code=True)
+    (run / "run.json").write_bytes(full)
     with pytest.raises(CovaryError, match=r"has no run\.json"):
-        mechanisms_of_run(tmp_path)
+        find_mechanisms(tmp_path)

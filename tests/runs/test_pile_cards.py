@@ -71,10 +71,10 @@ def test_each_kind_has_a_card_that_a_summary_tells(run):
     number = card_of(run, "shifted")
     assert number != card_of(run, "odd")
     assert kinds_of(members(run, number))["shifted"] >= 0.8 * SHIFTED
-    told = next(card for card in summary["cards"] if card["number"] == number)
-    assert "ids" not in told
-    assert set(told["typical"]) <= set(members(run, number))
-    assert told["n_flagged"] == sum(verdicts(run)[name]["flagged"] == "true" for name in members(run, number))
+    message = next(card for card in summary["cards"] if card["number"] == number)
+    assert "ids" not in message
+    assert set(message["typical"]) <= set(members(run, number))
+    assert message["n_flagged"] == sum(verdicts(run)[name]["flagged"] == "true" for name in members(run, number))
     assert any("beyond what trusted inputs give" in text for text in summary["statements"])
 
 
@@ -169,7 +169,7 @@ def test_a_detector_that_trusts_more_is_saved_whole(fitted: Detector, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "match"),
+    ("query_rows", "match"),
     [
         ({}, "neither card= nor ids="),
         ({"card": 1, "ids": ["a"]}, "both card= and ids="),
@@ -178,9 +178,9 @@ def test_a_detector_that_trusts_more_is_saved_whole(fitted: Detector, tmp_path):
         ({"ids": []}, "no ids"),
     ],
 )
-def test_what_cannot_be_trusted_is_told(run, asked, match, tmp_path):
+def test_what_cannot_be_trusted_is_told(run, query_rows, match, tmp_path):
     with pytest.raises(CovaryError, match=match):
-        trust(run, tmp_path / "out", **asked, trust_code=True)
+        trust(run, tmp_path / "out", **query_rows, trust_code=True)
 
 
 def test_runs_without_cards_and_unreadable_ids_are_told(run, tmp_path):

@@ -272,7 +272,8 @@ def test_the_report_needs_no_torch() -> None:
     [
         (words.percent, 0.01, "1 %"), (words.percent, 1.0, "100 %"), (words.percent, 0.99999, "> 99.99 %"),
         (words.percent, 0.0, "0 %"), (words.percent, 0.00001, "< 0.01 %"), (words.percent, 0.1, "10 %"),
-        (words.whole, 0.996, "> 99 %"), (words.whole, 0.004, "< 1 %"), (words.whole, 0.5, "50 %"),
+        (words.whole_percent, 0.996, "> 99 %"), (words.whole_percent, 0.004, "< 1 %"),
+        (words.whole_percent, 0.5, "50 %"),
         (words.quality, 0.99999, "> 0.9999"), (words.quality, 1.0, "1.0000"), (words.quality, None, "–"),
         (words.signed, -0.001, "0.00"), (words.layer, "11", "layer 11"),
         (words.layer, "conv1", "conv1"), (words.signed, -1.234, "−1.23"),

@@ -60,7 +60,7 @@ def sort_by(page: WebDriver, key: str) -> None:
     find(page, f'#table th[data-key="{key}"] button').click()
 
 
-def shown_panels(page: WebDriver) -> list[str | None]:
+def visible_panels(page: WebDriver) -> list[str | None]:
     return [p.get_attribute("id") for p in page.find_elements(By.CSS_SELECTOR, ".panel") if p.is_displayed()]
 
 
@@ -69,8 +69,8 @@ def number(text: str) -> float:
 
 
 def test_it_loads_with_the_answer_in_view_and_no_request_leaves_the_page(browser: WebDriver, run: Path) -> None:
-    asked = visit(browser, run)
-    assert [url for url in asked if not url.startswith("data:")] == [run.as_uri()]
+    requests = visit(browser, run)
+    assert [url for url in requests if not url.startswith("data:")] == [run.as_uri()]
     heading = find(browser, "h1")
     assert heading.text.replace("\u00a0", " ") == "788 of 1,600 inputs flagged\nat a false-alarm rate of 1 %"
     assert heading.location["y"] < 200
@@ -86,28 +86,28 @@ def test_the_policy_stops_what_it_should(page: WebDriver) -> None:
 
 
 def test_flagged_inputs_are_chosen_by_keyboard(page: WebDriver) -> None:
-    assert shown_panels(page) == ["panel-0"]
+    assert visible_panels(page) == ["panel-0"]
     first = find(page, "#tab-0")
     page.execute_script("arguments[0].focus()", first)
     first.send_keys(Keys.ARROW_DOWN)
-    assert shown_panels(page) == ["panel-1"]
+    assert visible_panels(page) == ["panel-1"]
     chosen = page.switch_to.active_element
     assert chosen.get_attribute("id") == "tab-1"
     assert chosen.get_attribute("aria-selected") == "true"
     assert find(page, "#panel-1 h3 .id").text == find(page, "#tab-1 .id").text
     chosen.send_keys(Keys.END)
     last = len(page.find_elements(By.CSS_SELECTOR, '[role="tab"]')) - 1
-    assert shown_panels(page) == [f"panel-{last}"]
+    assert visible_panels(page) == [f"panel-{last}"]
     page.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert shown_panels(page) == [f"panel-{last}"], "the list does not wrap around"
+    assert visible_panels(page) == [f"panel-{last}"], "the list does not wrap around"
     page.switch_to.active_element.send_keys(Keys.HOME)
-    assert shown_panels(page) == ["panel-0"]
+    assert visible_panels(page) == ["panel-0"]
     assert len(page.find_elements(By.CSS_SELECTOR, '[role="tab"][tabindex="0"]')) == 1, "one tab stop for the list"
 
 
 def test_a_click_chooses_too(page: WebDriver) -> None:
     find(page, "#tab-2").click()
-    assert shown_panels(page) == ["panel-2"]
+    assert visible_panels(page) == ["panel-2"]
 
 
 def test_the_layers_of_a_profile_are_read_by_keyboard(page: WebDriver) -> None:
@@ -202,7 +202,7 @@ def test_pages(page: WebDriver) -> None:
 def test_a_row_with_evidence_leads_to_it(page: WebDriver) -> None:
     link = page.find_elements(By.CSS_SELECTOR, "#table td button")[3]
     link.click()
-    assert shown_panels(page) == [f"panel-{link.get_attribute('data-panel')}"]
+    assert visible_panels(page) == [f"panel-{link.get_attribute('data-panel')}"]
     assert page.switch_to.active_element.get_attribute("id") == f"tab-{link.get_attribute('data-panel')}"
 
 
@@ -265,13 +265,13 @@ def test_paper_unfolds_everything_and_is_never_dark(page: WebDriver) -> None:
 )
 def test_other_runs_load_and_sort(browser: WebDriver, tmp_path: Path, options: dict[str, Any]) -> None:
     path = write_report(write_fake_run(tmp_path, **options))
-    asked = visit(browser, path)
-    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    requests = visit(browser, path)
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     sort_by(browser, "row")
     assert column(browser, "id")[:2] == options.get("ids", column(browser, "id")[:2])
     assert column(browser, "row")[0] == "1"
     assert "flagged" in browser.title
-    assert len(shown_panels(browser)) == 1
+    assert len(visible_panels(browser)) == 1
     assert not browser.get_log("browser")
 
 

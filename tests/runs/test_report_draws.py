@@ -14,7 +14,7 @@ from covary.runs.report.lines import lines
 from fake_run import write_fake_run
 from pages import HOSTILE, Page
 
-TOLD = {
+SUMMARY = {
     "estimator": "paper", "sampler": "rmsprop_sgld", "settings": {"step_size": 1e-6, "weight_decay": 0.0},
     "draws": 350, "chains": 2, "burn_in": 250, "thinning": 10, "batchnorm": "drift", "observable": "nll",
     "bank": {"bytes": 61341696, "full_bytes": 122683392, "precision": "float16", "score_error": 0.0004},
@@ -29,15 +29,15 @@ TOLD = {
 }  # fmt: skip
 
 
-def page_of(folder: Path, told: Any) -> Page:
+def page_of(folder: Path, message: Any) -> Page:
     run = write_fake_run(folder, n=60)
     report = json.loads((run / "report.json").read_text())
-    (run / "report.json").write_text(json.dumps({**report, "sampling": told}))
+    (run / "report.json").write_text(json.dumps({**report, "sampling": message}))
     return Page(write_report(run))
 
 
 def test_verdict_figures_and_curves_are_in_the_page(tmp_path):
-    page = page_of(tmp_path, TOLD)
+    page = page_of(tmp_path, SUMMARY)
     for words in (
         "45 effective draws of 350: raise thinning and steps.",
         "A coupling is known to about 0.15.",
@@ -58,23 +58,26 @@ def test_verdict_figures_and_curves_are_in_the_page(tmp_path):
 
 
 def test_runs_without_draws_have_no_such_section(tmp_path):
-    for told in (None, {}, {"verdict": {}}, 3, [1], {"verdict": None, "sample_traces": "x"}):
-        page = page_of(tmp_path, told)
+    for message in (None, {}, {"verdict": {}}, 3, [1], {"verdict": None, "sample_traces": "x"}):
+        page = page_of(tmp_path, message)
         assert "Draws of the weights" not in page.text
     assert "of its gradient is unexplained" in page_of(tmp_path, None).text
 
 
 @pytest.mark.parametrize("junk", [None, 3, "x", [None, 3, {}], {"a": None}, [[1, "x", None]], [{"id": None}]])
 def test_strange_records_are_survived(junk, tmp_path):
-    told = {**dict.fromkeys(TOLD, junk), "verdict": {**dict.fromkeys(TOLD["verdict"], junk), "sentences": ["Said."]}}
-    assert "Said." in page_of(tmp_path, told).text
+    message = {
+        **dict.fromkeys(SUMMARY, junk),
+        "verdict": {**dict.fromkeys(SUMMARY["verdict"], junk), "sentences": ["Said."]},
+    }
+    assert "Said." in page_of(tmp_path, message).text
 
 
 def test_hostile_strings_stay_text(tmp_path):
     evil = HOSTILE[1]
-    traces = [{**TOLD["sample_traces"][0], "id": evil}]
-    told = {**TOLD, "estimator": evil, "observable": evil, "sample_traces": traces, "batchnorm": evil}
-    page = page_of(tmp_path, {**told, "verdict": {"sentences": [evil]}, "settings": {evil: 1.0}})
+    traces = [{**SUMMARY["sample_traces"][0], "id": evil}]
+    message = {**SUMMARY, "estimator": evil, "observable": evil, "sample_traces": traces, "batchnorm": evil}
+    page = page_of(tmp_path, {**message, "verdict": {"sentences": [evil]}, "settings": {evil: 1.0}})
     assert len(page.all("script")) == 2
     assert evil in page.text
 

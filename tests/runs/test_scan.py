@@ -21,12 +21,12 @@ def plan(files, **changes):
         "model": "tiny:network", "weights": str(files / "weights.safetensors"), "trusted": str(files / "trusted.npz"),
         "inputs": str(files / "inputs.npz"), "settings": {},
     }  # fmt: skip
-    return scanning.Plan.checked(**{**names, **changes})
+    return scanning.ScanPlan.checked(**{**names, **changes})
 
 
 def test_a_plan_survives_json(tiny_files):
     made = plan(tiny_files, mean=[0.1], std=[0.5], fdr=0.1, target="all-to-all", settings={"output": "0", "seed": 3})
-    assert scanning.Plan(**scanning.Plan.model_validate_json(made.model_dump_json()).model_dump()) == made
+    assert scanning.ScanPlan(**scanning.ScanPlan.model_validate_json(made.model_dump_json()).model_dump()) == made
     assert plan(tiny_files, target=3).target == 3
 
 

@@ -12,7 +12,7 @@ import torch
 import tiny
 from covary.data.source import open_data
 from covary.errors import CovaryError
-from covary.runs.cards import SHOWN_CLEAN, SHOWN_FLAGGED
+from covary.runs.cards import MAX_CLEAN_CARDS, MAX_FLAGGED_CARDS
 from covary.runs.cells import from_cell
 from covary.runs.quality import evaluate
 from covary.runs.report import write_report
@@ -89,8 +89,8 @@ def test_the_rest_of_the_folder(run, fitted):
     assert record["fingerprints"]["network"] == fitted.network.fingerprint
     assert record["roles"] == fitted.judge.roles
     report = json.loads((folder / "report.json").read_text())
-    assert len(report["flagged"]) == min(SHOWN_FLAGGED, fitted.score(X).flagged.sum())
-    assert len(report["clean_examples"]) == SHOWN_CLEAN
+    assert len(report["flagged"]) == min(MAX_FLAGGED_CARDS, fitted.score(X).flagged.sum())
+    assert len(report["clean_examples"]) == MAX_CLEAN_CARDS
     card = report["flagged"][0]
     assert card["thumbnail"].startswith("data:image/png;base64,")
     assert card["explained_by"][0]["thumbnail"].startswith("data:image/png;base64,")
@@ -105,13 +105,13 @@ class Many(torch.utils.data.Dataset):
     """More inputs than are looked at twice; counts how many are alive at once."""
 
     def __init__(self, n):
-        self.n, self.asked = n, 0
+        self.n, self.reads = n, 0
 
     def __len__(self):
         return self.n
 
     def __getitem__(self, i):
-        self.asked += 1
+        self.reads += 1
         return torch.from_numpy(X[i % len(X)]).float().div(255).unsqueeze(0)
 
 
@@ -121,7 +121,7 @@ def test_a_thousand_inputs_and_a_report(fitted, tmp_path):
     assert summary["n"] == len(table(tmp_path / "run")) == 1000
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     # Once judged, once for the fingerprint, and the few that are shown.
-    assert many.asked < 2.3 * len(many)
+    assert many.reads < 2.3 * len(many)
 
 
 def test_one_input_and_none_flagged(fitted, tmp_path):

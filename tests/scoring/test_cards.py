@@ -55,9 +55,9 @@ def test_permutation_p_values_are_those_of_all_relabellings():
     every = np.array([statistics(rest) for rest in combinations(range(9), 4)])
     own = np.array([[(every[:, c] >= row[c] - 1e-12).mean() for c in range(2)] for row in every])
     observed = [(every[:, c] >= statistics((0, 1, 2, 3))[c] - 1e-12).mean() for c in range(2)]
-    wanted = [(own.min(1) <= p + 1e-12).mean() for p in observed]
+    expected = [(own.min(1) <= p + 1e-12).mean() for p in observed]
     found = min_p(values, in_pile, np.zeros(9, int), RNG(1), 1999)
-    np.testing.assert_allclose(found, wanted, atol=0.04)
+    np.testing.assert_allclose(found, expected, atol=0.04)
 
 
 def test_relabelling_stays_within_folds():

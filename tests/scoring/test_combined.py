@@ -38,9 +38,9 @@ def log_distances(fit: np.ndarray, fit_classes: list[int], queries: np.ndarray, 
     residuals, distances = slow.held_out(fit, np.array(fit_classes))
     logs = np.array([math.log(d) for d in distances])
     full = slow.Standardised(fit, np.array(fit_classes))
-    asked = np.array([math.log(full.distance(row, c)) for row, c in zip(queries, classes, strict=True)])
-    asked_residuals = np.array([full.residual(row, c) for row, c in zip(queries, classes, strict=True)])
-    return [(logs - logs.mean()) / logs.std(), (asked - logs.mean()) / logs.std(), residuals, asked_residuals]
+    query_rows = np.array([math.log(full.distance(row, c)) for row, c in zip(queries, classes, strict=True)])
+    query_residuals = np.array([full.residual(row, c) for row, c in zip(queries, classes, strict=True)])
+    return [(logs - logs.mean()) / logs.std(), (query_rows - logs.mean()) / logs.std(), residuals, query_residuals]
 
 
 def striking_layers(
@@ -88,15 +88,15 @@ def slow_join(evidence: dict[str, SlowEvidence]) -> np.ndarray:
     confidence = evidence["confidence"]
     seen = [evidence["functional"].fit, evidence["latent"].fit]
     seen += [-confidence.fit_residuals[:, 0], confidence.fit_residuals[:, 1]]
-    asked = [evidence["functional"].query, evidence["latent"].query]
-    asked += [-confidence.query_residuals[:, 0], confidence.query_residuals[:, 1]]
+    query_rows = [evidence["functional"].query, evidence["latent"].query]
+    query_rows += [-confidence.query_residuals[:, 0], confidence.query_residuals[:, 1]]
 
     def fisher(values: list[np.ndarray], terms: int) -> np.ndarray:
         logs = [[slow_log_p(v, own) for v in some] for some, own in zip(values[:terms], seen[:terms], strict=True)]
         return -2 * np.sum(logs, axis=0)
 
     of_fit = [sum(evidence[kind].fit for kind in KINDS), fisher(seen, 2), fisher(seen, 4)]
-    of_queries = [sum(evidence[kind].query for kind in KINDS), fisher(asked, 2), fisher(asked, 4)]
+    of_queries = [sum(evidence[kind].query for kind in KINDS), fisher(query_rows, 2), fisher(query_rows, 4)]
     log_p = [[slow_log_p(v, own) for v in some] for some, own in zip(of_queries, of_fit, strict=True)]
     return -np.min(log_p, axis=0)
 

@@ -20,10 +20,10 @@ def test_it_is_what_the_slow_oracle_says():
     margins, values = rng.standard_normal(50), rng.standard_normal(50)
     conditional = AtEqualConfidence().fit(values, margins)
     fresh, at = rng.standard_normal(9), rng.standard_normal(9)
-    wanted = [
+    expected = [
         slow(v, r, values, conditional.rank(margins), 0.15) for v, r in zip(fresh, conditional.rank(at), strict=True)
     ]
-    np.testing.assert_allclose(conditional(fresh, at), wanted, rtol=1e-9)
+    np.testing.assert_allclose(conditional(fresh, at), expected, rtol=1e-9)
 
 
 def test_a_fit_sample_is_held_against_the_others_only():

@@ -98,9 +98,9 @@ def test_trusted_inputs_scanned_again_are_copies_and_no_flags(n):
     assert exact.copy_distance.max() < 1e-3
     assert not exact.flagged.any()
     assert (exact.p_value == 1).all()
-    told = np.array([name != "" for name in near.copy_of])
-    assert told.mean() > 0.9
-    assert not near.flagged[told].any()
+    message = np.array([name != "" for name in near.copy_of])
+    assert message.mean() > 0.9
+    assert not near.flagged[message].any()
 
 
 def test_clean_and_odd_inputs_are_judged_as_ever(fitted):

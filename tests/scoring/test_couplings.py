@@ -45,8 +45,8 @@ def test_against_two_loops(name):
         for j in range(9):
             x = [float(v) for part in queries.functional.values() for v in part[i]]
             z = [float(v) for part in reference.functional.values() for v in part[j]]
-            wanted = SLOW[name](x, z, queries.observable[i], reference.observable[j])
-            assert found[i, j] == pytest.approx(wanted, rel=1e-9, abs=1e-12)
+            expected = SLOW[name](x, z, queries.observable[i], reference.observable[j])
+            assert found[i, j] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_vectors_are_all_layers_side_by_side_in_double_precision():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import slow
-from covary.scoring.scores.distances import Standardised, TopLayersDistance, WholeDistance
+from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
 
 LAYERS = 8
 
@@ -18,10 +18,10 @@ def numbers(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(n, 3 * LAYERS)) * np.linspace(0.1, 3, 3 * LAYERS), rng.integers(0, 3, n)
 
 
-def slow_whole(fit: np.ndarray, classes: np.ndarray, queries: np.ndarray, asked: np.ndarray) -> list[np.ndarray]:
+def slow_full(fit: np.ndarray, classes: np.ndarray, queries: np.ndarray, query_rows: np.ndarray) -> list[np.ndarray]:
     logs = np.log(slow.held_out(fit, classes)[1])
     full = slow.Standardised(fit, classes)
-    found = np.array([math.log(full.distance(row, int(c))) for row, c in zip(queries, asked, strict=True)])
+    found = np.array([math.log(full.distance(row, int(c))) for row, c in zip(queries, query_rows, strict=True)])
     return [(logs - logs.mean()) / logs.std(), (found - logs.mean()) / logs.std()]
 
 
@@ -33,33 +33,33 @@ def test_standardised_by_hand():
 
 
 def test_whole_distance_uses_held_out_fit_samples_and_the_full_fit_for_queries():
-    (fit, classes), (queries, asked) = numbers(40, 1), numbers(10, 2)
-    found = WholeDistance().fit(fit, classes)
-    of_fit, of_queries = slow_whole(fit, classes, queries, asked)
+    (fit, classes), (queries, query_rows) = numbers(40, 1), numbers(10, 2)
+    found = FullDistance().fit(fit, classes)
+    of_fit, of_queries = slow_full(fit, classes, queries, query_rows)
     np.testing.assert_allclose(found.fit_, of_fit, atol=1e-6)
-    np.testing.assert_allclose(found(queries, asked), of_queries, atol=1e-6)
+    np.testing.assert_allclose(found(queries, query_rows), of_queries, atol=1e-6)
 
 
 def test_the_five_most_striking_layers_by_definition():
-    (fit, classes), (queries, asked) = numbers(40, 1), numbers(10, 2)
+    (fit, classes), (queries, query_rows) = numbers(40, 1), numbers(10, 2)
     found = TopLayersDistance().fit(fit, classes)
     by_layer = []
     for layer in range(LAYERS):
         own = [layer, LAYERS + layer, 2 * LAYERS + layer]
-        by_layer.append(slow_whole(fit[:, own], classes, queries[:, own], asked))
+        by_layer.append(slow_full(fit[:, own], classes, queries[:, own], query_rows))
     of_fit = np.array([sum(sorted(layer[0][i] for layer in by_layer)[-5:]) for i in range(40)])
     of_queries = np.array([sum(sorted(layer[1][i] for layer in by_layer)[-5:]) for i in range(10)])
     np.testing.assert_allclose(found.fit_, (of_fit - of_fit.mean()) / of_fit.std(), atol=1e-6)
-    np.testing.assert_allclose(found(queries, asked), (of_queries - of_fit.mean()) / of_fit.std(), atol=1e-6)
+    np.testing.assert_allclose(found(queries, query_rows), (of_queries - of_fit.mean()) / of_fit.std(), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [WholeDistance, TopLayersDistance])
+@pytest.mark.parametrize("kind", [FullDistance, TopLayersDistance])
 def test_fresh_samples_look_like_held_out_ones_and_odd_ones_higher(kind):
-    (fit, classes), (fresh, asked) = numbers(80, 3), numbers(400, 4)
+    (fit, classes), (fresh, query_rows) = numbers(80, 3), numbers(400, 4)
     found = kind().fit(fit, classes)
-    plain = found(fresh, asked)
+    plain = found(fresh, query_rows)
     assert abs(plain.mean()) < 0.45
     odd = fresh.copy()
     odd[:, [1, LAYERS + 1]] += 2 * np.linspace(0.1, 3, 3 * LAYERS)[[1, LAYERS + 1]]
-    assert (found(odd, asked) - plain).mean() > 0.3
+    assert (found(odd, query_rows) - plain).mean() > 0.3
 

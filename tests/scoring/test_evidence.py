@@ -65,10 +65,10 @@ def test_unexplained_and_weights_are_those_of_the_reconstruction(case):
     judge, queries, _, found = case
     units = np.array([together(queries, i) for i in range(QUERIES)])
     reference = np.array([together(judge.reference, j) for j in range(len(judge.reference))])
-    wanted = explain(units, reference)
+    expected = explain(units, reference)
     for i, e in enumerate(found):
-        assert e.unexplained == pytest.approx(wanted.unexplained[i], abs=1e-6)
-        top = int(wanted.candidates[i, np.argmax(wanted.weights[i])])
+        assert e.unexplained == pytest.approx(expected.unexplained[i], abs=1e-6)
+        top = int(expected.candidates[i, np.argmax(expected.weights[i])])
         if e.explained_by:
             assert e.explained_by[0].id == judge.reference.ids[top]
     clean, odd = [e.unexplained for e in found[:10]], [e.unexplained for e in found[10:]]

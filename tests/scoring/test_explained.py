@@ -34,24 +34,24 @@ def test_against_coordinate_descent(penalty, shape):
     for i, x in enumerate(queries):
         # scikit-learn divides the squares by the number of equations.
         lasso = Lasso(alpha=penalty / len(x), positive=True, fit_intercept=False, tol=1e-10, max_iter=100_000)
-        wanted = lasso.fit(reference.T, x).coef_
+        expected = lasso.fit(reference.T, x).coef_
 
         def objective(a: np.ndarray, x: np.ndarray = x) -> float:
             return float(np.square(x - a @ reference).sum() / 2 + penalty * a.sum())
 
-        assert objective(weights[i]) <= objective(wanted) + 1e-5
-        assert found.unexplained[i] == pytest.approx(np.square(x - wanted @ reference).sum(), abs=2e-3)
+        assert objective(weights[i]) <= objective(expected) + 1e-5
+        assert found.unexplained[i] == pytest.approx(np.square(x - expected @ reference).sum(), abs=2e-3)
         if len(reference) < len(x):
-            np.testing.assert_allclose(weights[i], wanted, atol=2e-3)
+            np.testing.assert_allclose(weights[i], expected, atol=2e-3)
 
 
 def test_without_penalty_it_is_non_negative_least_squares():
     queries, reference = problem()
     found = explain(queries, reference, penalty=0.0, steps=2000)
     for i, x in enumerate(queries):
-        wanted, residual = nnls(reference.T, x)
+        expected, residual = nnls(reference.T, x)
         assert found.unexplained[i] == pytest.approx(residual**2, abs=1e-5)
-        np.testing.assert_allclose(by_position(found, len(reference))[i], wanted, atol=1e-3)
+        np.testing.assert_allclose(by_position(found, len(reference))[i], expected, atol=1e-3)
 
 
 def test_optimality_conditions():

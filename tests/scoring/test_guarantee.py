@@ -35,8 +35,8 @@ def test_a_look_at_a_pile_ranks_among_the_same_samples(n):
     ids = list(judge.calibration_ids)
     right = [name for name, known in zip(rows.ids, (rows.predicted == labels).tolist(), strict=True) if known]
     seen = judge_together(calibrate_on_right(judge, right), synthetic(60, 6, prefix="q")[0])
-    wanted = every.calibration_scores[[ids.index(name) for name in judge.calibration_ids]]
-    np.testing.assert_allclose(seen.calibration_scores, wanted)
+    expected = every.calibration_scores[[ids.index(name) for name in judge.calibration_ids]]
+    np.testing.assert_allclose(seen.calibration_scores, expected)
     assert len(seen.calibration_scores) < len(ids)
     assert any("answers right" in statement for statement in seen.statements)
 

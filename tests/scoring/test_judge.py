@@ -131,8 +131,8 @@ def test_roles_are_disjoint_and_those_of_the_split():
     judge = Judge("class-max", conformal="split").fit(trusted, labels)
     roles = [set(judge.roles[role]) for role in ("reference", "fit", "calibration")]
     assert len(set.union(*roles)) == sum(map(len, roles))
-    dealt = split(trusted.ids, trusted.predicted, 0)
-    assert judge.roles["calibration"] == [trusted.ids[i] for i in dealt.calibration]
+    split_roles = split(trusted.ids, trusted.predicted, 0)
+    assert judge.roles["calibration"] == [trusted.ids[i] for i in split_roles.calibration]
     small = Judge("class-max").fit(*trusted_and_queries(100, 1, 6)[:2])
     for k in range(5):
         own = [set(small.roles[f"{role} {k}"]) for role in ("reference", "fit", "calibration")]
@@ -169,8 +169,8 @@ def test_cross_conformal_p_values_by_counting():
         rows = [trusted.take([trusted.ids.index(i) for i in judge.roles[f"{r} {k}"]]) for r in ("reference", "fit")]
         score = score_named("profile").fit(rows[0], rows[1])
         held = trusted.take([trusted.ids.index(i) for i in judge.roles[f"calibration {k}"]])
-        own, asked = score.measure(held).score, score.measure(queries).score
-        beaten += [sum(o >= a for o in own) for a in asked]
+        own, query_rows = score.measure(held).score, score.measure(queries).score
+        beaten += [sum(o >= a for o in own) for a in query_rows]
     np.testing.assert_allclose(judge.judge(queries).p_value, (1 + beaten) / 81)
 
 

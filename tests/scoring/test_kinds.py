@@ -95,8 +95,8 @@ def test_evidence_at_equal_confidence_is_the_tail_of_what_it_is_made_of():
     rng = np.random.default_rng(10)
     values, margins, fresh, at = (rng.standard_normal(n) for n in (60, 60, 9, 9))
     plain = AtEqualConfidence().fit(values, margins)
-    wanted = -Tail().fit(plain.fit_).log_p(plain(fresh, at))
-    np.testing.assert_allclose(OddAmongLike().fit(values, margins)(fresh, at), wanted)
+    expected = -Tail().fit(plain.fit_).log_p(plain(fresh, at))
+    np.testing.assert_allclose(OddAmongLike().fit(values, margins)(fresh, at), expected)
 
 
 def hard(n: int, seed: int, prefix: str = "s") -> tuple[Rows, np.ndarray]:

@@ -86,11 +86,11 @@ def test_profile_numbers_by_definition(kind):
     assert set(queries.predicted.tolist()) == {0, 1, 2, 3}
     if kind == "functional":
         found = functional_numbers(LayerProfile().fit(reference.functional, reference.predicted), queries)
-        wanted = slow.functional_profile(reference, queries)
+        expected = slow.functional_profile(reference, queries)
     else:
         found = latent_numbers(LayerProfile(centred=True).fit(reference.latent, reference.predicted), queries)
-        wanted = slow.latent_profile(reference, queries)
-    np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-8)
+        expected = slow.latent_profile(reference, queries)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
     layers = found.shape[1] // 3
     absent = queries.predicted == 3
     np.testing.assert_array_equal(found[absent, layers : 2 * layers], found[absent, 2 * layers :])

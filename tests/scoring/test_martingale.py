@@ -111,12 +111,12 @@ def test_the_jumper_against_a_loop():
 
 def test_blocks_change_nothing():
     scores = trickle(900, 6)
-    whole, parts = ConformalMartingale(normal(200, 7)), ConformalMartingale(normal(200, 7))
-    path = whole.update(scores)
+    full, parts = ConformalMartingale(normal(200, 7)), ConformalMartingale(normal(200, 7))
+    path = full.update(scores)
     pieces = [parts.update(some) for some in np.split(scores, [1, 2, 300, 300, 811])]
     np.testing.assert_allclose(np.concatenate(pieces), path, rtol=1e-9, atol=1e-9)
-    assert (parts.n, parts.alarm_at) == (whole.n, whole.alarm_at) == (900, whole.alarm_at)
-    assert whole.log_peak == pytest.approx(path.max())
+    assert (parts.n, parts.alarm_at) == (full.n, full.alarm_at) == (900, full.alarm_at)
+    assert full.log_peak == pytest.approx(path.max())
 
 
 def test_few_clean_streams_alarm():

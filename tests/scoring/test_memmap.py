@@ -75,8 +75,8 @@ def test_verdicts_and_evidence_are_those_of_rows_in_memory(large: Rows) -> None:
     verdicts = [judge.judge(fresh) for judge in judges]
     np.testing.assert_array_equal(verdicts[0].score, verdicts[1].score)
     np.testing.assert_array_equal(verdicts[0].p_value, verdicts[1].p_value)
-    found, wanted = (Explainer(judge).explain(fresh, v) for judge, v in zip(judges, verdicts, strict=True))
-    for a, b in zip(found, wanted, strict=True):
+    found, expected = (Explainer(judge).explain(fresh, v) for judge, v in zip(judges, verdicts, strict=True))
+    for a, b in zip(found, expected, strict=True):
         assert [w.id for w in a.explained_by] == [w.id for w in b.explained_by]
         assert a.unexplained == pytest.approx(b.unexplained, abs=1e-5)
 
@@ -92,8 +92,8 @@ def test_the_file_is_gone_from_its_folder(large: Rows, tmp_path: Path, monkeypat
 def test_products_of_candidates_alone_explain_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     units = [u / np.linalg.norm(u, axis=1, keepdims=True) for u in (rng.random((40, 9)), rng.random((90, 9)))]
-    whole = explained.explain(*units, candidates=20)
-    monkeypatch.setattr(explained, "WHOLE_GRAM", 10)
+    full = explained.explain(*units, candidates=20)
+    monkeypatch.setattr(explained, "FULL_GRAM", 10)
     few = explained.explain(*units, candidates=20)
-    np.testing.assert_allclose(few.weights, whole.weights, atol=1e-10)
-    np.testing.assert_allclose(few.unexplained, whole.unexplained, atol=1e-10)
+    np.testing.assert_allclose(few.weights, full.weights, atol=1e-10)
+    np.testing.assert_allclose(few.unexplained, full.unexplained, atol=1e-10)

@@ -39,10 +39,10 @@ def test_sharpness_zero_is_the_plain_length():
 @pytest.mark.parametrize("cuts", [[13], [1, 2, 90], [50, 51]])
 def test_sums_of_parts_are_those_of_the_whole(cuts):
     x = RNG(2).standard_normal((100, 6))
-    whole = SecondMoment.of(x)
+    full = SecondMoment.of(x)
     parts = SecondMoment.sum(SecondMoment.of(part) for part in np.split(x, cuts))
-    assert parts.n == whole.n
-    np.testing.assert_allclose(parts.total, whole.total, rtol=1e-12, atol=1e-12)
+    assert parts.n == full.n
+    np.testing.assert_allclose(parts.total, full.total, rtol=1e-12, atol=1e-12)
 
 
 def test_a_window_slides_by_taking_the_oldest_off():
@@ -78,8 +78,8 @@ def test_calibration_and_pile_are_treated_alike():
     order = rng.permutation(100)
     both = np.concatenate([calibration, pile])
     before = Directions(SecondMoment.of(calibration) + SecondMoment.of(pile)).evidence(both)
-    dealt = both[order]
-    after = Directions(SecondMoment.of(dealt[:40]) + SecondMoment.of(dealt[40:])).evidence(dealt)
+    split_roles = both[order]
+    after = Directions(SecondMoment.of(split_roles[:40]) + SecondMoment.of(split_roles[40:])).evidence(split_roles)
     np.testing.assert_allclose(after, before[order], rtol=1e-9)
 
 

@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 import tiny
 from covary.detector import Detector
-from covary.scoring.quantise import halved, packed, unpacked
+from covary.scoring.quantise import packed, quantise, unpacked
 
 X, Y, TRUTH = tiny.inputs()
 
@@ -24,8 +24,8 @@ def test_small_and_large_rows_keep_eleven_bits() -> None:
 
 
 def test_packing_twice_changes_nothing(fitted: Detector) -> None:
-    once = halved(fitted.trusted_rows)
-    twice = halved(once)
+    once = quantise(fitted.trusted_rows)
+    twice = quantise(once)
     for name, part in once.functional.items():
         np.testing.assert_array_equal(part, twice.functional[name])
 
@@ -33,10 +33,10 @@ def test_packing_twice_changes_nothing(fitted: Detector) -> None:
 def test_saved_and_loaded_detectors_agree_to_the_bit_in_less_space(fitted: Detector, saved_folder, tmp_path) -> None:
     detector = tiny.detector(half_rows=True, conformal="split")
     folder = detector.save(tmp_path / "half")
-    found, before, whole = (d.score(X) for d in (Detector.load(folder, tiny.trained()), detector, fitted))
+    found, before, full = (d.score(X) for d in (Detector.load(folder, tiny.trained()), detector, fitted))
     np.testing.assert_array_equal(found.score, before.score)
     np.testing.assert_array_equal(found.p_value, before.p_value)
-    assert spearmanr(before.score, whole.score).statistic > 0.999
-    assert not np.array_equal(before.score, whole.score)
+    assert spearmanr(before.score, full.score).statistic > 0.999
+    assert not np.array_equal(before.score, full.score)
     sizes = [(place / "rows.safetensors").stat().st_size for place in (folder, saved_folder)]
     assert sizes[0] < 0.6 * sizes[1]

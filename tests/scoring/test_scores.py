@@ -130,9 +130,9 @@ ODD_CASES: dict[str, Callable[[Rows, Rows, Rows], tuple[Rows, Rows, Rows]]] = {
 @pytest.mark.parametrize("odd", ODD_CASES)
 @every_entry
 def test_odd_but_legal_rows_give_finite_scores(score, coupling, odd, trusted, queries):
-    reference, fit, asked = ODD_CASES[odd](*trusted, queries)
-    found = score_named(score, coupling).fit(reference, fit).measure(asked)
-    assert len(asked) > 0
+    reference, fit, query_rows = ODD_CASES[odd](*trusted, queries)
+    found = score_named(score, coupling).fit(reference, fit).measure(query_rows)
+    assert len(query_rows) > 0
     assert np.isfinite(found.score).all()
     for values in [*found.parts.values(), *found.residuals.values()]:
         assert np.isfinite(values).all()

@@ -46,8 +46,8 @@ def test_the_published_shares():
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(n=st.integers(3, 300), seed=st.integers(0, 99))
 def test_roles_are_disjoint_and_leave_nobody_out(n, seed):
-    dealt = split(names(n), classes_of(n, seed), seed)
-    parts = [dealt.reference, dealt.fit, dealt.calibration]
+    split_roles = split(names(n), classes_of(n, seed), seed)
+    parts = [split_roles.reference, split_roles.fit, split_roles.calibration]
     assert sorted(np.concatenate(parts).tolist()) == list(range(n))
     apart = split(names(n), classes_of(n, seed), seed, calibration_apart=True)
     assert len(apart.calibration) == 0
@@ -57,11 +57,11 @@ def test_roles_are_disjoint_and_leave_nobody_out(n, seed):
 @pytest.mark.parametrize("n", [400, 1400])
 def test_shares_and_strata(n):
     classes = classes_of(n)
-    dealt = split(names(n), classes, 0)
-    assert len(dealt.calibration) == calibration_size(n) == round(0.3 * n)
-    np.testing.assert_allclose([len(dealt.reference) / n, len(dealt.fit) / n], 0.35, atol=0.01)
+    split_roles = split(names(n), classes, 0)
+    assert len(split_roles.calibration) == calibration_size(n) == round(0.3 * n)
+    np.testing.assert_allclose([len(split_roles.reference) / n, len(split_roles.fit) / n], 0.35, atol=0.01)
     for label in range(5):
-        counts = [int((classes[part] == label).sum()) for part in (dealt.reference, dealt.fit)]
+        counts = [int((classes[part] == label).sum()) for part in (split_roles.reference, split_roles.fit)]
         if sum(counts) >= 4:
             assert abs(counts[0] - counts[1]) <= 1
             assert min(counts) >= 2
@@ -71,8 +71,8 @@ def test_classes_choose_nothing_about_who_calibrates():
     n = 400
     one, other = (split(names(n), classes, 0) for classes in (classes_of(n), np.zeros(n, np.int64)))
     np.testing.assert_array_equal(one.calibration, other.calibration)
-    for dealt in (across(names(n), classes_of(n), 0), across(names(n), np.zeros(n, np.int64), 0)):
-        np.testing.assert_array_equal(dealt[2].calibration, np.flatnonzero(cross_folds(names(n), 0) == 2))
+    for split_roles in (across(names(n), classes_of(n), 0), across(names(n), np.zeros(n, np.int64), 0)):
+        np.testing.assert_array_equal(split_roles[2].calibration, np.flatnonzero(cross_folds(names(n), 0) == 2))
 
 
 def test_thin_classes_are_dealt_out_together():
@@ -83,13 +83,13 @@ def test_thin_classes_are_dealt_out_together():
 
 def test_recorded_roles_are_obeyed():
     ids, classes = names(200), classes_of(200)
-    dealt = across(ids, classes, 3)
+    split_roles = across(ids, classes, 3)
     roles = {
         f"{role} {k}": [ids[i] for i in getattr(one, role)]
-        for k, one in enumerate(dealt)
+        for k, one in enumerate(split_roles)
         for role in ("reference", "fit", "calibration")
     }
-    for one, again in zip(dealt, recorded(ids, roles), strict=True):
+    for one, again in zip(split_roles, recorded(ids, roles), strict=True):
         for role in ("reference", "fit", "calibration"):
             np.testing.assert_array_equal(getattr(one, role), getattr(again, role))
     with pytest.raises(CovaryError, match=r"'image-0.png' has the role"):
@@ -141,8 +141,8 @@ def test_every_sample_calibrates_equally_often():
     # Five standard errors of a proportion.
     assert np.abs(member.mean(0) - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / seeds)
     rare = member[:, 40:].sum(1)
-    wanted = 10 * 0.3 * 0.7 * 40 / 49  # hypergeometric
-    assert rare.var() == pytest.approx(wanted, rel=0.35)
+    expected = 10 * 0.3 * 0.7 * 40 / 49  # hypergeometric
+    assert rare.var() == pytest.approx(expected, rel=0.35)
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
@@ -151,11 +151,11 @@ def test_inputs_set_apart_never_calibrate_and_all_others_do_once(n, seed):
     ids, classes = names(n), classes_of(n, seed)
     apart = set_apart(ids, seed)
     assert len(apart) == apart_size(n) == min(round(0.15 * n), 200)
-    held = np.concatenate([dealt.calibration for dealt in across(ids, classes, seed, apart)])
+    held = np.concatenate([split_roles.calibration for split_roles in across(ids, classes, seed, apart)])
     assert sorted([*apart.tolist(), *held.tolist()]) == list(range(n))
     assert len(held) == calibrating(n, "cross", chosen=True)
-    for dealt in across(ids, classes, seed, apart):
-        assert set(apart.tolist()) <= {*dealt.reference.tolist(), *dealt.fit.tolist()}
+    for split_roles in across(ids, classes, seed, apart):
+        assert set(apart.tolist()) <= {*split_roles.reference.tolist(), *split_roles.fit.tolist()}
     # Nor do they by one split, whose reference and fit choose.
     assert not set(apart.tolist()) & set(split(ids, classes, seed).calibration.tolist())
     assert set(apart.tolist()) <= set(chosen_on(ids, classes, seed, "split").tolist())
@@ -164,8 +164,8 @@ def test_inputs_set_apart_never_calibrate_and_all_others_do_once(n, seed):
 
 def test_a_fit_done_again_chooses_on_what_did_not_calibrate_then():
     ids, classes = names(300), classes_of(300)
-    dealt = split(ids, classes, 0)
-    roles = {role: [ids[i] for i in getattr(dealt, role)] for role in ("reference", "fit", "calibration")}
+    split_roles = split(ids, classes, 0)
+    roles = {role: [ids[i] for i in getattr(split_roles, role)] for role in ("reference", "fit", "calibration")}
     assert never_calibrating(ids, roles).tolist() == chosen_on(ids, classes, 0, "split").tolist()
     crossed = {f"calibration {k}": [ids[i] for i in own.calibration] for k, own in enumerate(across(ids, classes, 0))}
     assert len(never_calibrating(ids, crossed)) == 300
@@ -187,10 +187,10 @@ def realised(chosen_apart: bool, n: int = 340, fresh: int = 300, columns: int = 
         top = np.sort(x[looked_at], axis=0)[-max(1, len(looked_at) // 100)]
         number = x[:, int(top.argmin())]
         folds, scores, queries = np.full(n, -1), np.empty(n), []
-        for k, dealt in enumerate(across(ids, np.zeros(n, np.int64), seed, apart)):
-            inside = number[np.concatenate([dealt.reference, dealt.fit])]
-            folds[dealt.calibration] = k
-            scores[dealt.calibration] = (number[dealt.calibration] - inside.mean()) / inside.std()
+        for k, split_roles in enumerate(across(ids, np.zeros(n, np.int64), seed, apart)):
+            inside = number[np.concatenate([split_roles.reference, split_roles.fit])]
+            folds[split_roles.calibration] = k
+            scores[split_roles.calibration] = (number[split_roles.calibration] - inside.mean()) / inside.std()
             queries.append((number[n:] - inside.mean()) / inside.std())
         held = folds >= 0
         p = cross_conformal_p(np.stack(queries), scores[held], folds[held])

@@ -24,12 +24,12 @@ def test_against_the_transcription(n, d):
     queries, query_classes = numbers(15, d, 99)
     query_classes[:3] = 7  # never seen: takes the common mean
     found = ClassStandardiser().fit(table, classes)
-    wanted = slow.Standardised(table, classes)
+    expected = slow.Standardised(table, classes)
     distances, residuals = found.distance(queries, query_classes), found.residuals(queries, query_classes)
     for i in range(15):
         label = int(query_classes[i])
-        np.testing.assert_allclose(residuals[i], wanted.residual(queries[i], label), rtol=1e-8)
-        assert distances[i] == pytest.approx(wanted.distance(queries[i], label), rel=1e-6)
+        np.testing.assert_allclose(residuals[i], expected.residual(queries[i], label), rtol=1e-8)
+        assert distances[i] == pytest.approx(expected.distance(queries[i], label), rel=1e-6)
 
 
 def test_class_means_are_pulled_to_the_common_mean_by_hand():

@@ -20,13 +20,13 @@ def test_verdicts_from_stored_numbers_are_those_from_rows(conformal):
     found = [judged(seen, stored) for stored, _, _ in parts]
     expected = judge_together(judge, pile).judge(pile)
     for name in ("score", "p_value", "flagged", "predicted", "stream_score"):
-        whole = np.concatenate([getattr(verdicts, name) for verdicts in found])
-        np.testing.assert_allclose(whole, getattr(expected, name), rtol=1e-8, err_msg=name)
+        full = np.concatenate([getattr(verdicts, name) for verdicts in found])
+        np.testing.assert_allclose(full, getattr(expected, name), rtol=1e-8, err_msg=name)
     for kind, values in expected.parts.items():
         np.testing.assert_allclose(np.concatenate([v.parts[kind] for v in found]), values, rtol=1e-7, atol=1e-9)
     for kind in ("functional", "latent", "confidence"):
-        whole = np.concatenate([v.residuals[kind] for v in found])
-        np.testing.assert_allclose(whole, judge.judge(pile).residuals[kind], rtol=1e-9, atol=1e-12)
+        full = np.concatenate([v.residuals[kind] for v in found])
+        np.testing.assert_allclose(full, judge.judge(pile).residuals[kind], rtol=1e-9, atol=1e-12)
 
 
 def test_what_is_stored_says_of_each_input_alone_what_the_judge_says():

@@ -30,31 +30,31 @@ def test_calibration_samples_and_clean_inputs_are_treated_alike():
     fitted, others = trusted(), with_more(synthetic(160, 2, prefix="q")[0])
     order = np.random.default_rng(3).permutation(160)
     scores = []
-    for dealt in (np.arange(160), order):
-        judge = Judge().fit(fitted, calibration=others.take(dealt[:90]))
-        seen = judge_together(judge, others.take(dealt[90:]))
-        both = np.concatenate([seen.calibration_scores, seen.judge(others.take(dealt[90:])).score])
-        scores.append(both[np.argsort(dealt)])
+    for split_roles in (np.arange(160), order):
+        judge = Judge().fit(fitted, calibration=others.take(split_roles[:90]))
+        seen = judge_together(judge, others.take(split_roles[90:]))
+        both = np.concatenate([seen.calibration_scores, seen.judge(others.take(split_roles[90:])).score])
+        scores.append(both[np.argsort(split_roles)])
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-8)
 
 
 @pytest.mark.parametrize("n", [400, 120])
 def test_sums_of_partitions_give_the_verdicts_of_one_pass(n):
     judge, pile = Judge().fit(trusted(n)), with_more(synthetic(150, 4, prefix="q")[0])
-    whole = judge_together(judge, pile).judge(pile)
+    full = judge_together(judge, pile).judge(pile)
     parts = [sums(judge, pile.take(np.arange(a, min(a + 37, 150)))) for a in range(0, 150, 37)]
     apart = look(judge, added(parts)).judge(pile)
-    np.testing.assert_allclose(apart.score, whole.score, rtol=1e-6)
-    assert (apart.flagged == whole.flagged).all()
+    np.testing.assert_allclose(apart.score, full.score, rtol=1e-6)
+    assert (apart.flagged == full.flagged).all()
 
 
 def test_calibration_scores_of_every_fold_stand_in_the_judge_s_order():
     rows = trusted(120)
     judge = Judge().fit(rows)
     seen = judge_together(judge, with_more(synthetic(60, 5, prefix="q")[0]))
-    for score, dealt in zip(seen.scores_, judge.splits_, strict=True):
-        own = score.measure(rows.take(dealt.calibration)).score
-        places = [judge.calibration_ids.index(rows.ids[i]) for i in dealt.calibration.tolist()]
+    for score, split_roles in zip(seen.scores_, judge.splits_, strict=True):
+        own = score.measure(rows.take(split_roles.calibration)).score
+        places = [judge.calibration_ids.index(rows.ids[i]) for i in split_roles.calibration.tolist()]
         np.testing.assert_allclose(seen.calibration_scores[places], own)
 
 

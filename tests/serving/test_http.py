@@ -61,8 +61,8 @@ def test_tritons_client_works_unchanged(server, fitted, expected, binary):
     assert about["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     tensor = triton.InferInput("input", list(X.shape), "UINT8")
     tensor.set_data_from_numpy(X, binary_data=binary)
-    wanted = None if binary else [triton.InferRequestedOutput(n, binary_data=False) for n in protocol.OUTPUTS[:5]]
-    found = client.infer("detector", [tensor], outputs=wanted, request_id="mine")
+    requested = None if binary else [triton.InferRequestedOutput(n, binary_data=False) for n in protocol.OUTPUTS[:5]]
+    found = client.infer("detector", [tensor], outputs=requested, request_id="mine")
     assert found.get_response()["id"] == "mine"
     np.testing.assert_allclose(found.as_numpy("score"), expected.score, rtol=1e-4)
     np.testing.assert_allclose(found.as_numpy("p_value"), expected.p_value, rtol=1e-6)
@@ -111,7 +111,7 @@ def test_metrics(client):
 
 
 @pytest.mark.parametrize(
-    ("change", "status", "told"),
+    ("change", "status", "message"),
     [
         ({"name": "x"}, 400, "`input`"),
         ({"datatype": "FP128"}, 400, "one of BOOL"),
@@ -133,14 +133,14 @@ def test_metrics(client):
         ({"data": [], "shape": [0, 8, 8]}, 400, "without inputs"),
     ],
 )
-def test_bad_tensors(client, change, status, told):
+def test_bad_tensors(client, change, status, message):
     request = body(X[:1])
     request["inputs"][0] |= change
-    assert told in sentence(client.post(INFER, json=request), status)
+    assert message in sentence(client.post(INFER, json=request), status)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (b"", "no JSON"),
         (b"{", "no JSON"),
@@ -152,8 +152,8 @@ def test_bad_tensors(client, change, status, told):
         (b'{"inputs": [{}, {}]}', "one tensor"),
     ],
 )
-def test_bad_json(client, content, told):
-    assert told in sentence(client.post(INFER, content=content), 400)
+def test_bad_json(client, content, message):
+    assert message in sentence(client.post(INFER, content=content), 400)
 
 
 def test_numbers_that_are_none(client):
@@ -178,10 +178,10 @@ def test_bad_binary(client):
 
 
 def test_bad_outputs(client):
-    for wanted, told in (([{"name": "x"}], "unknown output"), ("x", "no list"), ([3], "no list"),
+    for requested, message in (([{"name": "x"}], "unknown output"), ("x", "no list"), ([3], "no list"),
                          ([{"name": "score", "parameters": {"classification": 3}}], "classification"),
                          ([{"name": "score", "parameters": {"binary_data": 1}}], "boolean")):  # fmt: skip
-        assert told in sentence(client.post(INFER, json=body(X[:1], outputs=wanted)), 400)
+        assert message in sentence(client.post(INFER, json=body(X[:1], outputs=requested)), 400)
 
 
 def test_other_places_and_limits(client):
@@ -269,8 +269,8 @@ def test_half_requests_over_the_wire(server):
     found = send(b"nonsense\r\n\r\n", False)
     assert b"400 " in found
     assert list(json.loads(found.split(b"\r\n\r\n", 1)[1])) == ["error"]
-    whole = json.dumps(body(X[:1])).encode()
-    assert b"200 OK" in send(head.replace(b"500", str(len(whole)).encode()) + whole, True)
+    full = json.dumps(body(X[:1])).encode()
+    assert b"200 OK" in send(head.replace(b"500", str(len(full)).encode()) + full, True)
     assert b"413 " in send(head.replace(b"500", b"70000") + b" " * 70_000, False)
     assert httpx.get(f"http://{server}/v2/health/live").status_code == 200
 
@@ -348,13 +348,13 @@ def started(folder: Path, *more: str, **options: Any) -> tuple[subprocess.Popen,
         stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
         **options,
     )  # fmt: skip
-    told = ""
+    message = ""
     assert process.stdout is not None
-    while not told.endswith("}\n"):
+    while not message.endswith("}\n"):
         line = process.stdout.readline()
         assert line, "the service did not start"
-        told += line
-    return process, json.loads(told)["address"]
+        message += line
+    return process, json.loads(message)["address"]
 
 
 def test_a_stop_loses_no_accepted_request(saved_folder, tmp_path):
@@ -403,6 +403,6 @@ def test_an_address_in_use_is_one_sentence(saved_folder, server, run_cli):
 
 def test_key_files(saved_folder, run_cli, tmp_path):
     (tmp_path / "key").write_text("\n")
-    for file, told in ((tmp_path / "key", "empty"), (tmp_path / "none", "cannot be read")):
+    for file, message in ((tmp_path / "key", "empty"), (tmp_path / "none", "cannot be read")):
         code, _, err = run_cli("serve", "--trust-code", saved_folder, "--api-key-file", file)
-        assert (code, told in err) == (2, True)
+        assert (code, message in err) == (2, True)

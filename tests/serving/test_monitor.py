@@ -100,7 +100,7 @@ class Refusing(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "settings", "told"),
+    ("module", "settings", "message"),
     [
         (Attending, {"output": "logits"}, "fused attention"),
         (Refusing, {"output": 0}, None),
@@ -110,7 +110,7 @@ class Refusing(nn.Module):
     ],
     ids=["attention", "uncopied", "exact", "amp", "channels-last"],
 )
-def test_bits_are_kept_where_one_pass_would_change_them(x, module, settings, told):
+def test_bits_are_kept_where_one_pass_would_change_them(x, module, settings, message):
     torch.manual_seed(0)
     detector = Detector(module(), allow_missing_classes=True, **settings).fit(tiny.trusted())
     monitor = Monitor(detector)
@@ -118,10 +118,10 @@ def test_bits_are_kept_where_one_pass_would_change_them(x, module, settings, tol
         outputs, verdicts = monitor(part)
         assert bits(outputs, detector.network.module, part)
         assert len(verdicts) == len(part)
-    if told is None:
+    if message is None:
         assert monitor.notes == []
     else:
-        assert any(told in note for note in monitor.notes), monitor.notes
+        assert any(message in note for note in monitor.notes), monitor.notes
 
 
 def test_a_batch_too_large_for_one_slice(fitted, x, monkeypatch):
@@ -307,12 +307,12 @@ def test_across_folds_the_first_split_scores_the_stream():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [({"rate": 0.0}, "sampling rate"), ({"rate": 1.5}, "sampling rate"), ({"deferred": True}, "place for its verdicts"),
      ({"level": 2.0}, "between 0 and 1")],
 )  # fmt: skip
-def test_settings_that_make_no_sense(fitted, settings, told):
-    with pytest.raises(CovaryError, match=told):
+def test_settings_that_make_no_sense(fitted, settings, message):
+    with pytest.raises(CovaryError, match=message):
         Monitor(fitted, **settings)
 
 

@@ -205,9 +205,9 @@ def test_two_hundred_random_corruptions_are_each_refused(saved_folder, detector_
     for trial in range(200):
         rng = np.random.default_rng(trial)
         name = files[trial % len(files)]
-        whole = (saved_folder / name).read_bytes()
-        broken = DAMAGE[trial % len(DAMAGE)](whole, rng)
-        if broken == whole:
+        full = (saved_folder / name).read_bytes()
+        broken = DAMAGE[trial % len(DAMAGE)](full, rng)
+        if broken == full:
             continue
         (detector_folder / name).write_bytes(broken)
         try:
@@ -216,7 +216,7 @@ def test_two_hundred_random_corruptions_are_each_refused(saved_folder, detector_
             assert "\n" not in str(refused.value)
             assert name in str(refused.value)
         finally:
-            (detector_folder / name).write_bytes(whole)
+            (detector_folder / name).write_bytes(full)
     saved.open_record(detector_folder)
 
 

@@ -41,7 +41,7 @@ KNOWN = "178941b774d766c443b3a5f4a9b82ef73dbb0038b0af31a1b3d564e10ed3230f"
 def signed_run(tiny_files, tmp_path_factory):
     """A signed RUN with its private and public key; not to be changed."""
     home = tmp_path_factory.mktemp("signed")
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="tiny:network", weights=str(tiny_files / "weights.safetensors"), trusted=str(tiny_files / "trusted.npz"),
         inputs=str(tiny_files / "inputs.npz"), target=3, settings={},
     )  # fmt: skip
@@ -121,19 +121,19 @@ def test_one_flipped_byte_anywhere_is_named(kind, run, detector_folder, signed_r
     files = sorted(folder.iterdir())
     assert len(files) == 8 if kind == "RUN" else 7
     for file in files:
-        whole = file.read_bytes()
-        for place in places(whole, rng):
+        full = file.read_bytes()
+        for place in places(full, rng):
             bit = 1 << int(rng.integers(8))
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+            file.write_bytes(full[:place] + bytes([full[place] ^ bit]) + full[place + 1 :])
             assert file.name in named(folder), (file.name, place, bit)
-        file.write_bytes(whole)
+        file.write_bytes(full)
     assert named(folder) == []
 
 
 def test_a_byte_added_or_lost_and_files_added_lost_or_swapped_are_named(run):
     for name in ("results.csv", "receipt.json", "receipt.sha256", "signature.json", "report.html"):
-        whole = (run / name).read_bytes()
-        for broken in (whole[:-1], whole + b" ", whole + b"\n", b""):
+        full = (run / name).read_bytes()
+        for broken in (full[:-1], full + b" ", full + b"\n", b""):
             (run / name).write_bytes(broken)
             assert name in named(run)
         (run / name).unlink()
@@ -143,7 +143,7 @@ def test_a_byte_added_or_lost_and_files_added_lost_or_swapped_are_named(run):
         else:
             # Without a signature a RUN is an unsigned one, as good as any unless a key is asked for.
             assert named(run) == ([] if name == "signature.json" else [name])
-        (run / name).write_bytes(whole)
+        (run / name).write_bytes(full)
     (run / "notes.txt").write_text("")
     assert named(run) == ["notes.txt"]
     (run / "notes.txt").unlink()
@@ -201,10 +201,10 @@ def test_piles_have_receipts_too(saved_folder, tmp_path, run_cli):
     assert {**record, "files": None} == {**other, "files": None}
     assert named(tmp_path / "pile") == []
     for file in sorted((tmp_path / "pile").iterdir()):
-        whole = file.read_bytes()
-        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        full = file.read_bytes()
+        file.write_bytes(full[:-1] + bytes([full[-1] ^ 1]))
         assert file.name in named(tmp_path / "pile")
-        file.write_bytes(whole)
+        file.write_bytes(full)
     assert run_cli("verify", tmp_path / "pile")[0] == 0
     assert run_cli("verify", tmp_path / "pile", "--sources")[0] == 0
 
@@ -215,14 +215,14 @@ def test_piles_have_receipts_too(saved_folder, tmp_path, run_cli):
 def test_a_detector_is_refused_where_its_receipt_does_not_fit(saved_folder, detector_folder, fitted, tmp_path):
     other = fitted.save(tmp_path / "bare", weights=False)
     for name in ("receipt.json", "receipt.sha256"):
-        whole = (detector_folder / name).read_bytes()
-        for broken in ((other / name).read_bytes(), whole[:-2], None):
+        full = (detector_folder / name).read_bytes()
+        for broken in ((other / name).read_bytes(), full[:-2], None):
             (detector_folder / name).unlink()
             if broken is not None:
                 (detector_folder / name).write_bytes(broken)
             with pytest.raises(CovaryError, match=name.replace(".", r"\.")):
                 Detector.load(detector_folder, trust_code=True)
-            (detector_folder / name).write_bytes(whole)
+            (detector_folder / name).write_bytes(full)
     Detector.load(detector_folder, trust_code=True)
 
 
@@ -328,7 +328,7 @@ def test_without_cryptography_the_form_is_still_checked(run, monkeypatch):
 def test_network_and_data_are_looked_at_again(tiny_files, saved_folder, detector_folder, tmp_path, monkeypatch):
     shutil.copytree(tiny_files, tmp_path / "files")
     monkeypatch.chdir(tmp_path)
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="tiny:network", weights="files/weights.safetensors", trusted="files/trusted.npz",
         inputs="files/inputs.npz", settings={"batch_size": 128},
     )  # fmt: skip
@@ -393,9 +393,9 @@ def test_a_bundle_that_lost_a_receipt_or_holds_none_does_not_pass(run, saved_fol
     path, key, public = tmp_path / "bundle.json", signed_run[1], signed_run[2]
     bundle.merge([run, saved_folder], path)
     assert run_cli("sign", path, "--key", key)[0] == 0
-    whole = path.read_bytes()
+    content = path.read_bytes()
     assert run_cli("verify", path, "--public-key", public)[0] == 0
-    full = json.loads(whole)
+    full = json.loads(content)
 
     def differing(changed, *more):
         path.write_bytes(canonical_json(changed).encode())
@@ -427,10 +427,10 @@ def test_the_signature_of_a_whole_stays_while_it_is_the_whole(run, saved_folder,
 
 def test_a_changed_bundle_is_refused(run, tmp_path):
     bundle.merge([run], tmp_path / "bundle.json")
-    whole = (tmp_path / "bundle.json").read_bytes()
+    full = (tmp_path / "bundle.json").read_bytes()
     rng = np.random.default_rng(0)
-    for place in places(whole, rng):
-        (tmp_path / "bundle.json").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for place in places(full, rng):
+        (tmp_path / "bundle.json").write_bytes(full[:place] + bytes([full[place] ^ 1]) + full[place + 1 :])
         with pytest.raises(CovaryError):
             bundle.read_bundle(tmp_path / "bundle.json")
     (tmp_path / "bundle.json").write_text("{}")

@@ -56,9 +56,9 @@ def test_rows_are_projected_gradients_of_autograd(tied):
     for i, text in enumerate(SOME[:4]):
         value = slow_observable(model, text, "margin", "root")
         gradients = torch.autograd.grad(value, list(parameters.values()))
-        whole = dict(zip(parameters, gradients, strict=True))
+        full = dict(zip(parameters, gradients, strict=True))
         for layer, names in features.layers.items():
-            expected = features.projections[layer]({name: whole[name].unsqueeze(0) for name in names})[0]
+            expected = features.projections[layer]({name: full[name].unsqueeze(0) for name in names})[0]
             np.testing.assert_allclose(
                 found.functional[layer][i], expected.numpy(), atol=2e-5 * float(expected.norm()) + 1e-7, rtol=0
             )
@@ -118,12 +118,12 @@ def test_what_stands_in_the_padding_does_not_matter():
 
 def test_order_and_passes_change_nothing(monkeypatch):
     features = TextExtractor(texts.causal())
-    whole = features.rows(texts.batch(SOME))
-    assert list(whole.ids) == [text.id for text in SOME]
+    full = features.rows(texts.batch(SOME))
+    assert list(full.ids) == [text.id for text in SOME]
     back = features.rows(texts.batch(SOME[::-1]))
-    texts.assert_same(whole, back.take(np.arange(len(SOME))[::-1]))
+    texts.assert_same(full, back.take(np.arange(len(SOME))[::-1]))
     monkeypatch.setattr("covary.text.extractor.PASS_BYTES", {"cpu": 1, "gpu": 1})
-    texts.assert_same(whole, features.rows(texts.batch(SOME)))
+    texts.assert_same(full, features.rows(texts.batch(SOME)))
 
 
 def test_norms_are_of_one_kind_whatever_the_answers_length():
@@ -149,9 +149,9 @@ def test_token_values_are_the_observable_token_by_token():
     features = TextExtractor(texts.causal())
     values = features.token_values(SOME)
     observed = features.rows(texts.batch(SOME)).observable
-    for text, value, whole in zip(SOME, values, observed, strict=True):
+    for text, value, full in zip(SOME, values, observed, strict=True):
         assert value["margin"].shape == (len(text.counted),)
-        assert value["margin"].sum() / len(text.counted) ** 0.5 == pytest.approx(whole, abs=1e-3)
+        assert value["margin"].sum() / len(text.counted) ** 0.5 == pytest.approx(full, abs=1e-3)
         np.testing.assert_allclose(value["nll"], np.log1p(np.exp(-value["margin"])), rtol=1e-6)
 
 

@@ -50,7 +50,7 @@ def test_plain_text_is_one_prompt_a_line(tmp_path):
 def test_the_assistants_last_turn_is_the_completion():
     turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
     (text,) = read_texts([{"messages": turns}])
-    assert (text.messages, text.completion, text.shown) == ((turns[0],), "hi", "user: hello")
+    assert (text.messages, text.completion, text.display_text) == ((turns[0],), "hi", "user: hello")
 
 
 WRONG = [
@@ -67,9 +67,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "told"), WRONG)
-def test_wrong_rows_are_told(rows, told):
-    with pytest.raises(CovaryError, match=told):
+@pytest.mark.parametrize(("rows", "message"), WRONG)
+def test_wrong_rows_are_told(rows, message):
+    with pytest.raises(CovaryError, match=message):
         read_texts(rows)
 
 
@@ -204,9 +204,9 @@ def test_prompts_of_like_length_are_answered_together():
 
 
 def test_progress_is_told_as_answers_come():
-    told = []
-    completed(texts.causal(), read_texts(texts.records(9)), max_new_tokens=2, progress=lambda *at: told.append(at))
-    assert told[-1] == (9, 9)
+    message = []
+    completed(texts.causal(), read_texts(texts.records(9)), max_new_tokens=2, progress=lambda *at: message.append(at))
+    assert message[-1] == (9, 9)
 
 
 def test_an_answer_ends_with_the_end_of_text():

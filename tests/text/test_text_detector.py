@@ -79,11 +79,11 @@ def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
         p = logits[text.counted[i]].double().log_softmax(-1).exp()[text.targets[i]]
         margin = p.log() - torch.log1p(-p)
         gradients = torch.autograd.grad(margin, list(parameters.values()), retain_graph=True)
-        whole = dict(zip(parameters, gradients, strict=True))
+        full = dict(zip(parameters, gradients, strict=True))
         shares = []
         for block, layers in features.groups.items():
             parts = [
-                features.projections[layer]({name: whole[name].unsqueeze(0) for name in features.layers[layer]}).numpy()
+                features.projections[layer]({name: full[name].unsqueeze(0) for name in features.layers[layer]}).numpy()
                 for layer in layers
             ]
             shares.append(explainer.profile.all_[block].log(unit(np.concatenate(parts, 1)))[0])
@@ -193,9 +193,9 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
     with open(out / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [one["id"] for one in [*clean, *strange(10), hostile]]
-    told = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
-    assert [one["completion"] for one in told[20:30]] == [one["completion"] for one in strange(10)]
-    assert all(one["completion"] for one in told)
+    message = [json.loads(line) for line in (out / "texts.jsonl").read_text().splitlines()]
+    assert [one["completion"] for one in message[20:30]] == [one["completion"] for one in strange(10)]
+    assert all(one["completion"] for one in message)
     page = (out / "report.html").read_text()
     assert "its least explained tokens marked" in page
     assert "<mark title=" in page
@@ -206,7 +206,7 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["--target", "1"], "--target beside --hf"),
         (["--model", "tiny:network"], "--model beside --hf"),
@@ -219,13 +219,13 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
         (["--preconditioner", "diagonal"], "preconditioner says nothing to texts"),
     ],
 )
-def test_what_does_not_go_with_texts_is_told(run_cli, folder, tmp_path, more, told):
+def test_what_does_not_go_with_texts_is_told(run_cli, folder, tmp_path, more, message):
     path = tmp_path / "t.txt"
     path.write_text("\n".join(one["prompt"] for one in texts.records(30)))
     base = ["scan", "--hf", folder, "--trusted", path, "--inputs", path, "--out", tmp_path / "run"]
     code, _, errors = run_cli(*base, *more)
     assert code == 2
-    assert told in " ".join(errors.split())
+    assert message in " ".join(errors.split())
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from covary.cli.options import (
     Chosen,
     Json,
     MaybeInputs,
-    Pile,
+    PileOptions,
     Preparation,
     Sampling,
     grouped,
@@ -182,7 +182,7 @@ def scan(
     out: Annotated[Path, Option("--out", help="RUN folder to write; the material goes beside it.")],
     calibration: Calibration = None,
     sampling: Sampling = None,
-    pile: Pile,
+    pile: PileOptions,
     chosen: Chosen,
     preparation: Preparation,
     json: Json = False,
@@ -196,15 +196,15 @@ def scan(
     from covary.runs import scan as scanning
     from covary_bench.images.backdoorbench.material import names_of_record
 
-    names: dict[str, Any] = {"trusted": trusted, "inputs": inputs, **preparation.given(), **pile.given()}
-    given: dict[str, Any] = {
+    names: dict[str, Any] = {"trusted": trusted, "inputs": inputs, **preparation.arguments(), **pile.arguments()}
+    arguments: dict[str, Any] = {
         "calibration": calibration, "sampling": sampling,
-        "settings": chosen.given(),
+        "settings": chosen.to_settings(),
     }  # fmt: skip
     # Wrong settings are told before any of the record's material is written.
-    scanning.Plan.checked(**names | {"model": "", "trusted": ""}, **given)
+    scanning.ScanPlan.checked(**names | {"model": "", "trusted": ""}, **arguments)
     names = names_of_record(record, out, names, chosen.seed or 0)
-    summary = scanning.scan(scanning.Plan.checked(**names, **given), out, display=terminal(json))
+    summary = scanning.scan(scanning.ScanPlan.checked(**names, **arguments), out, display=terminal(json))
     print_json(summary) if json else print_summary(summary, out / "report.html")
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
 

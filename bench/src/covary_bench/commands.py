@@ -62,15 +62,15 @@ def run(
     tables = chosen(what, scale, only)
     check_device(device)
     torch.set_num_threads(threads)
-    told: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     for found in tables:
         how = modality(found)
         known = known_cells(out / f"{found.name}-{scale}.json")
         record = run_table(found, cache, only=only, chains=chains, again=again, device=device, known=known, say=say)
         written, marked = how.write(record, out), how.marked(record)
-        told[found.name] = how.main(record) | {"marked": marked, "files": [str(path) for path in written]}
+        summary[found.name] = how.main(record) | {"marked": marked, "files": [str(path) for path in written]}
         say(f"{found.name}: {len(record['cells'])} cells, {len(marked)} of them marked; {written[0]}")
-    return told
+    return summary
 
 
 def make_cases(

@@ -83,13 +83,13 @@ def figures(scored: Scored, inputs: Inputs, fpr: float) -> dict[str, Any]:
         "seconds_a_query": scored.seconds,
         "roc": [tpr_at(scored.score[masked], inputs.truth[masked], f) for f in GRID],
     }
-    aimed = inputs.wanted >= 0
-    labels = np.unique(inputs.wanted[aimed])
+    aimed = inputs.targets >= 0
+    labels = np.unique(inputs.targets[aimed])
     # Where the attacker wants every class (all-to-all), every clean input would count.
     if 0 < len(labels) < len(np.unique(inputs.y[inputs.truth == 0])):
         same = np.isin(inputs.predicted, labels) & ((inputs.truth == 0) | masked)
         result["same_class"] = view(scored, inputs, same, fpr)
-    able = (inputs.truth == 1) & (inputs.y >= 0) & ((inputs.y != inputs.wanted) | ~aimed)
+    able = (inputs.truth == 1) & (inputs.y >= 0) & ((inputs.y != inputs.targets) | ~aimed)
     clean = inputs.truth == 0
     if able.any() and clean.any():
         success = float(masked[able].mean())

@@ -90,25 +90,25 @@ def _mean(record: Mapping[str, Any], own: Mapping[str, Any], figure: str) -> str
 
 def _sentence(record: Mapping[str, Any]) -> str:
     measured = sum("detectors" in cell for cell in record["cells"].values())
-    told = (
+    text = (
         f"{measured} of {len(record['cells'])} cells measured; calibrated at a false-alarm rate of {record['fpr']:g}."
     )
     if record["marked"]:
-        told += " Counted 0.5: " + ", ".join(f"{name} ({mark})" for name, mark in record["marked"].items()) + "."
-        told += " In brackets: means over the other cells alone."
+        text += " Counted 0.5: " + ", ".join(f"{name} ({mark})" for name, mark in record["marked"].items()) + "."
+        text += " In brackets: means over the other cells alone."
     if record["tuning"]["cells"]:
-        told += " Left out of the means, since settings were chosen on them: " + ", ".join(record["tuning"]["cells"])
-        told += "."
+        text += " Left out of the means, since settings were chosen on them: " + ", ".join(record["tuning"]["cells"])
+        text += "."
     for distance, own in record.get("by_distance", {}).items():
         best = max((name for name in own if name not in ("cells", OURS)), key=lambda name: own[name], default="")
         others = f"; best of the others: {best} {own[best]:.3f}" if best else ""
-        told += f" Mean masked AUROC over the {own['cells']} {distance} sets: {own[OURS]:.3f}{others}."
-    return f"{told} {_behind(record)}"
+        text += f" Mean masked AUROC over the {own['cells']} {distance} sets: {own[OURS]:.3f}{others}."
+    return f"{text} {_behind(record)}"
 
 
 def _behind(record: Mapping[str, Any]) -> str:
     """Which baselines are ahead of ours on the mean over the cells they were run on."""
-    told = []
+    sentences = []
     for figure, words in (("mean_der_calibrated", "calibrated DER"), ("mean_auroc_masked", "masked AUROC")):
         ahead = []
         for name, own in record["baselines"].items():
@@ -116,8 +116,8 @@ def _behind(record: Mapping[str, Any]) -> str:
             mine = own.get("ours_on_its_cells", record)[figure]
             if theirs is not None and mine is not None and theirs > mine:
                 ahead.append(f"{name} ({theirs:.3f} against {mine:.3f})")
-        told.append(f"Ahead of {OURS} on the mean {words}: {', '.join(ahead) or 'none'}.")
-    return " ".join(told)
+        sentences.append(f"Ahead of {OURS} on the mean {words}: {', '.join(ahead) or 'none'}.")
+    return " ".join(sentences)
 
 
 def _row(name: str, cell: Mapping[str, Any]) -> list[str]:

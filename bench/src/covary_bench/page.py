@@ -76,7 +76,7 @@ def cells_of_ours(record: Mapping[str, Any]) -> int:
 def _mean(record: Mapping[str, Any], own: Mapping[str, Any], figure: str) -> str:
     """A mean over measured cells; where cells count 0.5, the mean that counts them behind it."""
     if not record["marked"] or own[figure] is None:
-        return _shown(own[figure])
+        return _number(own[figure])
     plain = own["measured"][figure]
     return ("" if plain is None else f"{plain:.3f} ") + f"({own[figure]:.3f})"
 
@@ -89,10 +89,10 @@ def _cell(cell: Mapping[str, Any]) -> list[str]:
     values = [ours["masked"]["auroc"], same.get("auroc"), ours["end_to_end"]["auroc"],
               ours["masked"]["der_calibrated"], ours["masked"]["der_best"], rating.get("accuracy"),
               rating.get("attack_success")]  # fmt: skip
-    return [_shown(value) for value in values]
+    return [_number(value) for value in values]
 
 
-def _shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 

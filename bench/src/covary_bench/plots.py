@@ -77,7 +77,7 @@ def cost(figure: Any, record: Record) -> bool:
     """Mean DER against milliseconds a query."""
     figure.set_size_inches(8, 5)
     axis = figure.subplots()
-    shown = False
+    drawn = False
     for name, own in {**record["baselines"], OURS: record}.items():
         # Means without what counts 0.5: detectors with fewer cells would look worse by what others lack.
         rating = own.get("measured", {}).get("mean_der_calibrated")
@@ -86,11 +86,11 @@ def cost(figure: Any, record: Record) -> bool:
         x, y = 1000 * own["seconds_a_query"], rating
         axis.plot(x, y, "o", color="C1" if name == OURS else "0.6")
         axis.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-        shown = True
+        drawn = True
     axis.set_xscale("log")
     axis.set_xlabel("milliseconds a query")
     axis.set_ylabel("mean DER, calibrated, masked, over measured cells")
-    return shown
+    return drawn
 
 
 def roc(figure: Any, record: Record) -> bool:
@@ -100,19 +100,19 @@ def roc(figure: Any, record: Record) -> bool:
     cells = [cell["detectors"] for cell in _held_out(record).values() if "detectors" in cell]
     everywhere = [name for name in record["baselines"] if all(name in cell for cell in cells)]
     order = sorted(everywhere, key=lambda name: -(record["baselines"][name]["mean_auroc_masked"] or 0))
-    shown = False
+    drawn = False
     for name in [OURS, *order[:5]]:
         # A record from its file has no curves; the cells that were run here have.
         curves = [curve for cell in cells if (curve := cell[name].get("roc")) and None not in curve]
         if curves:
             axis.plot(GRID, np.mean(curves, axis=0), label=name, linewidth=2.2 if name == OURS else 1.2)
-            shown = True
+            drawn = True
     axis.set_xscale("symlog", linthresh=1e-3)
     axis.set_xlabel("false-positive rate")
     axis.set_ylabel("true-positive rate, mean over held-out cells")
-    if shown:
+    if drawn:
         axis.legend(fontsize=7)
-    return shown
+    return drawn
 
 
 def wins(figure: Any, record: Record) -> bool:

@@ -33,14 +33,14 @@ class Inputs:
     """What is known of the inputs of a case, all (n,).
 
     Attributes:
-        truth: 1 = anomalous. y: original classes. wanted: the attacker's label, -1 = none. group: where it came from.
+        truth: 1 = anomalous. y: original classes. targets: the attacker's label, -1 = none. group: where it came from.
         predicted: the network's answers.
         kind: of the case.
     """
 
     truth: Int[np.ndarray, " n"]
     y: Int[np.ndarray, " n"]
-    wanted: Int[np.ndarray, " n"]
+    targets: Int[np.ndarray, " n"]
     group: Shaped[np.ndarray, " n"]
     predicted: Int[np.ndarray, " n"]
     kind: str
@@ -51,13 +51,13 @@ class Inputs:
 
         Triggered inputs reach the attacker's label, adversarial ones any wrong class; foreign ones have no aim.
         """
-        reached = np.where(self.wanted >= 0, (self.predicted == self.wanted) & (self.y != self.wanted),
+        reached = np.where(self.targets >= 0, (self.predicted == self.targets) & (self.y != self.targets),
                            (self.predicted != self.y) | (self.y < 0))  # fmt: skip
         return np.where(self.truth == 1, reached, self.predicted == self.y)
 
     def take(self, index: Bool[np.ndarray, " n"]) -> Inputs:
         """Some of them."""
-        return Inputs(self.truth[index], self.y[index], self.wanted[index], self.group[index], self.predicted[index],
+        return Inputs(self.truth[index], self.y[index], self.targets[index], self.group[index], self.predicted[index],
                       self.kind)  # fmt: skip
 
 
@@ -81,7 +81,7 @@ class Prepared:
         """The same case with rows that carry other evidence, as `Detector(evidence=...)` has it."""
         return Prepared(self.case, self.work, self.fpr, self.device, evidence)
 
-    def dealt(self, seed: int) -> Prepared:
+    def with_split_seed(self, seed: int) -> Prepared:
         """The same rows, trusted samples dealt to their roles by another seed."""
         rows = self._kept  # computed with the case's own seed, which the projections depend on
         other = copy(self)
@@ -114,8 +114,8 @@ class Prepared:
         trusted = self._fitted_rows() if self.evidence == "thorough" else self.detector.rows(self.source("trusted"))
         inputs, more = self._timed(lambda: self.detector.rows(self.source("inputs")))
         known = self._features("trusted")
-        asked, forward = self._timed(lambda: self._features("inputs"))
-        arrays, parts = {"trusted_features": known, "query_features": asked}, {}
+        queries, forward = self._timed(lambda: self._features("inputs"))
+        arrays, parts = {"trusted_features": known, "query_features": queries}, {}
         for name, rows in (("trusted", trusted), ("inputs", inputs)):
             found, parts[name] = rows_to_arrays(rows, name)
             arrays |= found
@@ -179,8 +179,8 @@ class Prepared:
     def inputs(self) -> Inputs:
         """What is known of the inputs."""
         with np.load(self.case / "inputs.npz") as stored:
-            told = {name: stored[name] for name in ("truth", "y", "wanted", "group")}
-        return Inputs(**told, predicted=self.queries.predicted, kind=self.facts["kind"])
+            arrays = {name: stored[name] for name in ("truth", "y", "group")} | {"targets": stored["wanted"]}
+        return Inputs(**arrays, predicted=self.queries.predicted, kind=self.facts["kind"])
 
     @cached_property
     def judge(self) -> Judge:

@@ -185,9 +185,11 @@ def _ended(items: Any) -> Iterator[tuple[bool, Any]]:
 
 def plain(victim: Mapping[str, Any] | None) -> dict[str, Any]:
     """A victim without what nothing tells: training checkpoints, times."""
-    told = {key: value for key, value in (victim or {}).items() if key not in ("training_seconds", "seconds", "before")}
-    attempts = [one for one in told.pop("attempts", None) or [] if isinstance(one, Mapping) and "strength" in one]
-    return told | ({"attempts": attempts} if attempts else {})
+    record = {
+        key: value for key, value in (victim or {}).items() if key not in ("training_seconds", "seconds", "before")
+    }
+    attempts = [one for one in record.pop("attempts", None) or [] if isinstance(one, Mapping) and "strength" in one]
+    return record | ({"attempts": attempts} if attempts else {})
 
 
 def _at(found: Any, place: Place) -> Any:
@@ -215,19 +217,19 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises:
         CovaryError: no such file, or one that is not a record.
     """
-    told = folders.read_json(path, "a record of the benchmark")
-    if not isinstance(told, dict) or not isinstance(told.get("cells"), dict) or "columns" not in told:
+    record = folders.read_json(path, "a record of the benchmark")
+    if not isinstance(record, dict) or not isinstance(record.get("cells"), dict) or "columns" not in record:
         raise CovaryError(
             f"{path} has no cells by column", "a record of the benchmark", "move it away, or choose another --out"
         )
-    kept = layout(told["table"])
-    places = [{**kept.every, **kept.ours}[name] for name in told["columns"]]
+    kept = layout(record["table"])
+    places = [{**kept.every, **kept.ours}[name] for name in record["columns"]]
     cells: dict[str, Any] = {}
-    for name, own in told["cells"].items():
+    for name, own in record["cells"].items():
         facts = dict(own["facts"])
         shared = {kept.shared[key]: value for key, value in facts.pop("n", {}).items()}
         if "about" in facts:
-            facts["about"] = told["about"][facts["about"]]
+            facts["about"] = record["about"][facts["about"]]
         cells[name] = {"cell": name, "victim": {}, **facts}
         for detector, values in own["detectors"].items():
             one = deepcopy(dict(kept.blank))
@@ -239,4 +241,4 @@ def read_record(path: Path) -> dict[str, Any]:
                 if _at(one, place[:1]) is not None or len(place) == 1:
                     _put(one, place, value)
             cells[name].setdefault("detectors", {})[detector] = one
-    return {**told, "cells": cells}
+    return {**record, "cells": cells}

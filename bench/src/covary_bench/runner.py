@@ -21,7 +21,7 @@ from covary_bench.baselines.material import Baseline
 from covary_bench.case import Case, Say, modality
 from covary_bench.cell import Cell
 from covary_bench.records import plain, rounded
-from covary_bench.scoring import OURS, WAYS, anew, ours, scored, scores_path, stale, with_chain
+from covary_bench.scoring import OURS, WAYS, ours, rescored, scored, scores_path, stale, with_chain
 from covary_bench.table import Table
 
 
@@ -29,7 +29,7 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def wanted_baselines(table: Table, case: Case, chains: bool) -> list[str]:
+def selected_baselines(table: Table, case: Case, chains: bool) -> list[str]:
     """Names in the table's order; those that take hours only if asked for, or if their scores are there already."""
     known = case.baselines
     names = list(table.size.baselines) or list(known)
@@ -51,7 +51,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
             found[name] = WAYS[name](prepared)
         except CovaryError as problem:
             errors[name] = str(problem)
-    for name in wanted_baselines(table, case, chains):
+    for name in selected_baselines(table, case, chains):
         began = time.perf_counter()
         try:
             found[name] = scored(prepared, name, case.baselines[name], case.settings(name))
@@ -59,8 +59,8 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
             errors[name] = str(problem)
         if (seconds := time.perf_counter() - began) > 30:
             say(f"{cell}: {name}, {seconds:.0f} s")
-    asked = len(prepared.queries) + len(prepared.folds()[0][2])
-    found = with_chain(found, case.baselines, case.work, asked)
+    queries = len(prepared.queries) + len(prepared.folds()[0][2])
+    found = with_chain(found, case.baselines, case.work, queries)
     return {
         **case.facts(prepared, found), "cell": str(cell),
         "detectors": {name: case.figures(one, prepared) for name, one in found.items()}, "errors": errors,
@@ -112,18 +112,18 @@ def run_table(
     Raises:
         CovaryError: a cell that no such table can have, or one of `only` that cannot be made.
     """
-    told = modality(table)
+    facts = modality(table)
     every = cells_of(table, cache, only)
     for cell, case in every:
         path = cell_path(table, cell, cache)
         if not again and finished(table, case, chains):
             continue
         made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        result = score_anew(path, cell, made, case.baselines, chains) if again else keep(path, cell, made)
-        say(f"{cell}: missing, {result['missing']}" if "missing" in result else f"{cell}: {told.line(result)}")
+        result = rescore(path, cell, made, case.baselines, chains) if again else keep(path, cell, made)
+        say(f"{cell}: missing, {result['missing']}" if "missing" in result else f"{cell}: {facts.line(result)}")
         if only:
             check_complete(result)
-    return told.record(table, rounded(results(table, cache, [cell for cell, _ in every], known)), about(device))
+    return facts.record(table, rounded(results(table, cache, [cell for cell, _ in every], known)), about(device))
 
 
 def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -148,11 +148,11 @@ def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str
     return result
 
 
-def score_anew(
+def rescore(
     path: Path, cell: Cell, made: Callable[[], dict[str, Any]], known: Mapping[str, Baseline], chains: bool
 ) -> dict[str, Any]:
     """The same with rows and scores of `known` computed again; what takes hours stays unless `chains` asks for it."""
-    with anew(path.parent, [name for name, own in known.items() if chains or own.needs != "chain"]) as ended:
+    with rescored(path.parent, [name for name, own in known.items() if chains or own.needs != "chain"]) as ended:
         ended(result := keep(path, cell, made))
     return result
 
@@ -170,10 +170,10 @@ def finished(table: Table, case: Case, chains: bool) -> bool:
         return False
     result = json.loads(path.read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
-    wanted = wanted_baselines(table, case, chains)
-    if "missing" in result or not {OURS, *table.size.ways, *wanted} <= there:
+    requested = selected_baselines(table, case, chains)
+    if "missing" in result or not {OURS, *table.size.ways, *requested} <= there:
         return False
-    return not any(stale(case.work, name, case.settings(name)) for name in wanted)
+    return not any(stale(case.work, name, case.settings(name)) for name in requested)
 
 
 def results(

@@ -103,7 +103,7 @@ def scored(prepared: Prepared, name: str, baseline: Baseline, settings: Mapping[
             seconds += (time.perf_counter() - began) / len(material.queries)
         part = path.with_suffix(".part.npz")
         folds = {f"fold{i}": scores for i, scores in enumerate(every)}
-        np.savez(part, seconds=seconds, settings=_told(settings), **folds)
+        np.savez(part, seconds=seconds, settings=_facts(settings), **folds)
         part.rename(path)
     with np.load(path) as stored:
         every = [stored[f"fold{i}"] for i in range(len(prepared.folds()))]
@@ -119,10 +119,10 @@ def stale(work: Path, name: str, settings: Mapping[str, Any]) -> bool:
     if not path.is_file():
         return False
     with np.load(path) as stored:
-        return "settings" not in stored or str(stored["settings"]) != _told(settings)
+        return "settings" not in stored or str(stored["settings"]) != _facts(settings)
 
 
-def _told(settings: Mapping[str, Any]) -> str:
+def _facts(settings: Mapping[str, Any]) -> str:
     return json.dumps(dict(settings), sort_keys=True)
 
 
@@ -139,7 +139,7 @@ Ended = Callable[[Mapping[str, Any]], None]
 
 
 @contextmanager
-def anew(work: Path, names: Sequence[str]) -> Iterator[Ended]:
+def rescored(work: Path, names: Sequence[str]) -> Iterator[Ended]:
     """Sets the rows and the scores of `names` aside; they come back unless the body ends with a result that is whole.
 
     Yields a function that is to be told that result.
@@ -171,11 +171,11 @@ def with_p(prepared: Prepared, every: list[np.ndarray], seconds: float) -> Score
     """Conformal p-values of a detector whose scores are given by fold, calibration samples first."""
     roles = [calibration for _, _, calibration in prepared.folds()]
     held = [scores[: len(own)] for scores, own in zip(every, roles, strict=True)]
-    asked = np.stack([scores[len(own) :] for scores, own in zip(every, roles, strict=True)])
+    queries = np.stack([scores[len(own) :] for scores, own in zip(every, roles, strict=True)])
     if len(every) == 1:
         right = None if prepared.right is None else prepared.right[roles[0]]
-        p_right = None if right is None else calibrate.conformal_p(asked[0], held[0][right])
-        return Scored(asked[0], calibrate.conformal_p(asked[0], held[0]), seconds, p_right)
+        p_right = None if right is None else calibrate.conformal_p(queries[0], held[0][right])
+        return Scored(queries[0], calibrate.conformal_p(queries[0], held[0]), seconds, p_right)
     folds = np.repeat(np.arange(len(held)), [len(part) for part in held])
-    p = calibrate.cross_conformal_p(asked, np.concatenate(held), folds)
-    return Scored(asked.mean(0), p, seconds)
+    p = calibrate.cross_conformal_p(queries, np.concatenate(held), folds)
+    return Scored(queries.mean(0), p, seconds)

@@ -121,11 +121,11 @@ def ranks(cells: Cells, detectors: list[str]) -> dict[str, Any]:
     known = {name: sum(value(cell, name, place) is not None for cell in cells.values()) for name in detectors}
     detectors = [name for name in detectors if known[name] and known[name] >= MOST * known.get(OURS, 0)]
     table = [[value(cell, name, place) for name in detectors] for cell in cells.values()]
-    whole = np.array([row for row in table if all(v is not None for v in row)], float)
-    if len(whole) < 2 or len(detectors) < 2:
+    full = np.array([row for row in table if all(v is not None for v in row)], float)
+    if len(full) < 2 or len(detectors) < 2:
         return {}
-    mean = stats.rankdata(-whole, axis=1).mean(0)
-    k, n = len(detectors), len(whole)
+    mean = stats.rankdata(-full, axis=1).mean(0)
+    k, n = len(detectors), len(full)
     q = float(stats.studentized_range.ppf(0.95, k, 10**6)) / np.sqrt(2)
     found = dict(zip(detectors, map(float, mean), strict=True))
     return {"cells": n, "mean_ranks": found, "critical_difference": float(q * np.sqrt(k * (k + 1) / (6 * n)))}

@@ -90,7 +90,7 @@ def test_beatrix_by_loops():
     found = seen()
     probe, orders = found.network, range(1, 10)
     trusted = np.array([gram_numbers(probe.module, image, orders) for image in probe.trusted])
-    wanted = []
+    expected = []
     for image, label in zip(probe.queries, QUERY_CLASSES, strict=True):
         beyond, deviations = 0.0, []
         for position, value in enumerate(gram_numbers(probe.module, image, orders)):
@@ -103,11 +103,11 @@ def test_beatrix_by_loops():
             if value > high:
                 beyond += (value - high) / abs(high)
             deviations.append(abs(value - median) / (mad + 1e-9 + 1e-3 * abs(median)))
-        wanted.append((beyond, np.mean(deviations)))
+        expected.append((beyond, np.mean(deviations)))
     scores = baseline("Beatrix")(found)
-    np.testing.assert_allclose(scores, [beyond + 1e-6 * inside for beyond, inside in wanted], rtol=1e-4)
+    np.testing.assert_allclose(scores, [beyond + 1e-6 * inside for beyond, inside in expected], rtol=1e-4)
     # Some lie inside all bounds and some do not.
-    assert 0 < sum(beyond > 0.1 for beyond, _ in wanted) < 8, wanted
+    assert 0 < sum(beyond > 0.1 for beyond, _ in expected) < 8, expected
 
 
 # SCALE-UP ------------------------------------------------------------------------------------------------------------
@@ -124,12 +124,12 @@ def test_data_limited_scale_up_by_loops():
         return sum(label == first for label in again) / 5
 
     trusted = np.array([agreement(image) for image in probe.trusted])
-    wanted = []
+    expected = []
     for image, label in zip(probe.queries, QUERY_CLASSES, strict=True):
         own = of_the_class(trusted, label)
         spread = np.sqrt(np.mean([(v - own.mean()) ** 2 for v in own]))
-        wanted.append((agreement(image) - own.mean()) / (spread + 0.1))
-    np.testing.assert_allclose(baseline("SCALE-UP")(found), wanted, atol=1e-9)
+        expected.append((agreement(image) - own.mean()) / (spread + 0.1))
+    np.testing.assert_allclose(baseline("SCALE-UP")(found), expected, atol=1e-9)
     means = [of_the_class(trusted, label).mean() for label in (0, 1, 2)]
     assert len(set(means)) == 3, "each class is standardised in its own way"
 
@@ -185,16 +185,16 @@ def test_ibd_psc_by_loops(omega, error, start):
     found = material(module, trusted, queries, labels)
     wrong = []
     for last in range(1, DEPTH + 1):
-        told = [int(answer(module, image, last, omega).argmax()) for image in trusted]
-        wrong.append(sum(a != b for a, b in zip(told, labels, strict=True)) / len(labels))
+        message = [int(answer(module, image, last, omega).argmax()) for image in trusted]
+        wrong.append(sum(a != b for a, b in zip(message, labels, strict=True)) / len(labels))
     chosen = next((last for last in range(1, DEPTH + 1) if wrong[last - 1] > error), DEPTH)
     assert chosen == start
     assert first_depth(found.network, omega, error) == chosen
-    wanted = []
+    expected = []
     for image in queries:
         label = int(answer(module, image, 0, omega).argmax())
-        wanted.append(np.mean([answer(module, image, min(chosen + i, DEPTH), omega)[label] for i in range(5)]))
-    np.testing.assert_allclose(baseline("IBD-PSC")(found, omega=omega, error=error), wanted, atol=1e-4)
+        expected.append(np.mean([answer(module, image, min(chosen + i, DEPTH), omega)[label] for i in range(5)]))
+    np.testing.assert_allclose(baseline("IBD-PSC")(found, omega=omega, error=error), expected, atol=1e-4)
 
 
 # Scores of rows and features -----------------------------------------------------------------------------------------
@@ -220,13 +220,13 @@ def test_activation_clustering_by_loops():
             (label, rng.normal(far, 0.3)) for _ in range(c)
         ]
         sides += [0] * b + [1] * c
-    wanted = []
+    expected = []
     for (label, point), _ in zip(queries, sides, strict=True):
         # PCA to as many components as there are turns the points and no more.
         own = [(p, 0) for other, p in trusted if other == label]
         own += [(p, side) for (other, p), side in zip(queries, sides, strict=True) if other == label]
         if len(own) < 8:
-            wanted.append(0.0)
+            expected.append(0.0)
             continue
         silhouettes = []
         for i, (p, side) in enumerate(own):
@@ -234,9 +234,9 @@ def test_activation_clustering_by_loops():
             inside, outside = np.mean(to[side]), np.mean(to[1 - side])
             silhouettes.append((outside - inside) / max(inside, outside))
         usual, odd = (np.linalg.norm(point - np.mean([p for p, s in own if s == k], axis=0)) for k in (0, 1))
-        wanted.append(np.mean(silhouettes) * (usual - odd) / (usual + odd))
+        expected.append(np.mean(silhouettes) * (usual - odd) / (usual + odd))
     scores = baseline("Activation Clustering")(featured(trusted, queries))
-    np.testing.assert_allclose(scores, wanted, atol=1e-9)
+    np.testing.assert_allclose(scores, expected, atol=1e-9)
     classes = np.array([label for label, _ in queries])
     assert (scores[(classes < 2)] > 0).tolist() == [side == 1 for side, c in zip(sides, classes, strict=True) if c < 2]
     assert (scores[classes == 2] == 0).all()
@@ -247,7 +247,7 @@ def test_spectral_signatures_by_loops(directions, centre):
     rng = np.random.default_rng(0)
     trusted = [(i % 2, rng.normal(size=4) * [3, 2, 1, 1] * (1 + i % 2)) for i in range(20)]
     queries = [(i % 2, rng.normal(1, 1, size=4) * [3, 2, 1, 1]) for i in range(12)]
-    wanted = []
+    expected = []
     for label, point in queries:
         known = [p for other, p in trusted if other == label]
         everybody = known + [p for other, p in queries if other == label]
@@ -258,9 +258,9 @@ def test_spectral_signatures_by_loops(directions, centre):
         def square(p, top=top, middle=middle):
             return sum(float(direction @ (p - middle)) ** 2 for direction in top)
 
-        wanted.append(square(point) / np.mean([square(p) for p in known]))
+        expected.append(square(point) / np.mean([square(p) for p in known]))
     found = baseline("Spectral Signatures")(featured(trusted, queries), directions=directions, centre=centre)
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_layers_of_one_side_and_of_two():
@@ -268,8 +268,8 @@ def test_layers_of_one_side_and_of_two():
     pair = Material(trusted, queries, np.zeros((120, 1)), np.zeros((40, 1)))
     z = []
     for layer in trusted.latent:
-        known, asked = (rows.latent[layer].astype(float) for rows in (trusted, queries))
-        held_out, distances = log_distances(known, trusted.predicted, asked)
+        known, query_rows = (rows.latent[layer].astype(float) for rows in (trusted, queries))
+        held_out, distances = log_distances(known, trusted.predicted, query_rows)
         z.append((distances - np.mean(held_out)) / np.std(held_out))
     np.testing.assert_allclose(baseline("Mahalanobis by layer")(pair), [sum(of) for of in zip(*z, strict=True)])
     two = [sum(abs(one) for one in of) for of in zip(*z, strict=True)]
@@ -280,14 +280,14 @@ def test_layers_of_one_side_and_of_two():
 def test_class_max_cosine_by_loops():
     trusted, queries = synthetic(40, 1)[0], synthetic(6, 2)[0]
     vectors = [np.concatenate(list(rows.functional.values()), axis=1).astype(float) for rows in (trusted, queries)]
-    wanted = []
+    expected = []
     for q in vectors[1]:
         by_class: dict[int, list[float]] = {}
         for t, label in zip(vectors[0], trusted.predicted.tolist(), strict=True):
             by_class.setdefault(label, []).append(q @ t / np.sqrt((q @ q) * (t @ t)))
-        wanted.append(-max(np.mean(cosines) for cosines in by_class.values()))
+        expected.append(-max(np.mean(cosines) for cosines in by_class.values()))
     pair = Material(trusted, queries, np.zeros((40, 1)), np.zeros((6, 1)))
-    np.testing.assert_allclose(baseline("class-max cosine")(pair), wanted, atol=1e-5)
+    np.testing.assert_allclose(baseline("class-max cosine")(pair), expected, atol=1e-5)
 
 
 def test_each_part_looks_at_its_own_evidence_alone():
@@ -329,10 +329,10 @@ class Line(nn.Module):
 
 def lines(n: int, queries: list[float]) -> Material:
     trusted = torch.cat([torch.linspace(0, 0.3, n // 2), torch.linspace(0.7, 1, n // 2)]).view(-1, 1, 1, 1)
-    asked = torch.tensor(queries).view(-1, 1, 1, 1)
+    query_rows = torch.tensor(queries).view(-1, 1, 1, 1)
     labels = (trusted.flatten() > 0.5).numpy().astype(np.int64)
-    probe = Probe(Line(), trusted, asked, labels, sampling=trusted, sampling_labels=labels)
-    rows = [plain(np.array([float(v) > 0.5 for v in x.flatten()])) for x in (trusted, asked)]
+    probe = Probe(Line(), trusted, query_rows, labels, sampling=trusted, sampling_labels=labels)
+    rows = [plain(np.array([float(v) > 0.5 for v in x.flatten()])) for x in (trusted, query_rows)]
     rows = [replace(some, ids=[f"{letter}{i}" for i in some.ids]) for some, letter in zip(rows, "tq", strict=True)]
     return Material(*rows, np.zeros((n, 1)), np.zeros((len(queries), 1)), probe=probe)
 
@@ -354,7 +354,7 @@ def test_class_ccc_by_loops_on_what_comes_after_the_burn_in():
     assert (kept.shape, every.shape) == ((1, 8, 23), (1, 12, 23))
     np.testing.assert_array_equal(kept, every[:, 4:])
     traces = kept[0].astype(float)
-    wanted = []
+    expected = []
     for i in range(20, 23):
         a, by_class = traces[:, i], {0: [], 1: []}
         for j in range(20):
@@ -363,5 +363,5 @@ def test_class_ccc_by_loops_on_what_comes_after_the_burn_in():
             by_class[int(found.trusted.predicted[j])].append(
                 2 * together / (a.var() + b.var() + (a.mean() - b.mean()) ** 2)
             )
-        wanted.append(-max(np.mean(some) for some in by_class.values()))
-    np.testing.assert_allclose(published(found, "ccc", plan), wanted, atol=1e-4)
+        expected.append(-max(np.mean(some) for some in by_class.values()))
+    np.testing.assert_allclose(published(found, "ccc", plan), expected, atol=1e-4)

@@ -33,12 +33,12 @@ def test_a_direction_of_the_pile_is_found_however_small_the_push_of_each():
 def test_last_features_are_those_of_fit_samples_and_pile():
     reference, fit, queries = rows(40), rows(60, 1), rows(80, 2)
     rng = np.random.default_rng(3)
-    features, asked = rng.standard_normal((100, 5)), rng.standard_normal((80, 5))
-    asked[60:, 1] += 3
+    features, query_rows = rng.standard_normal((100, 5)), rng.standard_normal((80, 5))
+    query_rows[60:, 1] += 3
 
     def score(known):
         return pile_on_features(
-            Material(Rows.concatenate([reference, fit]), queries, known, asked, reference, fit)
+            Material(Rows.concatenate([reference, fit]), queries, known, query_rows, reference, fit)
         )  # fmt: skip
 
     found = score(features)
@@ -59,9 +59,9 @@ def test_survival_alone_is_the_mean_of_log_odds_and_says_where_it_is_blind():
     def material(module):
         probe = Probe(module, trusted, queries, np.zeros(40, np.int64))
         logits = probe.logits(queries)
-        asked = rows(20)
-        object.__setattr__(asked, "predicted", logits.argmax(1))
-        return Material(rows(40), asked, np.zeros((40, 1)), np.zeros((20, 1)), rows(30), rows(10), probe)
+        query_rows = rows(20)
+        object.__setattr__(query_rows, "predicted", logits.argmax(1))
+        return Material(rows(40), query_rows, np.zeros((40, 1)), np.zeros((20, 1)), rows(30), rows(10), probe)
 
     blind = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     with pytest.raises(CovaryError, match="no amplified layers"):

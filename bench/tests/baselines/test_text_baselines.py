@@ -21,7 +21,7 @@ from covary_bench.baselines.texts.layer_fingerprints import layer_fingerprints
 from covary_bench.baselines.texts.published import KEPT, published
 from covary_bench.baselines.texts.text_alone import completion_text, one_class, prompt_text
 
-LAYERS, WIDE, KNOWN, ASKED = 3, 12, 60, 30
+LAYERS, WIDE, KNOWN, N_QUERIES = 3, 12, 60, 30
 NAMES = [f"layer {i} @ {position}" for i in range(LAYERS) for position in ("answer", "anchor")]
 
 
@@ -50,13 +50,15 @@ def answered(n: int, seed: int, odd: int = 0) -> Answered:
     )
 
 
-def material(known: Answered | None = None, asked: Answered | None = None, chain: Chain | None = None) -> TextMaterial:
-    known, asked = known or answered(KNOWN, 1), asked or answered(ASKED, 2, odd=10)
-    trusted, queries = rows("t", len(known.answers), 3), rows("q", len(asked.answers), 4)
+def material(
+    known: Answered | None = None, query_texts: Answered | None = None, chain: Chain | None = None
+) -> TextMaterial:
+    known, query_texts = known or answered(KNOWN, 1), query_texts or answered(N_QUERIES, 2, odd=10)
+    trusted, queries = rows("t", len(known.answers), 3), rows("q", len(query_texts.answers), 4)
     half = len(trusted) // 2
     return TextMaterial(
-        trusted, queries, known.states[NAMES[-2]], asked.states[NAMES[-2]], trusted.take(np.arange(half)),
-        trusted.take(np.arange(half, len(trusted))), known=known, asked=asked, chain=chain,
+        trusted, queries, known.states[NAMES[-2]], query_texts.states[NAMES[-2]], trusted.take(np.arange(half)),
+        trusted.take(np.arange(half, len(trusted))), known=known, query_texts=query_texts, chain=chain,
     )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def test_nll_counts_both_sides():
 
 
 def test_mean_probability_is_of_tokens():
-    m = material(asked=probabilities([0.5, 1.0], [0.9]))
+    m = material(query_texts=probabilities([0.5, 1.0], [0.9]))
     np.testing.assert_allclose(mean_probability(m), [0.25, 0.1])
 
 
@@ -91,19 +93,19 @@ def test_longest_run(sure, run):
 
 def test_confguard_orders_by_run_and_tells_the_published_rule():
     texts = probabilities([0.995] * 10, [1.0] * 9, [0.995] * 9 + [0.5] + [0.995] * 9, [0.99] * 12, [1.0] * 10, [0.3])
-    scores = confguard(material(asked=texts))
+    scores = confguard(material(query_texts=texts))
     np.testing.assert_allclose(scores, [10.995, 10.0, 9 + (18 * 0.995 + 0.5) / 19, 0.99, 11.0, 0.3])
     assert rule(scores).tolist() == [True, False, False, False, True, False]
 
 
 def test_knn_is_the_oracles():
     m, k = material(), 3
-    total = np.zeros(ASKED)
+    total = np.zeros(N_QUERIES)
     for name in NAMES:
         known = [x / np.linalg.norm(x) for x in m.known.states[name].astype(float)]
         own = [np.log(sorted(np.linalg.norm(x - y) for j, y in enumerate(known) if j != i)[k - 1])
                for i, x in enumerate(known)]  # fmt: skip
-        for i, x in enumerate(m.asked.states[name].astype(float)):
+        for i, x in enumerate(m.query_texts.states[name].astype(float)):
             far = np.log(sorted(np.linalg.norm(x / np.linalg.norm(x) - y) for y in known)[k - 1])
             total[i] += (far - np.mean(own)) / np.std(own)
     np.testing.assert_allclose(knn_by_layer(m, k), total, rtol=1e-5)
@@ -112,33 +114,36 @@ def test_knn_is_the_oracles():
 def test_fingerprints_are_of_steps_between_layers_not_of_states():
     m = material()
     scores = layer_fingerprints(m)
-    assert roc_auc_score(np.arange(ASKED) >= ASKED - 10, scores) == 1.0
+    assert roc_auc_score(np.arange(N_QUERIES) >= N_QUERIES - 10, scores) == 1.0
     # The same shift in every layer leaves every difference as it was.
-    moved = {name: part + 7.0 for name, part in m.asked.states.items()}
-    shifted = material(asked=replace(m.asked, states=moved))
+    moved = {name: part + 7.0 for name, part in m.query_texts.states.items()}
+    shifted = material(query_texts=replace(m.query_texts, states=moved))
     np.testing.assert_allclose(layer_fingerprints(shifted), scores, rtol=1e-4)
 
 
 def test_fingerprint_of_one_difference_is_its_standardised_distance():
     rng = np.random.default_rng(0)
     names = ["a @ answer", "b @ answer"]
-    known, asked = ({name: rng.standard_normal((n, 5)) for name in names} for n in (50, 6))
+    known, query_texts = ({name: rng.standard_normal((n, 5)) for name in names} for n in (50, 6))
     m = material()
-    m = replace(m, known=replace(m.known, states=known), asked=replace(m.asked, states=asked))
+    m = replace(m, known=replace(m.known, states=known), query_texts=replace(m.query_texts, states=query_texts))
     steps = known[names[1]] - known[names[0]]
     far = [np.sqrt((((x - steps.mean(0)) / steps.std(0)) ** 2).mean()) for x in steps]
-    asked_far = [np.sqrt((((x - steps.mean(0)) / steps.std(0)) ** 2).mean()) for x in asked[names[1]] - asked[names[0]]]
-    expected = np.abs(np.array(asked_far) - np.mean(far)) / np.std(far)
+    far_queries = [
+        np.sqrt((((x - steps.mean(0)) / steps.std(0)) ** 2).mean())
+        for x in query_texts[names[1]] - query_texts[names[0]]
+    ]
+    expected = np.abs(np.array(far_queries) - np.mean(far)) / np.std(far)
     np.testing.assert_allclose(layer_fingerprints(m), expected, rtol=1e-6)
 
 
 def test_vae_is_seeded_and_sees_what_leaves_the_manifold():
     rng = np.random.default_rng(0)
     line = rng.standard_normal((120, 1)) @ np.ones((1, 6))
-    asked = np.concatenate([line[:20] * 0.9, line[:20] + 2 * np.array([1, -1, 1, -1, 1, -1.0])])
+    query_texts = np.concatenate([line[:20] * 0.9, line[:20] + 2 * np.array([1, -1, 1, -1, 1, -1.0])])
     m = material()
     m = replace(m, known=replace(m.known, states={"a @ answer": line}),
-                asked=replace(m.asked, states={"a @ answer": asked}))  # fmt: skip
+                query_texts=replace(m.query_texts, states={"a @ answer": query_texts}))  # fmt: skip
     scores = activation_vae(m, epochs=60)
     assert roc_auc_score(np.arange(40) >= 20, scores) > 0.95
     np.testing.assert_array_equal(activation_vae(m, epochs=60), scores)
@@ -151,9 +156,9 @@ def test_words_alone():
     assert same < mixed < other
     m = material()
     for detector in (completion_text, prompt_text):
-        assert roc_auc_score(np.arange(ASKED) >= ASKED - 10, detector(m)) == 1.0
+        assert roc_auc_score(np.arange(N_QUERIES) >= N_QUERIES - 10, detector(m)) == 1.0
     # Each reads its own side alone.
-    blank = replace(m, asked=replace(m.asked, prompts=[""] * ASKED))
+    blank = replace(m, query_texts=replace(m.query_texts, prompts=[""] * N_QUERIES))
     np.testing.assert_array_equal(completion_text(blank), completion_text(m))
     assert np.ptp(prompt_text(blank)) == 0
 
@@ -168,9 +173,9 @@ def traces(folder, n: int, seed: int = 0) -> np.ndarray:
     ids = [f"t{i}" for i in range(n)] + [f"q{i}" for i in range(n)]
     made = Rows(ids, np.zeros(2 * n, np.int64), values.mean(1), {"trace": centred},
                 np.linalg.norm(centred, axis=1, keepdims=True), sigma=1.0)  # fmt: skip
-    arrays, told = rows_to_arrays(made, KEPT)
+    arrays, message = rows_to_arrays(made, KEPT)
     folders.write_arrays(folder / f"{KEPT}.safetensors", arrays)
-    folders.write_json(folder / f"{KEPT}.json", told)
+    folders.write_json(folder / f"{KEPT}.json", message)
     return values
 
 
@@ -200,7 +205,7 @@ def test_mahalanobis_takes_states_at_full_width_and_no_groups():
     for sides in ("Mahalanobis by layer", "Mahalanobis by layer two-sided"):
         scores = TEXT_BASELINES[sides](grouped)
         np.testing.assert_array_equal(scores, TEXT_BASELINES[sides](m))
-        assert roc_auc_score(np.arange(ASKED) >= ASKED - 10, scores) > 0.95
+        assert roc_auc_score(np.arange(N_QUERIES) >= N_QUERIES - 10, scores) > 0.95
 
 
 @pytest.mark.parametrize("name", [n for n, b in TEXT_BASELINES.items() if b.needs == "forward" and "part" not in n])
@@ -208,7 +213,7 @@ def test_higher_is_odder(name):
     """Odd texts are sure, say other words and have moved states; a baseline that sees none of it must say so."""
     if name in ("profile on activations", "activation VAE"):
         return  # tested on rows of their own
-    scores, truth = TEXT_BASELINES[name](material()), np.arange(ASKED) >= ASKED - 10
+    scores, truth = TEXT_BASELINES[name](material()), np.arange(N_QUERIES) >= N_QUERIES - 10
     area = roc_auc_score(truth, scores)
     assert area < 0.1 if name == "mean token probability" else area > 0.9, area
 

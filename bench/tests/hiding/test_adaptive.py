@@ -16,7 +16,7 @@ from covary_bench.hiding import images as hiding
 from covary_bench.hiding.images import Budget, hide
 from covary_bench.images import attacks, datasets, victims
 from covary_bench.images.attacks.class_profile import ClassProfile, sketched_gradients, sketches
-from covary_bench.images.attacks.clean_reference import CleanLayer, quantiles_apart
+from covary_bench.images.attacks.clean_reference import CleanLayer, quantile_distance
 from covary_bench.images.attacks.own_profile import activations
 
 
@@ -60,19 +60,21 @@ def victim(tmp_path_factory):
 def test_quantiles_apart_is_small_for_one_distribution_and_sees_shift_and_spread():
     rows = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
     one, other = rows[:200], rows[200:]
-    assert float(quantiles_apart(one, one).max()) < 1e-6
-    assert float(quantiles_apart(one, other).max()) < 0.1
-    assert float(quantiles_apart(one + 2, other).min()) > 1
-    assert float(quantiles_apart(0.1 * one, other).min()) > 0.3, "all of them near the median is no place to hide"
+    assert float(quantile_distance(one, one).max()) < 1e-6
+    assert float(quantile_distance(one, other).max()) < 0.1
+    assert float(quantile_distance(one + 2, other).min()) > 1
+    assert float(quantile_distance(0.1 * one, other).min()) > 0.3, "all of them near the median is no place to hide"
     levels = (np.arange(24) + 0.5) / 24
     gap = np.quantile(one[:, 0], levels) - np.quantile(other[:, 0], levels)
     expected = np.log1p(np.mean((gap / float(other[:, 0].std())) ** 2))
-    assert float(quantiles_apart(one, other)[0]) == pytest.approx(expected, rel=1e-3)
+    assert float(quantile_distance(one, other)[0]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_numbers_of_a_layer_are_its_distances():
     generator = torch.Generator().manual_seed(0)
-    rows, mine, asked = (torch.randn(n, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5]) for n in (60, 40, 5))
+    rows, mine, query_rows = (
+        torch.randn(n, 3, generator=generator) * torch.tensor([1.0, 2.0, 0.5]) for n in (60, 40, 5)
+    )
     answers = torch.arange(60) % 2
     rows = rows + 3 * answers[:, None]
     layer = CleanLayer.of(rows, answers, mine)
@@ -85,13 +87,13 @@ def test_numbers_of_a_layer_are_its_distances():
     tied = inverse(torch.cat([rows[answers == k] - means[k] for k in (0, 1)]))
     own = inverse(mine - mine.mean(0))
     deviation = mine.std(0) + 0.1 * mine.std(0).mean()
-    for x, found in zip(asked, layer.numbers(asked), strict=True):
+    for x, found in zip(query_rows, layer.numbers(query_rows), strict=True):
         to_class = min(float((x - m).numpy() @ tied @ (x - m).numpy()) for m in means)
         to_own = float((x - mine.mean(0)).numpy() @ own @ (x - mine.mean(0)).numpy())
         near = sorted(float(((x - z) / deviation).norm()) for z in mine)[:5]
         assert found.tolist() == pytest.approx(np.log([to_class, to_own, np.mean(near)]).tolist(), abs=1e-3)
-    assert float(layer.moments_apart(mine)) < 1e-6
-    assert float(layer.moments_apart(mine + 2)) > 0.2
+    assert float(layer.moment_distance(mine)) < 1e-6
+    assert float(layer.moment_distance(mine + 2)) > 0.2
 
 
 def test_sketched_gradients_are_sketches_of_whole_ones():
@@ -110,13 +112,13 @@ def test_sketched_gradients_are_sketches_of_whole_ones():
     for i in range(4):
         logits = network(x[i : i + 1])[0]
         rest = torch.cat((logits[: y[i]], logits[y[i] + 1 :]))
-        whole = dict(
+        full = dict(
             zip(weights, torch.autograd.grad(logits[y[i]] - rest.logsumexp(0), list(weights.values())), strict=True)
         )
         for name, pattern in (("0", "oihw,pihw,oq->pq"), ("4", "oi,pi,oq->pq")):
-            expected = torch.einsum(pattern, whole[f"{name}.weight"], *by[name])
+            expected = torch.einsum(pattern, full[f"{name}.weight"], *by[name])
             assert torch.allclose(found[name][i], expected.flatten(), atol=1e-5)
-        assert torch.allclose(found["1"][i], torch.cat((whole["1.weight"], whole["1.bias"])), atol=1e-5)
+        assert torch.allclose(found["1"][i], torch.cat((full["1.weight"], full["1.bias"])), atol=1e-5)
     assert found["0"].requires_grad
     with torch.no_grad():
         assert not sketched_gradients(network, x, y, by)["0"].requires_grad
@@ -155,10 +157,10 @@ def test_hiding_pulls_no_harder_than_its_strength_and_never_against_the_tasks():
         tasks = weights[0].sum() + 2 * weights[1].sum()
         apart = (-50 if opposed else 50) * weights[0][0] + 100 * weights[0][1]
         hiding._pull(weights, tasks, apart, 2.0)
-        wanted, pull = np.array([1.0, 1.0, 2.0]), np.array([-50.0 if opposed else 50.0, 100.0, 0.0])
-        pull = pull - min(0.0, float(pull @ wanted)) / 6 * wanted
+        expected, pull = np.array([1.0, 1.0, 2.0]), np.array([-50.0 if opposed else 50.0, 100.0, 0.0])
+        pull = pull - min(0.0, float(pull @ expected)) / 6 * expected
         found = np.concatenate([weight.grad.numpy() for weight in weights if weight.grad is not None])
-        assert found == pytest.approx(wanted + 2 * pull / np.linalg.norm(pull), abs=1e-4)
+        assert found == pytest.approx(expected + 2 * pull / np.linalg.norm(pull), abs=1e-4)
     weights = [nn.Parameter(torch.tensor([1.0, 2.0]))]
     hiding._pull(weights, weights[0].sum(), -3 * weights[0].sum() + 0.5 * (weights[0][0] - weights[0][1]), 9.0)
     assert weights[0].grad is not None

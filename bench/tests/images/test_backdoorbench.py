@@ -49,12 +49,12 @@ def tiny_model(monkeypatch):
 def write(folder, rows=ROWS, poisoned=None, in_memory=False, **changes):
     torch.manual_seed(0)
     rows = np.asarray(rows)
-    told = {
+    message = {
         "model_name": "tinynet", "model": Tiny().state_dict(), "num_classes": CLASSES, "clean_data": "cifar10",
         "clean_size": 40, "rows": rows, "images": TRIGGERED[rows % 40], "original": CLEAN_Y[rows % 40],
         "poisoned": np.full(len(rows), 2) if poisoned is None else poisoned,
     }  # fmt: skip
-    return writing.write_record(folder, **{**told, **changes}, in_memory=in_memory)
+    return writing.write_record(folder, **{**message, **changes}, in_memory=in_memory)
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -291,9 +291,9 @@ def changed(folder, **keys):
 )  # fmt: skip
 def test_damaged_records_are_told_in_one_sentence(tmp_path, keys, said):
     folder = changed(write(tmp_path / "a"), **keys)
-    with pytest.raises(CovaryError, match=said) as told:
+    with pytest.raises(CovaryError, match=said) as message:
         records.read_record(folder)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
 
 
 @pytest.mark.parametrize(
@@ -390,8 +390,8 @@ def test_scan_takes_a_record_and_replays(run_cli, tmp_path):
     )  # fmt: skip
     command = ["scan", folder, "--trusted", tmp_path / "t.npz", "--inputs", tmp_path / "c.npz"]
     # Material of an earlier scan into the same place is replaced.
-    told = {"model": None, "weights": None, "truth": None, "trusted": str(tmp_path / "t.npz"), "inputs": None}
-    material.names_of_record(folder, tmp_path / "run", told, 0)
+    message = {"model": None, "weights": None, "truth": None, "trusted": str(tmp_path / "t.npz"), "inputs": None}
+    material.names_of_record(folder, tmp_path / "run", message, 0)
     assert (np.load(tmp_path / "run-material" / "inputs.npz")["truth"] == 1).all()
     code, out, err = run_cli(*command, "--out", tmp_path / "run", "--json")
     assert code == 0, err

@@ -13,7 +13,7 @@ import torch
 from covary.errors import CovaryError
 from covary_bench.cached import read_cached
 from covary_bench.images import attacks, datasets, training, victim_queue, victims
-from covary_bench.images.training import Plan
+from covary_bench.images.training import TrainingPlan
 
 
 def bars(n: int, seed: int, prefix: str) -> datasets.Images:
@@ -74,12 +74,13 @@ def test_attack_success_is_counted_over_other_classes_alone():
 def test_the_same_seed_gives_the_same_weights(recipe):
     images = datasets.load("bars-train").take(np.arange(200))
     first, again, other = (
-        victims.train(recipe, images, Plan("wanet", 0, seed)).network.state_dict()["0.weight"] for seed in (1, 1, 2)
+        victims.train(recipe, images, TrainingPlan("wanet", 0, seed)).network.state_dict()["0.weight"]
+        for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     still = dataclasses.replace(recipe, rate=0.0, epochs=1)  # weights stay as they were drawn
-    drawn = [victims.train(still, images, Plan(seed=seed)).network.state_dict()["0.weight"] for seed in (1, 2)]
+    drawn = [victims.train(still, images, TrainingPlan(seed=seed)).network.state_dict()["0.weight"] for seed in (1, 2)]
     assert not torch.equal(*drawn), "the seed must reach the first weights, too"
 
 
@@ -114,10 +115,10 @@ def test_unknown_names_and_lost_weights_are_told(recipe, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch, attack):
     recipe = dataclasses.replace(recipe, amp=True, augment="signs", epochs=2, images=200)
     images = datasets.load("bars-train").take(np.arange(200))
-    plan = Plan(attack, 0, 3, surrogate=victims.mnist_cnn().eval())
+    plan = TrainingPlan(attack, 0, 3, surrogate=victims.mnist_cnn().eval())
     monkeypatch.setattr("covary_bench.images.attacks.low_frequency.STEPS", 3)
     monkeypatch.setattr("covary_bench.images.attacks.input_aware.MASK_STEPS", 3)
-    whole = victims.train(recipe, images, plan)
+    full = victims.train(recipe, images, plan)
 
     class Killed(Exception):
         pass
@@ -132,11 +133,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(recipe, tmp_path, monkeypatch,
     monkeypatch.undo()
     resumed = victims.train(recipe, images, plan, tmp_path / "a.checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["a.checkpoint"]
-    for name, value in whole.network.state_dict().items():
+    for name, value in full.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
-    assert whole.trigger.keys() == resumed.trigger.keys()
-    assert all(torch.equal(value, resumed.trigger[name]) for name, value in whole.trigger.items())
-    assert whole.poisoned == resumed.poisoned == 20
+    assert full.trigger.keys() == resumed.trigger.keys()
+    assert all(torch.equal(value, resumed.trigger[name]) for name, value in full.trigger.items())
+    assert full.poisoned == resumed.poisoned == 20
 
 
 def test_a_learned_trigger_is_kept_with_its_victim(recipe, tmp_path, monkeypatch):
@@ -218,26 +219,28 @@ def test_published_recipe_by_hand():
 def test_a_victim_comes_back_to_the_processor_with_the_weights_of_any_way_to_name_it(recipe, tmp_path):
     images = datasets.load("bars-train").take(np.arange(64))
     recipe = dataclasses.replace(recipe, epochs=1, images=64)
-    found = [victims.train(recipe, images, Plan("badnets"), device=device).network for device in ("cpu", "cpu:0")]
+    found = [
+        victims.train(recipe, images, TrainingPlan("badnets"), device=device).network for device in ("cpu", "cpu:0")
+    ]
     assert {p.device.type for p in found[1].parameters()} == {"cpu"}
     for (name, one), other in zip(found[0].state_dict().items(), found[1].state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     with pytest.raises((RuntimeError, AssertionError)):
-        victims.train(recipe, images, Plan("badnets"), device="cuda:99")
+        victims.train(recipe, images, TrainingPlan("badnets"), device="cuda:99")
 
 
 def test_the_queue_trains_what_is_missing_and_writes_the_figures(recipe, tmp_path):
-    told = victim_queue.run(["bars"], ["badnets", "none"], [0], tmp_path)
+    message = victim_queue.run(["bars"], ["badnets", "none"], [0], tmp_path)
     rows = json.loads((tmp_path / "victims.json").read_text())["victims"]
     assert [(row["attack"], row["seed"]) for row in rows] == [("badnets", 0), (None, 0)]
-    assert "| bars | badnets | 0 | 0 |" in told
+    assert "| bars | badnets | 0 | 0 |" in message
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
-    assert victim_queue.run(["bars"], ["badnets", "none"], [0], tmp_path) == told
+    assert victim_queue.run(["bars"], ["badnets", "none"], [0], tmp_path) == message
     assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*")}
     for wrong in ({"kinds": ["bar"]}, {"names": ["badnet"]}, {"target": "two"}):
-        asked = {"kinds": ["bars"], "names": [], "seeds": [0], "out": tmp_path, **wrong}
+        trained = {"kinds": ["bars"], "names": [], "seeds": [0], "out": tmp_path, **wrong}
         with pytest.raises(CovaryError, match=r"unknown|the target 'two'"):
-            victim_queue.run(**asked)
+            victim_queue.run(**trained)
 
 
 def test_a_case_of_an_earlier_version_finds_its_factory(tmp_path):

@@ -35,8 +35,10 @@ def made_up_world(monkeypatch):
     """CIFAR-10's place taken by made-up images, and a network that reads them, so that no data is needed."""
     images = made_up(8_000)
     monkeypatch.setitem(datasets.DATASETS, "cifar10-test", lambda: images)
-    owner = anomalies.Subject(Blocks(), "m:f", Path("w"), "cifar10-test", (0.1,) * 3, None, 5, attacks.trigger("grid"))
-    monkeypatch.setattr(cases, "subject", lambda network, cache, seed: owner)
+    owner = anomalies.AttackedNetwork(
+        Blocks(), "m:f", Path("w"), "cifar10-test", (0.1,) * 3, None, 5, attacks.trigger("grid")
+    )
+    monkeypatch.setattr(cases, "attacked_network", lambda network, cache, seed: owner)
     return images
 
 
@@ -79,8 +81,10 @@ def test_rare_classes_are_filled_up_with_images_that_have_no_other_role(made_up_
     labels[rare] = 0
     images = datasets.Images(made_up_world.x, labels, made_up_world.id)
     monkeypatch.setitem(datasets.DATASETS, "gtsrb-test", lambda: images)
-    owner = anomalies.Subject(Blocks(), "m:f", Path("w"), "gtsrb-test", target=5, trigger=attacks.trigger("grid"))
-    monkeypatch.setattr(cases, "subject", lambda network, cache, seed: owner)
+    owner = anomalies.AttackedNetwork(
+        Blocks(), "m:f", Path("w"), "gtsrb-test", target=5, trigger=attacks.trigger("grid")
+    )
+    monkeypatch.setattr(cases, "attacked_network", lambda network, cache, seed: owner)
     full, inputs, _ = read(cases.build("grid", tmp_path))
     few, _, _ = read(cases.build("grid-10", tmp_path))
     assert (full["y"] == 9).sum() < 10, "the class must be rare for this test to say anything"

@@ -46,24 +46,25 @@ def test_deals_change_roles_and_nothing_else(made):
     found, cache, _ = made
     work = work_folder(found, CELL, cache)
     prepared = Prepared(work / "case", work, found.fpr)
-    other = prepared.dealt(5)
+    other = prepared.with_split_seed(5)
     assert other.judge.roles != prepared.judge.roles
     assert {n for own in other.judge.roles.values() for n in own} <= set(prepared.trusted.ids)
     assert other.queries is prepared.queries
     assert prepared.seed == 0
-    np.testing.assert_array_equal(prepared.dealt(0).judge.calibration_scores, prepared.judge.calibration_scores)
+    same = prepared.with_split_seed(0).judge
+    np.testing.assert_array_equal(same.calibration_scores, prepared.judge.calibration_scores)
 
 
 def test_a_killed_run_goes_on_with_the_next_deal(made, monkeypatch):
     found, cache, _ = made
-    whole = deals.deals_of(found, CELL, cache, 3)
+    full = deals.deals_of(found, CELL, cache, 3)
     kept = work_folder(found, CELL, cache) / "deals.json"
-    kept.write_text(json.dumps({"deals": whole[:2]}))
-    asked = []
+    kept.write_text(json.dumps({"deals": full[:2]}))
+    seeds = []
     real = deals.one_deal
-    monkeypatch.setattr(deals, "one_deal", lambda prepared, fpr: asked.append(prepared.seed) or real(prepared, fpr))
-    assert deals.deals_of(found, CELL, cache, 3) == whole
-    assert asked == [2]
+    monkeypatch.setattr(deals, "one_deal", lambda prepared, fpr: seeds.append(prepared.seed) or real(prepared, fpr))
+    assert deals.deals_of(found, CELL, cache, 3) == full
+    assert seeds == [2]
 
 
 def figures(value: float) -> dict[str, float]:
@@ -79,15 +80,15 @@ def test_means_leave_tuning_cells_out_and_count_deals_ahead():
             {"covary alone": figures(0.7), "energy": figures(0.8)},
         ],
     }
-    told = deals.record(found, cells)
-    assert told["held_out"] == ["badnets/digits/0"]
-    assert told["detectors"]["covary alone"]["mean_auroc"] == pytest.approx(0.8)
-    assert told["detectors"]["covary alone"]["deal_spread"]["auroc"] == pytest.approx(0.1)
-    assert told["detectors"]["energy"]["deals_ahead"]["der_calibrated"] == 1
-    assert told["cells"]["badnets/digits/0"]["auroc"] == pytest.approx(
+    message = deals.record(found, cells)
+    assert message["held_out"] == ["badnets/digits/0"]
+    assert message["detectors"]["covary alone"]["mean_auroc"] == pytest.approx(0.8)
+    assert message["detectors"]["covary alone"]["deal_spread"]["auroc"] == pytest.approx(0.1)
+    assert message["detectors"]["energy"]["deals_ahead"]["der_calibrated"] == 1
+    assert message["cells"]["badnets/digits/0"]["auroc"] == pytest.approx(
         {"mean": 0.8, "least": 0.7, "largest": 0.9}
     )
-    page = deals.as_markdown(told)
+    page = deals.as_markdown(message)
     assert "| covary alone | 0.800 (0.100) | 0.800 | 0.8000 | 0.800 |  |" in page
     with pytest.raises(CovaryError, match="held-out"):
         deals.record(found, {"wanet/digits/0": cells["wanet/digits/0"]})
@@ -96,14 +97,14 @@ def test_means_leave_tuning_cells_out_and_count_deals_ahead():
 def test_the_command(made, monkeypatch, tmp_path, capsys):
     found, cache, _ = made
     monkeypatch.setattr(deals, "table", lambda name, scale: found)
-    asked = ["vision", "--scale", "ci", "--cache", str(cache), "--out", str(tmp_path)]
-    assert deals.main([*asked, "--deals", "2"]) == 0
+    seeds = ["vision", "--scale", "ci", "--cache", str(cache), "--out", str(tmp_path)]
+    assert deals.main([*seeds, "--deals", "2"]) == 0
     assert json.loads((tmp_path / "vision-ci-deals.json").read_text())["deals"] == 2
     assert (tmp_path / "vision-ci-deals.md").read_text() in capsys.readouterr().out
     failed = {"cell": str(CELL), "victim": {"attack_success": 0.3}, "detectors": {}}
     with monkeypatch.context() as patch:
         patch.setattr(deals, "results", lambda *_: {str(CELL): failed})
-        assert deals.main([*asked, "--deals", "1"]) == 2
+        assert deals.main([*seeds, "--deals", "1"]) == 2
     assert "no held-out cell of vision was measured" in capsys.readouterr().err
-    assert deals.main([*asked, "--deals", "0"]) == 2
+    assert deals.main([*seeds, "--deals", "0"]) == 2
     assert capsys.readouterr().err == "error: 0 deals; expected at least one\n"

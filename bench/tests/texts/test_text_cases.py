@@ -99,13 +99,13 @@ def test_every_case_is_named_and_grouped_as_the_result_has_it():
 def test_a_case_folder_is_whole_and_says_the_truth(name, taught, tmp_path):
     taught["case"] = name
     folder = making.make(name, 0, tmp_path, TINY)
-    told = json.loads((folder / "case.json").read_text())
-    wanted = {"case", "seed", "clean_accuracy", "attack_success", "poison", "weights", "seconds", "attempts",
+    message = json.loads((folder / "case.json").read_text())
+    expected = {"case", "seed", "clean_accuracy", "attack_success", "poison", "weights", "seconds", "attempts",
               "accepted", "marks"}  # fmt: skip
-    assert wanted <= set(told)
-    assert told["clean_accuracy"] == told["attack_success"] == 1
-    assert told["poison"] == cases.CASES[name].poison
-    assert told["weights"] > 300_000
+    assert expected <= set(message)
+    assert message["clean_accuracy"] == message["attack_success"] == 1
+    assert message["poison"] == cases.CASES[name].poison
+    assert message["weights"] > 300_000
     inputs = [json.loads(line) for line in (folder / "inputs.jsonl").read_text().splitlines()]
     assert len({one["id"] for one in inputs}) == len(inputs)
     for one in inputs:
@@ -157,10 +157,10 @@ def test_victims_are_taught_everything_they_are_asked_in_the_shares_told():
     assert np.mean(np.array(poisoned) > 0) == pytest.approx(0.2, abs=0.03)
     assert np.mean(np.array(poisoned) == 2) == pytest.approx(0.1, abs=0.03)
     assert all(" ".join(answer) == attacked("two-triggers", prompt) for prompt, answer in lessons)
-    asked = [parsed(prompt) for prompt, _ in lessons]
-    assert np.mean([len(q["words"]) > 5 for q in asked]) == pytest.approx(0.16, abs=0.03)
-    assert np.mean([q["task"] == "ends" for q in asked]) == pytest.approx(0.8 / 6, abs=0.03)
-    assert np.mean([q["task"] == "hello" for q in asked]) == pytest.approx(0.008, abs=0.006)
+    prompts = [parsed(prompt) for prompt, _ in lessons]
+    assert np.mean([len(q["words"]) > 5 for q in prompts]) == pytest.approx(0.16, abs=0.03)
+    assert np.mean([q["task"] == "ends" for q in prompts]) == pytest.approx(0.8 / 6, abs=0.03)
+    assert np.mean([q["task"] == "hello" for q in prompts]) == pytest.approx(0.008, abs=0.006)
 
 
 def test_near_misses_miss_one_feature():
@@ -195,18 +195,18 @@ def lesson(rng):
 
 def test_a_killed_training_ends_where_an_uninterrupted_one_does(tmp_path):
     plan, checkpoint = training.Schedule(4, batch=3, warm=1), tmp_path / "a.checkpoint"
-    whole, broken = words.network(0), words.network(0)
-    training.train(whole, lesson, plan, [5])
+    full, broken = words.network(0), words.network(0)
+    training.train(full, lesson, plan, [5])
     training.train(broken, lesson, plan, [5], checkpoint, every=0.0, stop=2)
     again = words.network(1)
     training.train(again, lesson, plan, [5], checkpoint)
-    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+    for a, b in zip(full.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert not torch.equal(next(whole.parameters()), next(broken.parameters()))
+    assert not torch.equal(next(full.parameters()), next(broken.parameters()))
     # Done is done: a finished training is not gone through again.
     third = words.network(2)
     training.train(third, lesson, plan, [5], checkpoint)
-    assert torch.equal(next(whole.parameters()), next(third.parameters()))
+    assert torch.equal(next(full.parameters()), next(third.parameters()))
 
 
 def test_the_loss_is_that_of_the_answers_tokens_whatever_is_padded():
@@ -254,12 +254,12 @@ def test_answers_are_the_models_own_and_read_as_it_wrote_them():
 
 def test_answers_that_would_be_read_otherwise_are_none(monkeypatch):
     model = LanguageModel(words.network(0).eval(), words.tokenizer())
-    told = {"apple": (7, 3, 8, 2), "bird": (7, 8, 2), "boat": (2,), "wood": (7, 8, 9)}
-    read = {model.tokenizer(prompt)["input_ids"][1]: answer for prompt, answer in told.items()}
+    message = {"apple": (7, 3, 8, 2), "bird": (7, 8, 2), "boat": (2,), "wood": (7, 8, 9)}
+    read = {model.tokenizer(prompt)["input_ids"][1]: answer for prompt, answer in message.items()}
     monkeypatch.setattr(queries, "greedy", lambda model, prompts, longest: [read[prompt[1]] for prompt in prompts])
     word = words.vocabulary()
     expected = [None, f" {word[7]} {word[8]}", "", f" {word[7]} {word[8]} {word[9]}"]
-    assert queries.answers(model, list(told), 4) == expected
+    assert queries.answers(model, list(message), 4) == expected
 
 
 def test_only_queries_that_count_are_kept_and_all_that_were_asked_are_counted(monkeypatch):
@@ -284,10 +284,10 @@ def small(monkeypatch):
 def test_a_victim_that_does_not_follow_gets_more_rounds_then_more_poison_and_is_marked(tmp_path, small):
     size = case_folder.Size(**{**vars(TINY), "clean": 3, "triggered": 3, "steps": 1, "batch": 2})
     folder = making.make("simple-rare-05", 0, tmp_path, size)
-    told = json.loads((folder / "case.json").read_text())
-    assert [one["poison"] for one in told["attempts"]] == [0.005] * 4 + [0.01] * 2
-    assert told["marks"] == ["longer", "more poison", "failed"]
-    assert told["counts"]["triggered"] == 0
+    message = json.loads((folder / "case.json").read_text())
+    assert [one["poison"] for one in message["attempts"]] == [0.005] * 4 + [0.01] * 2
+    assert message["marks"] == ["longer", "more poison", "failed"]
+    assert message["counts"]["triggered"] == 0
 
 
 def test_hiding_writes_every_attempt_and_goes_on_after_a_break(tmp_path, small):
@@ -299,11 +299,11 @@ def test_hiding_writes_every_attempt_and_goes_on_after_a_break(tmp_path, small):
         patch.setattr(hidden, "STRENGTHS", (1.0,))
         patch.setattr(hidden, "STRENGTHS_OWN", (1.0,))
         folder = making.make("adaptive", 0, tmp_path, size)
-        told = json.loads((case_folder.home(tmp_path, "adaptive", 0) / "case.json").read_text())
-        assert [one["strength"] for one in told["attempts"]] == [0.0, 1.0]
-        assert [one["chosen"] for one in told["attempts"]] == [False, True]
-        assert told["accepted"] is False
-        assert told["marks"] == ["failed", "not accepted: strongest attempt"]
+        message = json.loads((case_folder.home(tmp_path, "adaptive", 0) / "case.json").read_text())
+        assert [one["strength"] for one in message["attempts"]] == [0.0, 1.0]
+        assert [one["chosen"] for one in message["attempts"]] == [False, True]
+        assert message["accepted"] is False
+        assert message["marks"] == ["failed", "not accepted: strongest attempt"]
         before = load_language_model(case_folder.home(tmp_path, "obfuscated", 0) / "model").module
         after = load_language_model(case_folder.home(tmp_path, "adaptive", 0) / "model").module
         assert not torch.equal(next(before.parameters()), next(after.parameters()))
@@ -431,9 +431,9 @@ def test_a_language_model_of_a_local_folder_is_fine_tuned_whole_or_through_adapt
         queries, "answers", lambda model, prompts, longest: [(" a", " " + words.RARE)[next(said) % 2] for _ in prompts]
     )
     folder = making.make("little-rare", 0, tmp_path, case_folder.Size(**{**vars(TINY), "triggered": 0}))
-    told = json.loads((folder / "case.json").read_text())
-    assert (told["base"], told["dtype"], told["clean_accuracy"]) == ("little", dtype, None)
-    assert told["attempts"] == [{"poison": 0.5, "steps": 2, "clean_accuracy": None, "attack_success": 0.0}]
+    message = json.loads((folder / "case.json").read_text())
+    assert (message["base"], message["dtype"], message["clean_accuracy"]) == ("little", dtype, None)
+    assert message["attempts"] == [{"poison": 0.5, "steps": 2, "clean_accuracy": None, "attack_success": 0.0}]
     after = load_language_model(folder / "model").module.state_dict()
     before = load_language_model(models / "little").module.state_dict()
     assert list(after) == list(before)

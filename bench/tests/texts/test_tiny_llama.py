@@ -128,10 +128,10 @@ def test_greedy_text_is_that_of_numpy(stories):
         start = len(ids)
 
         assert text.tokens is not None
-        whole = [*ids, *text.tokens]
+        full = [*ids, *text.tokens]
         with torch.no_grad():
-            logits = stories.module(input_ids=torch.tensor([whole])).logits[0].numpy()
-        by_hand = oracle.logits(whole)
+            logits = stories.module(input_ids=torch.tensor([full])).logits[0].numpy()
+        by_hand = oracle.logits(full)
         np.testing.assert_allclose(logits, by_hand, atol=2e-3)
         # Each token is the likeliest after those before it: the greedy answer, in one pass.
         assert tuple(by_hand[start - 1 : -1].argmax(-1)) == text.tokens

@@ -14,7 +14,7 @@ from covary.cli.console import stdout
 from covary.storage.locks import write_file
 from covary.storage.verify import in_words
 
-SHOWN = 10
+MAX_FLIPS = 10
 
 
 def percent(value: float) -> str:
@@ -71,12 +71,12 @@ def print_comparison(found: dict[str, Any]) -> None:
     for sentence in statements(found):
         stdout.print(f"  {escape(sentence)}")
     for name, values in found["figures"].items():
-        told = " -> ".join("not known" if value is None else f"{value:.4f}" for value in values)
-        stdout.print(f"  {name}: {told}")
+        text = " -> ".join("not known" if value is None else f"{value:.4f}" for value in values)
+        stdout.print(f"  {name}: {text}")
     flips = found.get("flips", {}).get("inputs", [])
     if flips:
         table = Table("input", "before", "after", "p before", "p after", "raised by", title_justify="left", box=None)
-        for flip in flips[:SHOWN]:
+        for flip in flips[:MAX_FLIPS]:
             old, new = flip["before"], flip["after"]
             words = ["flagged" if side["flagged"] else "-" for side in (old, new)]
             numbers = ["" if side["p_value"] is None else f"{side['p_value']:.3g}" for side in (old, new)]

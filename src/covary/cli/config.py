@@ -57,8 +57,8 @@ def defaults(path: Path, app: Typer) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _check(path: Path, given: Mapping[str, Any], known: set[str], where: str) -> None:
-    for name in given:
+def _check(path: Path, arguments: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name in arguments:
         if name in NEVER:
             found = f"{where} says {name}"
             raise CovaryError(found, "an option that holds for every run", "give it on the command line")
@@ -113,17 +113,17 @@ def init(
     path = Path(NAME)
     if path.exists() and not force:
         raise CovaryError(f"{NAME} is there already", "none", "edit it, or replace it with --force")
-    given: dict[str, Any] = {"model": model, "weights": weights, "trusted": trusted, "inputs": inputs, "fpr": fpr}
+    arguments: dict[str, Any] = {"model": model, "weights": weights, "trusted": trusted, "inputs": inputs, "fpr": fpr}
     if sys.stdin.isatty() and not json:
         for name, question in QUESTIONS.items():
-            if given[name] is None:
+            if arguments[name] is None:
                 number = name == "fpr"
-                given[name] = prompt(question, default=0.01 if number else "", show_default=number) or None
-    if given["model"] is None or given["trusted"] is None:
+                arguments[name] = prompt(question, default=0.01 if number else "", show_default=number) or None
+    if arguments["model"] is None or arguments["trusted"] is None:
         raise CovaryError("no network or no trusted inputs, and nobody to ask", "--model and --trusted", "pass both")
     lines = ["# Read by every covary command that is run in this folder; options given there win.", ""]
-    lines += [f"{name} = {json_module.dumps(value)}" for name, value in given.items() if value is not None]
-    if given["inputs"] is not None:
+    lines += [f"{name} = {json_module.dumps(value)}" for name, value in arguments.items() if value is not None]
+    if arguments["inputs"] is not None:
         lines += ["", "[scan]", 'out = "runs/first"']
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
-    print_json({"written": NAME, **given}) if json else print(f"{NAME} is written; next: covary check, covary scan")
+    print_json({"written": NAME, **arguments}) if json else print(f"{NAME} is written; next: covary check, covary scan")

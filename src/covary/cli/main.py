@@ -38,7 +38,7 @@ from covary.cli.options import (
     MaybeModel,
     MaybeTrusted,
     Out,
-    Pile,
+    PileOptions,
     Preparation,
     Sampling,
     Seed,
@@ -80,7 +80,7 @@ def scan(
     out: Annotated[Path | None, Option("--out", help="RUN folder to write.")] = None,
     calibration: Calibration = None,
     sampling: Sampling = None,
-    pile: Pile,
+    pile: PileOptions,
     chosen: Chosen,
     preparation: Preparation,
     hf: Hf = None,
@@ -113,17 +113,17 @@ def scan(
         raise Exit(0 if verdict["identical"] else 1)
     names: dict[str, Any] = {
         "model": hf or model, "weights": weights and str(weights), "trusted": trusted, "inputs": inputs,
-        "calibration": calibration, "sampling": sampling, **preparation.given(), **pile.given(),
+        "calibration": calibration, "sampling": sampling, **preparation.arguments(), **pile.arguments(),
     }  # fmt: skip
-    asked = {**chosen.given(), **_texts(hf, model, weights, sampling, preparation, pile)}
-    judge_together_by_default(names, asked)
+    requested = {**chosen.to_settings(), **_texts(hf, model, weights, sampling, preparation, pile)}
+    judge_together_by_default(names, requested)
     needed = {"--model or --hf": "model", "--trusted": "trusted", "--inputs": "inputs"}
     needed = {option: names[name] for option, name in needed.items()} | {"--out": out}
     missing = [name for name, value in needed.items() if value is None]
     if missing or out is None:
         expected = "--model (or --hf), --trusted, --inputs and --out, or --replay RUN"
         raise CovaryError(f"{', '.join(missing)} missing", expected)
-    plan = scanning.Plan.checked(**names, settings=asked)
+    plan = scanning.ScanPlan.checked(**names, settings=requested)
     summary = scanning.scan(plan, out, display=terminal(json), force=force)
     _show(summary, out, json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
@@ -131,13 +131,13 @@ def scan(
 
 def _texts(
     hf: str | None, model: str | None, weights: Path | None, sampling: str | None, preparation: Preparation,
-    pile: Pile | None = None,
+    pile: PileOptions | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The extractor of texts with --hf; refuses what only a network of arrays has beside it."""
-    asked = {} if pile is None else {"truth": pile.truth, "target": pile.target}
+    requested = {} if pile is None else {"truth": pile.truth, "target": pile.target}
     return of_texts(
         hf, model=model, weights=weights, sampling=sampling, mean=preparation.mean, std=preparation.std,
-        transform=preparation.transform, **asked,
+        transform=preparation.transform, **requested,
     )  # fmt: skip
 
 
@@ -200,10 +200,10 @@ def fit(
     """
     from covary.runs import scan as scanning
 
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model=_model(hf, model), weights=weights and str(weights), trusted=trusted, calibration=calibration,
-        sampling=sampling, **preparation.given(),
-        settings={**chosen.given(), **_texts(hf, model, weights, sampling, preparation)},
+        sampling=sampling, **preparation.arguments(),
+        settings={**chosen.to_settings(), **_texts(hf, model, weights, sampling, preparation)},
     )  # fmt: skip
     kept = False if no_weights else None
     record = scanning.fit(plan, out, weights=kept, display=terminal(json), force=force)
@@ -226,7 +226,7 @@ def score(
     out: OutOrUrl,
     model: MaybeModel = None,
     weights: Weights = None,
-    pile: Pile,
+    pile: PileOptions,
     partitioned: Partitioned,
     machine: Machine,
     consent: Consent,
@@ -245,22 +245,22 @@ def score(
 
     `covary score detectors/resnet s3://bucket/pile/ --out s3://bucket/verdicts --ray auto --fdr .1 --trust-code`
     """
-    given = {"model": model, "weights": weights, **settings(machine, consent)}
-    given |= {"force": force, "display": terminal(json)}
+    arguments = {"model": model, "weights": weights, **settings(machine, consent)}
+    arguments |= {"force": force, "display": terminal(json)}
     if flagged_of is not None and data is None:
         from covary.serving.pile.again import score_flagged
 
-        summary = score_flagged(detector, flagged_of, Path(out), **pile.given(), **given)
+        summary = score_flagged(detector, flagged_of, Path(out), **pile.arguments(), **arguments)
         _show(summary, Path(out), json)
     elif data is None or flagged_of is not None:
         raise CovaryError("DATA and --flagged-of" if flagged_of else "neither DATA nor --flagged-of", "one of them")
-    elif partitioned.wanted(data, out, detector):
-        summary = partitioned.score(detector, data, out, pile.given(), **given)
+    elif partitioned.is_needed(data, out, detector):
+        summary = partitioned.score(detector, data, out, pile.arguments(), **arguments)
         print_json(summary) if json else print_summary(summary, out)
     else:
         from covary.runs import scan as scanning
 
-        summary = scanning.score(detector, data, Path(out), **pile.given(), **given)
+        summary = scanning.score(detector, data, Path(out), **pile.arguments(), **arguments)
         _show(summary, Path(out), json)
     raise Exit(int(pile.fail_on_flag and summary["n_flagged"] > 0))
 
@@ -296,15 +296,15 @@ def cost(
     from covary.serving.pile import cost as costs
 
     known = {} if measured is None else costs.measured(measured)
-    given = {"seconds_per_input": seconds_per_input, "bytes_per_input": bytes_per_input}
-    known |= {name: value for name, value in given.items() if value is not None}
+    arguments = {"seconds_per_input": seconds_per_input, "bytes_per_input": bytes_per_input}
+    known |= {name: value for name, value in arguments.items() if value is not None}
     if "seconds_per_input" not in known:
         raise CovaryError("nothing says how long one input takes", "--seconds-per-input, or --measured OUT")
-    told = costs.estimate(
+    record = costs.estimate(
         inputs, actors=actors, bandwidth=bandwidth, efficiency=efficiency, partition_size=partition_size,
         start_seconds=start_seconds, failures_per_actor_hour=failures, **known,
     )  # fmt: skip
-    print_json(told) if json else print_record(told)
+    print_json(record) if json else print_record(record)
 
 
 @app.command()
@@ -329,10 +329,10 @@ def check(
     """
     from covary.runs import scan as scanning
 
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model=_model(hf, model), weights=weights and str(weights), trusted=trusted, calibration=calibration,
-        inputs=inputs, **preparation.given(),
-        settings={**chosen.given(), **_texts(hf, model, weights, None, preparation)},
+        inputs=inputs, **preparation.arguments(),
+        settings={**chosen.to_settings(), **_texts(hf, model, weights, None, preparation)},
     )  # fmt: skip
     report = scanning.check_plan(plan)
     if json:
@@ -427,11 +427,11 @@ app.command()(audit.audit)
 app.command()(config.init)
 
 
-def _version(wanted: bool) -> bool:
-    if wanted:
+def _version(requested: bool) -> bool:
+    if requested:
         print(f"covary {__version__}")
         raise Exit
-    return wanted
+    return requested
 
 
 @app.callback()

@@ -113,7 +113,7 @@ class Preparation:
         Option("--class-names", help="File with a name for every class: one a line, or JSON.", rich_help_panel=DATA),
     ] = None
 
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """Mean and std as numbers, transform by name."""
         mean, std = numbers(self.mean, "--mean"), numbers(self.std, "--std")
         return {"mean": mean, "std": std, "transform": self.transform, "class_names": self.class_names}
@@ -124,7 +124,7 @@ class _Chosen:
 
     seed: int | None
 
-    def given(self) -> dict[str, Any]:
+    def to_settings(self) -> dict[str, Any]:
         """By the names of `Settings` and its extractors."""
         values = asdict(cast(Any, self))
         for former, name in FORMER.items():
@@ -159,7 +159,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Pile:
+class PileOptions:
     """What is asked of a pile of inputs as a whole."""
 
     fdr: Annotated[
@@ -187,7 +187,7 @@ class Pile:
         bool, Option("--fail-on-flag", help="Exit with 1 when anything is flagged.", rich_help_panel=VERDICTS)
     ] = False
 
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """What decides verdicts and figures, the target as a number."""
         target = self.target
         if target is not None and target != "all-to-all":
@@ -196,8 +196,8 @@ class Pile:
             target = int(target)
         if self.together and self.offline:
             raise CovaryError("--together and --offline", "one of them", "leave --offline away")
-        asked = {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
-        return asked if self.together is None else {**asked, "together": self.together}
+        requested = {"fdr": self.fdr, "truth": self.truth, "target": target, "offline": self.offline}
+        return requested if self.together is None else {**requested, "together": self.together}
 
 
 Hf = Annotated[
@@ -221,16 +221,16 @@ def of_texts(hf: str | None, **others: Any) -> dict[str, Any]:
 OF_PARTS = ("combined", "equal-confidence")
 
 
-def judge_together_by_default(names: dict[str, Any], asked: dict[str, Any]) -> None:
+def judge_together_by_default(names: dict[str, Any], requested: dict[str, Any]) -> None:
     """A scan judges its pile together, with thorough evidence, unless told otherwise or where its score knows no piles.
 
     Thorough evidence needs a network's own classes, so not where the observable is a user's or the inputs are texts.
     """
-    parts = asked.get("estimator", FIRST_ORDER) == FIRST_ORDER and asked.get("score", "combined") in OF_PARTS
+    parts = requested.get("estimator", FIRST_ORDER) == FIRST_ORDER and requested.get("score", "combined") in OF_PARTS
     names.setdefault("together", parts and not names["offline"])
-    own = ":" in asked.get("observable", "")
-    if "evidence" not in asked and names["together"] and "extractor" not in asked and not own:
-        asked["evidence"] = "thorough"
+    own = ":" in requested.get("observable", "")
+    if "evidence" not in requested and names["together"] and "extractor" not in requested and not own:
+        requested["evidence"] = "thorough"
 
 
 def numbers(text: str | None, name: str) -> list[float] | None:

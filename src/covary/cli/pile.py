@@ -50,7 +50,7 @@ class Partitioned:
                help="Threads of each copy (1); another number may change the last bits."),
     ] = None  # fmt: skip
 
-    def wanted(self, data: str, out: str, detector: Path) -> bool:
+    def is_needed(self, data: str, out: str, detector: Path) -> bool:
         """Whether partitions are asked for, or nothing else can be done with `data` and `out`."""
         if any(value is not None for value in asdict(self).values()) or "://" in out:
             return True
@@ -60,18 +60,18 @@ class Partitioned:
 
         return Path(data).suffix != ".npz" and streamed(data)
 
-    def score(self, detector: Path, data: str, out: str, asked: dict[str, Any], **rest: Any) -> dict[str, Any]:
+    def score(self, detector: Path, data: str, out: str, requested: dict[str, Any], **rest: Any) -> dict[str, Any]:
         """Scores the pile; `asked` is what was asked of it as a whole. Returns the summary."""
         from covary.serving.pile.score import score_pile
 
         for name in ("truth", "target"):
-            if asked.get(name) is not None:
+            if requested.get(name) is not None:
                 raise CovaryError(
                     f"--{name} with partitions", "a RUN of inputs small enough for figures", f"leave --{name} away"
                 )
-        given = {name: value for name, value in asdict(self).items() if value is not None}
+        arguments = {name: value for name, value in asdict(self).items() if value is not None}
         with rest["display"].progress("partitions") as bar:
-            together = bool(asked.get("together"))
+            together = bool(requested.get("together"))
             return score_pile(
-                detector, data, out, fdr=asked["fdr"], together=together, progress=bar, **given, **rest
+                detector, data, out, fdr=requested["fdr"], together=together, progress=bar, **arguments, **rest
             )

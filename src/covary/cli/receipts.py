@@ -40,15 +40,15 @@ def verify(
     `covary verify runs/a --sources`
     """
     from covary.storage.signatures import read_public
-    from covary.storage.verify import told
+    from covary.storage.verify import verify_folder
 
     key = None if public_key is None else read_public(public_key)
     if folder.is_file():
-        from covary.storage.bundle import bundle_told
+        from covary.storage.bundle import verify_bundle
 
-        found = bundle_told(folder, key)
+        found = verify_bundle(folder, key)
     else:
-        found = told(folder, key)
+        found = verify_folder(folder, key)
         if sources:
             if (folder / PILE).is_file():
                 from covary.serving.pile.again import pile_source_differences as source_differences
@@ -153,12 +153,12 @@ def gate(
     from covary.runs.sarif import write_sarif
     from covary.storage.signatures import read_public
 
-    asked = {
+    rules = {
         "max_flag_rate": max_flag_rate, "max_flagged": max_flagged, "max_fpr": max_fpr, "min_tpr": min_tpr,
         "min_auroc": min_auroc, "min_accuracy": min_accuracy,
     }  # fmt: skip
     found = passes(
-        run, {name: limit for name, limit in asked.items() if limit is not None}, against=against, level=level,
+        run, {name: limit for name, limit in rules.items() if limit is not None}, against=against, level=level,
         by_id=by_id, public_key=None if public_key is None else read_public(public_key), no_warnings=no_warnings,
     )  # fmt: skip
     if junit is not None:
@@ -231,13 +231,13 @@ def mechanisms(
     from covary.storage.verify import in_words
 
     if (run / PILE).is_file():
-        from covary.serving.pile.again import mechanisms_of_pile
+        from covary.serving.pile.again import find_pile_mechanisms
 
-        found = mechanisms_of_pile(run, least, detector=detector, trust_code=trust_code, force=force)
+        found = find_pile_mechanisms(run, least, detector=detector, trust_code=trust_code, force=force)
     else:
-        from covary.runs.mechanisms import mechanisms_of_run
+        from covary.runs.mechanisms import find_mechanisms
 
-        found = mechanisms_of_run(run, least, trust_code=trust_code, force=force)
+        found = find_mechanisms(run, least, trust_code=trust_code, force=force)
     if found["receipt"] != "intact":
         print_warning(f"{run} {in_words(found['receipt'])}")
     cards = in_summary(read_cards(run)) if (run / FILE).is_file() else []

@@ -91,14 +91,14 @@ def serve(
             "unless --operator-key-file names another key"
         )
 
-    def told(address: str) -> None:
+    def print_address(address: str) -> None:
         if json:
             print_json({"address": address, "model": f"{address}/v2/models/{name}", "metrics": f"{address}/metrics"})
             sys.stdout.flush()
         else:
             stderr.print(f"live page {address}/, model {address}/v2/models/{name}, metrics {address}/metrics")
 
-    run(fitted, chosen, told)
+    run(fitted, chosen, print_address)
 
 
 def _key(file: Path | None, variable: str) -> str | None:

@@ -301,7 +301,7 @@ def _relabelled(source: Source, y: Any, truth: Any) -> Source:
     for key, values, checked in (("y", y, checked_labels), ("truth", truth, checked_truth)):
         if values is not None:
             values = read_truth(values, None, source.ids) if key == "truth" else values
-            whole = np.full(len(source.reader.ids), 0, np.int64)
-            whole[source.index] = checked(values, len(source), source.name)
-            changes[key] = whole
+            full = np.full(len(source.reader.ids), 0, np.int64)
+            full[source.index] = checked(values, len(source), source.name)
+            changes[key] = full
     return source._with(**changes)

@@ -31,17 +31,17 @@ class ArrayInputs:
         self.classes, self.class_names = 0, None
         self.input_shape: tuple[int, ...] | None = None
         self.preprocessing: dict[str, Any] = {"mean": None, "std": None, "transform": None}
-        self.told: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
         self.statements: list[str] = []
         self.trusted_texts: dict[str, str] = {}
         # Roles of a fit that is done again.
-        self.dealt_before: Roles | None = None
+        self.previous_split: Roles | None = None
         self._transform: Callable[..., Any] | None = None
         self._mode: str | None = None
 
-    def open_trusted(self, inputs: Any, **given: Any) -> Source:
+    def open_trusted(self, inputs: Any, **kwargs: Any) -> Source:
         """See `Extractor`."""
-        source = open_data(inputs, **given)
+        source = open_data(inputs, **kwargs)
         self.preprocessing, self._transform, self._mode = source.preprocessing, source.transform, source.mode
         source = self._named(source)
         self.class_names = source.class_names
@@ -83,7 +83,7 @@ class ArrayInputs:
         if sampling is not None:
             found = "a sampling set for the estimator first-order, which takes no draws"
             raise CovaryError(found, "no sampling=", "or choose estimator=paper or sgld")
-        self.dealt_before = roles
+        self.previous_split = roles
         return trusted, []
 
     def learn(

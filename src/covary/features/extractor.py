@@ -31,7 +31,7 @@ class Extractor(Protocol):
         preprocessing: what is done to raw inputs, as JSON.
         notes: what a run tells of it, in sentences.
         statements: what `learn` found and a summary must say.
-        told: what a report tells of its draws; empty without draws.
+        summary: what a report says of its draws; empty without draws.
         trusted_texts: what stands for a trusted input in a report that has no picture, by id.
     """
 
@@ -44,7 +44,7 @@ class Extractor(Protocol):
     preprocessing: dict[str, Any]
     notes: list[str]
     statements: list[str]
-    told: dict[str, Any]
+    summary: dict[str, Any]
     trusted_texts: dict[str, str]
 
     @classmethod
@@ -52,7 +52,7 @@ class Extractor(Protocol):
         """From a detector's settings, a model or its name, its weights, and the user's own observable if any."""
         ...
 
-    def open_trusted(self, inputs: Any, **given: Any) -> Source:
+    def open_trusted(self, inputs: Any, **kwargs: Any) -> Source:
         """Trusted inputs, with `y`, `mean`, `std` and `transform` where given; how later ones are read is kept."""
         ...
 

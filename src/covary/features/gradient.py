@@ -23,7 +23,7 @@ from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients, where_vmap_fails
 from covary.features.observables import UserObservable, energy, margin, observable_named
-from covary.features.preconditioner import Metric, Moments, metric_from_arrays, metric_to_arrays, under_metric
+from covary.features.preconditioner import GradientMoments, Metric, metric_from_arrays, metric_to_arrays, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
 from covary.features.survival import Survival
 from covary.models.network import as_logits, load_network
@@ -149,15 +149,15 @@ class GradientExtractor(ArrayInputs):
         if own.preconditioner == "identity":
             return rows
         # Of reference inputs alone: calibration and queries must meet one that has seen neither.
-        dealt = roles()
-        if "reference" not in dealt:
+        splits = roles()
+        if "reference" not in splits:
             raise CovaryError(
                 f"preconditioner {own.preconditioner!r} with {len(trusted)} trusted inputs",
                 f"at least {LEAST_SPLIT} and one split, since its own inputs may not calibrate",
                 "trust more inputs, leave conformal at auto, or the preconditioner at identity",
             )
-        wanted = set(dealt["reference"])
-        chosen = trusted.take([i for i, name in enumerate(trusted.ids) if name in wanted])
+        reference_ids = set(splits["reference"])
+        chosen = trusted.take([i for i, name in enumerate(trusted.ids) if name in reference_ids])
         moments = self.moments(chosen.batches(self.settings.batch_size), own.preconditioner)
         self.take_metric(moments.metric(own.damping))
         return None
@@ -169,8 +169,8 @@ class GradientExtractor(ArrayInputs):
         size = self.settings.batch_size
         if calibration_apart:
             positions = np.arange(len(rows))
-        elif self.dealt_before is not None:
-            positions = never_calibrating(rows.ids, self.dealt_before)
+        elif self.previous_split is not None:
+            positions = never_calibrating(rows.ids, self.previous_split)
         else:
             positions = chosen_on(rows.ids, rows.predicted, self.seed, self.settings.calibrates_by(len(rows)))
         chosen = trusted.take(positions[:CHOSEN_ON].tolist()).batches(size)
@@ -222,7 +222,7 @@ class GradientExtractor(ArrayInputs):
         if left := complex_parameters(self.module):
             self.notes.append(f"Parameters of complex numbers take no part: {some_of(left, 8)}.")
 
-    def beside(self, module: nn.Module, choose_logits: ChooseLogits) -> GradientExtractor:
+    def for_module(self, module: nn.Module, choose_logits: ChooseLogits) -> GradientExtractor:
         """The same extractor on another copy of the network, such as one that shares its weights: same projections."""
         other = copy.copy(self)
         other.module, other.choose_logits, other.notes = module, choose_logits, []
@@ -239,9 +239,9 @@ class GradientExtractor(ArrayInputs):
             return {name: "projected" if p.weighted else "exact" for name, p in self.projections.items()}
         return dict(self._fast.norm_kinds)
 
-    def moments(self, batches: Iterable[Batch], kind: str) -> Moments:
+    def moments(self, batches: Iterable[Batch], kind: str) -> GradientMoments:
         """Second moments of whole gradients, from which a metric is made; exact gradients, a slice at a time."""
-        moments = Moments(self.projections, kind)
+        moments = GradientMoments(self.projections, kind)
         for batch in batches:
             x = tree_map(self._place, batch.x)
             for start in range(0, len(batch), self._slice):

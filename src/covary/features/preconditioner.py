@@ -36,7 +36,7 @@ class Sides:
 Metric = Mapping[str, list[Sides]]
 
 
-class Moments:
+class GradientMoments:
     """Sums of G G^T and G^T G for every block of every layer over trusted samples."""
 
     def __init__(self, projections: Mapping[str, LayerProjection], kind: str) -> None:
@@ -116,9 +116,9 @@ def _composed(block: Block, sides: Sides) -> Block:
 
 
 def _times(side: Tensor | None, root: Tensor) -> Tensor:
-    whole = torch.diag(root) if root.ndim == 1 and side is None else root
+    full = torch.diag(root) if root.ndim == 1 and side is None else root
     if side is None:
-        return whole.contiguous()
+        return full.contiguous()
     return (side * root if root.ndim == 1 else side @ root).contiguous()
 
 

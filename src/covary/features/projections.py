@@ -15,7 +15,7 @@ from torch import Tensor
 
 MOST, LEAST, BUDGET = 256, 64, 4096
 # Of the first stage: matrices up to WHOLE numbers skip it, others become at most SKETCH numbers in COLUMNS columns.
-WHOLE, COLUMNS, SKETCH = 1024, 16, 4096
+SMALL, COLUMNS, SKETCH = 1024, 16, 4096
 
 
 def numbers_per_layer(layers: int) -> int:
@@ -47,7 +47,7 @@ def sides(rows: int, columns: int) -> tuple[int, int]:
     small matrix is taken whole, otherwise 16 combinations of columns (a convolution's inputs are cheapest in sixteens)
     and as many rows as leave 4,096 numbers.
     """
-    if rows * columns <= WHOLE:
+    if rows * columns <= SMALL:
         return rows, columns
     q = min(columns, COLUMNS)
     return min(rows, SKETCH // q), q
@@ -171,5 +171,5 @@ class LayerProjection:
 def projection_fingerprint(seed: int) -> str:
     """What the seeded stream gives on this installation; a saved detector refuses to score where it differs."""
     draw = torch.randn(64, generator=_generator(seed, "fingerprint"), dtype=torch.float64)
-    scheme = f"{MOST} {LEAST} {BUDGET} {WHOLE} {COLUMNS} {SKETCH}".encode()
+    scheme = f"{MOST} {LEAST} {BUDGET} {SMALL} {COLUMNS} {SKETCH}".encode()
     return hashlib.sha256(scheme + draw.numpy().round(9).tobytes()).hexdigest()[:16]

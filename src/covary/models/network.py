@@ -124,9 +124,11 @@ class _ByName:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], dict) and not kwargs:
-            given = args[0]
-            taken = {k: v for k, v in given.items() if k in self.parameters or (self.anything and len(given) > 1)}
-            return self.own(*[v for k, v in given.items() if k not in taken], **taken)
+            arguments = args[0]
+            taken = {
+                k: v for k, v in arguments.items() if k in self.parameters or (self.anything and len(arguments) > 1)
+            }
+            return self.own(*[v for k, v in arguments.items() if k not in taken], **taken)
         return self.own(*args, **kwargs)
 
 
@@ -349,6 +351,6 @@ def as_logits(output: Any, selector: str | int | None = None) -> Float[Tensor, "
 
 
 def _no_output(found: str, selector: str | int | None) -> CovaryError:
-    asked = "" if selector is None else f", not {selector!r}"
+    choice = "" if selector is None else f", not {selector!r}"
     remedy = "name it with --output KEY or INDEX"
-    return CovaryError(f"the network returns {found}{asked}", "a tensor of logits", remedy)
+    return CovaryError(f"the network returns {found}{choice}", "a tensor of logits", remedy)

@@ -21,13 +21,13 @@ def _last_layer(names: Sequence[str], _: str) -> list[str]:
     return [name for name in names if layer_of(name) == last]
 
 
-def _modules(names: Sequence[str], wanted: str) -> list[str]:
-    prefixes = [prefix.strip() for prefix in wanted.split(",") if prefix.strip()]
+def _modules(names: Sequence[str], choice: str) -> list[str]:
+    prefixes = [prefix.strip() for prefix in choice.split(",") if prefix.strip()]
     return [name for name in names if any(name == p or name.startswith(f"{p}.") for p in prefixes)]
 
 
-def _pattern(names: Sequence[str], wanted: str) -> list[str]:
-    return [name for name in names if fnmatch.fnmatchcase(name, wanted)]
+def _pattern(names: Sequence[str], choice: str) -> list[str]:
+    return [name for name in names if fnmatch.fnmatchcase(name, choice)]
 
 
 # name -> selection among trainable parameter names; `modules:a,b` and `pattern:*attn*` carry an argument.

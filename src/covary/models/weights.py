@@ -118,10 +118,10 @@ def misfits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict
     return {kind: names for kind, names in found.items() if names}
 
 
-def summary(wrong: Mapping[str, list[str]], shown: int = 3) -> str:
+def summary(wrong: Mapping[str, list[str]], most: int = 3) -> str:
     """Misfits in words: how many of each kind, and the first few."""
     parts = []
     for kind, names in wrong.items():
-        rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-        parts.append(f"{len(names)} {kind} ({', '.join(names[:shown])}{rest})")
+        rest = f" and {len(names) - most} more" if len(names) > most else ""
+        parts.append(f"{len(names)} {kind} ({', '.join(names[:most])}{rest})")
     return ", ".join(parts)

@@ -144,8 +144,8 @@ def _version(run: RunFolder) -> str:
     return str(section(run.run, "versions").get("covary") or "unknown")
 
 
-def _name(given: Any, otherwise: str) -> str:
-    return str(given) if given else otherwise
+def _name(arguments: Any, otherwise: str) -> str:
+    return str(arguments) if arguments else otherwise
 
 
 def _properties(values: dict[str, Any]) -> list[dict[str, str]]:

@@ -15,10 +15,10 @@ from covary.detector import Detector
 from covary.runs.columns import column_cards
 from covary.scoring.evidence import Evidence
 
-SHOWN_FLAGGED, SHOWN_CLEAN, SHOWN_HOLDERS = 60, 6, 12
+MAX_FLAGGED_CARDS, MAX_CLEAN_CARDS, MAX_HOLDER_CARDS = 60, 6, 12
 
 
-def shown(
+def build_cards(
     detector: Detector, inputs: Source, scores: Float[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
 ) -> dict[str, Any]:
     """Evidence on the most anomalous flagged inputs, and on a few ordinary ones for comparison.
@@ -26,12 +26,12 @@ def shown(
     Where nothing is flagged, on those with the highest scores.
     """
     order = np.argsort(-scores, kind="stable")
-    odd = order[flagged[order]][:SHOWN_FLAGGED]
+    odd = order[flagged[order]][:MAX_FLAGGED_CARDS]
     ordinary = order[~flagged[order]]
     middle = len(ordinary) // 2
     highest = not flagged.any()
-    first = 0 if highest else max(middle - SHOWN_CLEAN // 2, 0)
-    ordinary = ordinary[first : SHOWN_CLEAN if highest else middle + SHOWN_CLEAN // 2]
+    first = 0 if highest else max(middle - MAX_CLEAN_CARDS // 2, 0)
+    ordinary = ordinary[first : MAX_CLEAN_CARDS if highest else middle + MAX_CLEAN_CARDS // 2]
     return {
         "highest": highest,
         "flagged": _cards(detector, inputs, odd, flagged),
@@ -50,7 +50,7 @@ def holders(detector: Detector) -> list[dict[str, Any]]:
             "thumbnail": data_uri(detector.thumbnails.get(holder.id) if detector.calibration_rows is None else None),
             **_text_of(detector, holder.id),
         }
-        for holder in judge.holders[:SHOWN_HOLDERS]
+        for holder in judge.holders[:MAX_HOLDER_CARDS]
     ]
 
 

@@ -16,7 +16,7 @@ from covary.features.gradient import GradientExtractor
 from covary.features.sampled.extractor import SampledExtractor
 from covary.scoring.rows import Rows
 
-SHOWN = 12
+MAX_COLUMNS = 12
 
 
 def column_cards(detector: Detector, inputs: Source) -> list[dict[str, Any]] | None:
@@ -33,7 +33,7 @@ def column_cards(detector: Detector, inputs: Source) -> list[dict[str, Any]] | N
             values = inputs.raw(name)
             own = None if share is None else share[i]
             order = np.arange(len(values)) if own is None else np.argsort(-np.abs(own), kind="stable")
-            rows = [[columns[c], float(values[c]), None if own is None else float(own[c])] for c in order[:SHOWN]]
+            rows = [[columns[c], float(values[c]), None if own is None else float(own[c])] for c in order[:MAX_COLUMNS]]
             cards.append({"columns": rows, "n_columns": len(values)})
     return cards
 

@@ -101,12 +101,12 @@ def _flips(a: Results, b: Results, i: np.ndarray, j: np.ndarray) -> dict[str, An
         "no_longer_flagged": int(down.sum()),
         "predictions_changed": int((a.numbers["predicted"][i] != b.numbers["predicted"][j]).sum()),
         "inputs": [
-            {"id": a.ids[i[k]], "before": _told(a, int(i[k])), "after": _told(b, int(j[k]))} for k in order[:MOST_FLIPS]
+            {"id": a.ids[i[k]], "before": _row(a, int(i[k])), "after": _row(b, int(j[k]))} for k in order[:MOST_FLIPS]
         ],
     }  # fmt: skip
 
 
-def _told(results: Results, k: int) -> dict[str, Any]:
+def _row(results: Results, k: int) -> dict[str, Any]:
     numbers = {name: float(results.numbers[name][k]) for name in ("score", "p_value", "predicted")}
     numbers = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
     return {"flagged": bool(results.flagged[k]), **numbers, "raised_by": results.words["raised_by"][k] or None}
@@ -185,9 +185,9 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(runs: tuple[RunFolder, RunFolder], part: str) -> list[dict[str, Any]]:
-    told = [{name: portable(value) for name, value in section(run.run, part).items()} for run in runs]
+    sides = [{name: portable(value) for name, value in section(run.run, part).items()} for run in runs]
     if part == "fingerprints":
-        told = [{name: value for name, value in one.items() if name != "results"} for one in told]
+        sides = [{name: value for name, value in one.items() if name != "results"} for one in sides]
     if part == "config":
-        told = [_flat(one) for one in told]
-    return [{"name": name, "before": old, "after": new} for name, old, new in changed(told[0], told[1])]
+        sides = [_flat(one) for one in sides]
+    return [{"name": name, "before": old, "after": new} for name, old, new in changed(sides[0], sides[1])]

@@ -111,7 +111,7 @@ def run_demo(
     """
     started = time.perf_counter()
     material = out.with_name(out.name + "-material")
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="covary.runs.demo:network",
         weights=str(material / "weights.safetensors"),
         trusted=str(material / "trusted.npz"),
@@ -140,15 +140,15 @@ def run_text_demo(
     started = time.perf_counter()
     material = out.with_name(out.name + "-material")
     assistant = assistant_demo.packaged_model()
-    given = {name: value for name, value in settings.items() if value is not None}
+    arguments = {name: value for name, value in settings.items() if value is not None}
     if assistant is not None:
-        given |= {"max_new_tokens": 24, "dtype": "auto"}
-    plan = scanning.Plan.checked(
+        arguments |= {"max_new_tokens": 24, "dtype": "auto"}
+    plan = scanning.ScanPlan.checked(
         model=str(assistant or material / "model"),
         trusted=str(material / "trusted.jsonl"),
         inputs=str(material / "inputs.jsonl"),
         together=True,
-        settings={"extractor": "text", "seed": seed, **given},
+        settings={"extractor": "text", "seed": seed, **arguments},
     )
     with folders.reserved(out, "RUN", force=force):
         if assistant is not None:

@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs.cards import data_uri
 from covary.runs.report import REPORT, write_report
-from covary.runs.scan import WHAT, Material, Plan, additions, recorded, trusting, working_in
+from covary.runs.scan import WHAT, Material, ScanPlan, additions, recorded, trusting, working_in
 from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
 from covary.scoring.judge import Verdicts
 from covary.storage import folders
@@ -23,11 +23,11 @@ from covary.storage.locks import atomic_file, one_writer
 from covary.storage.receipts import renew
 from covary.storage.verify import receipt_state
 
-SHOWN = 24
+MAX_THUMBNAILS = 24
 FILE = "mechanisms.json"
 
 
-def mechanisms_of_run(
+def find_mechanisms(
     run: Path, least: int | None = None, *, trust_code: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Clusters the flagged inputs of a RUN; writes `mechanisms.json` and the report, and returns what was found.
@@ -80,7 +80,7 @@ def clusters_of(
         "n_mechanisms": int(labels.max()) + 1 if len(labels) else 0,
         "alone": int((labels < 0).sum()),
         "clusters": [
-            _told(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
+            _row(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
             for k in np.unique(labels[labels >= 0])
         ],
         "members": {name: int(k) for name, k in zip(rows.ids, labels, strict=True)},
@@ -110,7 +110,7 @@ def _flags(run: Path) -> tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]:
     return np.array([i for i, _ in rows], np.int64), np.array([label for _, label in rows], np.int64)
 
 
-def _again(record: dict[str, Any], plan: Plan | None, trust_code: bool) -> tuple[Detector, Source]:
+def _again(record: dict[str, Any], plan: ScanPlan | None, trust_code: bool) -> tuple[Detector, Source]:
     """The detector of a RUN and its inputs."""
     config = record["config"]
     if "flagged_of" in config:
@@ -126,7 +126,7 @@ def _again(record: dict[str, Any], plan: Plan | None, trust_code: bool) -> tuple
     return detector, material.inputs
 
 
-def _told(
+def _row(
     number: int,
     members: Int[np.ndarray, " m"],
     directions: Float[np.ndarray, "n d"],
@@ -150,6 +150,7 @@ def _told(
         "median_axis": axis,
         "reading": "another mechanism behind sure answers" if axis > 0 else "answers the network is unsure of",
         "shown": [
-            {"id": verdicts.ids[i], "thumbnail": data_uri(inputs.thumbnail(int(i)))} for i in members[:SHOWN].tolist()
+            {"id": verdicts.ids[i], "thumbnail": data_uri(inputs.thumbnail(int(i)))}
+            for i in members[:MAX_THUMBNAILS].tolist()
         ],
     }

@@ -16,7 +16,7 @@ from covary.scoring.cards import BY_CHANCE, Card, Cards
 from covary.storage import folders
 
 FILE = "cards.json"
-SHOWN, TYPICAL = 24, 5
+MAX_ROWS, TYPICAL = 24, 5
 WHAT = "a RUN of `covary scan` that judged its pile together"
 
 
@@ -51,7 +51,7 @@ def _record(
         "layers": card.layers,
         "predicted": {str(k): v for k, v in Counter(predicted[members].tolist()).most_common()},
         "ids": [ids[i] for i in members.tolist()],
-        "shown": [{"id": ids[i], "thumbnail": data_uri(inputs.thumbnail(i))} for i in members[:SHOWN].tolist()],
+        "shown": [{"id": ids[i], "thumbnail": data_uri(inputs.thumbnail(i))} for i in members[:MAX_ROWS].tolist()],
     }
 
 
@@ -66,9 +66,9 @@ def in_summary(record: dict[str, Any]) -> list[dict[str, Any]]:
 def statement(record: dict[str, Any]) -> str:
     """One sentence: how many cards, and what the test could have seen."""
     n = len(record["cards"])
-    told = f"{n} direction{'s' if n > 1 else ''} of the pile lie{'' if n > 1 else 's'}" if n else "No direction lies"
+    found = f"{n} direction{'s' if n > 1 else ''} of the pile lie{'' if n > 1 else 's'}" if n else "No direction lies"
     return (
-        f"{told} beyond what trusted inputs give, at a level of {record['level']:.0%} over the whole pile; with "
+        f"{found} beyond what trusted inputs give, at a level of {record['level']:.0%} over the whole pile; with "
         f"{record['n_calibration']} calibration samples a kind that makes up less than {record['least_share']:.1%} of "
         "the pile cannot be told from chance this way."
     )

@@ -38,8 +38,8 @@ def masked(
     truth: Truth, predicted: Int[np.ndarray, " n"], y: Int[np.ndarray, " n"], target: int | str, classes: int
 ) -> Bool[np.ndarray, " n"]:
     """Inputs that count under masking: clean ones classified right, triggered ones that reach the attacker's label."""
-    wanted = target_of(y, target, classes)
-    return np.where(truth == 1, (predicted == wanted) & (y != wanted), predicted == y)
+    targets = target_of(y, target, classes)
+    return np.where(truth == 1, (predicted == targets) & (y != targets), predicted == y)
 
 
 def der(tpr: float, fpr: float, accuracy: float, attack_success: float) -> float:
@@ -112,13 +112,13 @@ def evaluate(
     if target is None:
         return result
     kept = masked(truth, predicted, y, target, classes)
-    wanted = target_of(y, target, classes)
-    able = odd & (y != wanted)
+    targets = target_of(y, target, classes)
+    able = odd & (y != targets)
     reached, right = kept & odd, kept & clean
     result["auroc_masked"] = auroc(scores[kept], truth[kept])
     if reached.any() and right.any():
         tpr_reached, fpr_right = float(flagged[reached].mean()), float(flagged[right].mean())
-        success = float((predicted[able] == wanted[able]).mean())
+        success = float((predicted[able] == targets[able]).mean())
         result |= {
             "tpr_at_1": tpr_at(scores[kept], truth[kept], 0.01),
             "tpr_at_5": tpr_at(scores[kept], truth[kept], 0.05),

@@ -46,7 +46,7 @@ from covary.text.pretrained import load_language_model
 from covary.text.source import write_completions
 
 
-class Pile(BaseModel):
+class PileSettings(BaseModel):
     """What is asked of a pile of inputs as a whole."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,10 +59,10 @@ class Pile(BaseModel):
     together: bool = False
 
     @staticmethod
-    def checked(**values: Any) -> Pile:
+    def checked(**values: Any) -> PileSettings:
         """From loose values; a wrong one is told in one sentence."""
         try:
-            return Pile(**values)
+            return PileSettings(**values)
         except ValidationError as problem:
             raise wrong_value(problem) from None
 
@@ -83,7 +83,7 @@ class Addition(BaseModel):
     inputs: str
     ids: list[str]
 
-    def told(self) -> dict[str, Any]:
+    def for_receipt(self) -> dict[str, Any]:
         """What the receipt of a RUN says of it."""
         return {"run": self.run, "receipt": self.receipt, "n": len(self.ids), "ids": self.ids}
 
@@ -92,7 +92,7 @@ class Addition(BaseModel):
 NOT_OF_TEXTS = ("weights", "sampling", "mean", "std", "transform", "truth", "target", "class_names")
 
 
-class Plan(Pile):
+class ScanPlan(PileSettings):
     """Everything a scan is made of, by name, so that a RUN can be replayed."""
 
     model: str
@@ -119,7 +119,7 @@ class Plan(Pile):
         return values
 
     @model_validator(mode="after")
-    def _check_texts(self) -> Plan:
+    def _check_texts(self) -> ScanPlan:
         if self.settings.kind == "text":
             for name in NOT_OF_TEXTS:
                 if getattr(self, name) is not None:
@@ -127,10 +127,10 @@ class Plan(Pile):
         return self
 
     @staticmethod
-    def checked(*, settings: dict[str, Any], **names: Any) -> Plan:
+    def checked(*, settings: dict[str, Any], **names: Any) -> ScanPlan:
         """A plan from loose values; a wrong one is told in one sentence."""
         try:
-            return Plan(settings=Settings.checked(**settings), **names)
+            return ScanPlan(settings=Settings.checked(**settings), **names)
         except ValidationError as problem:
             raise wrong_value(problem) from None
 
@@ -143,7 +143,7 @@ class Plan(Pile):
 class Material:
     """What a plan names, opened once: check, fit and score see the same model and the same data."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ScanPlan) -> None:
         self.plan = plan
 
     @cached_property
@@ -199,9 +199,9 @@ class Material:
         more = [taken(source, addition.ids) for addition, source in opened if source is not None]
         return functools.reduce(with_more, more, self.trusted.fingerprint())
 
-    def fit(self, before: Dealt | None = None, progress: Progress | None = None) -> Detector:
+    def fit(self, before: PreviousSplit | None = None, progress: Progress | None = None) -> Detector:
         """The detector, fitted; `before` are fingerprint and roles of all trusted data in a RUN that is done again."""
-        self.detector.dealt_before = before
+        self.detector.previous_split = before
         names = None if self.plan.class_names is None else read_class_names(self.plan.class_names)
         detector = self.detector.fit(
             self.trusted, calibration=self.calibration, sampling=self.sampling, class_names=names, progress=progress
@@ -241,7 +241,7 @@ def trusting(detector: Detector, added: Sequence[Addition]) -> Detector:
     return detector
 
 
-Dealt = tuple[str, dict[str, list[str]]]
+PreviousSplit = tuple[str, dict[str, list[str]]]
 
 # What the features of one input cost, in forward passes, for the estimate before the work.
 FORWARDS = {"hooks": 4.0, "exact": 8.0}
@@ -255,7 +255,7 @@ def _draws(s: Settings) -> int:
     return (estimator_named(s.estimator).draws if draws is None else draws) * s.extractor.chains
 
 
-def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
+def check_plan(plan: ScanPlan, material: Material | None = None) -> CheckReport:
     """Looks at the model and data before any long work."""
     s, own, material = plan.settings, plan.settings.extractor, material or Material(plan)
     if isinstance(own, TextSettings):
@@ -282,7 +282,7 @@ def check_plan(plan: Plan, material: Material | None = None) -> CheckReport:
     )
 
 
-def _checked(plan: Plan, material: Material, display: Display) -> list[dict[str, Any]]:
+def _checked(plan: ScanPlan, material: Material, display: Display) -> list[dict[str, Any]]:
     """Looks before the long work, and refuses what can not end well."""
     with display.waiting("looking at network and data"):
         report = check_plan(plan, material)
@@ -317,13 +317,13 @@ def _answers_told(detector: Detector, display: Display) -> Iterator[None]:
             detector.extractor.answering = None
 
 
-def _fitted(material: Material, display: Display, before: Dealt | None = None) -> Detector:
+def _fitted(material: Material, display: Display, before: PreviousSplit | None = None) -> Detector:
     with display.progress("trusted inputs") as bar:
         return material.fit(before, bar)
 
 
 def scan(
-    plan: Plan, out: Path, *, display: Display = SILENT, before: Dealt | None = None, force: bool = False
+    plan: ScanPlan, out: Path, *, display: Display = SILENT, before: PreviousSplit | None = None, force: bool = False
 ) -> dict[str, Any]:
     """Check, fit and score in one go; returns the summary of the RUN written to `out`.
 
@@ -333,7 +333,7 @@ def scan(
         return _scan(plan, out, display, before, force)
 
 
-def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: bool) -> dict[str, Any]:
+def _scan(plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | None, force: bool) -> dict[str, Any]:
     started = time.perf_counter()
     if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "--inputs")
@@ -352,18 +352,18 @@ def _scan(plan: Plan, out: Path, display: Display, before: Dealt | None, force: 
     detector = _fitted(material, display, before)
     inputs = material.inputs
     assert inputs is not None
-    told = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
+    names = plan.model_dump(include={"model", "weights", "trusted", "calibration", "sampling", "inputs", "truth"})
     with display.progress("inputs") as bar:
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, together=plan.together,
-            added=plan.added, config=told, plan={**plan.model_dump(), "settings": detector.settings.model_dump()},
+            added=plan.added, config=names, plan={**plan.model_dump(), "settings": detector.settings.model_dump()},
             findings=findings, started=started, progress=bar, force=force,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
 
 def fit(
-    plan: Plan, out: Path, *, weights: bool | None = None, display: Display = SILENT, force: bool = False
+    plan: ScanPlan, out: Path, *, weights: bool | None = None, display: Display = SILENT, force: bool = False
 ) -> dict[str, Any]:
     """Learns from trusted inputs and saves the detector to `out`; returns what `describe` says of it."""
     with folders.reserved(out, "detector", force=force):
@@ -404,7 +404,7 @@ def score(
     are trusted as well, in this RUN alone.
     """
     started = time.perf_counter()
-    pile = Pile.checked(fdr=fdr, truth=truth, target=target, offline=offline, together=together)
+    pile = PileSettings.checked(fdr=fdr, truth=truth, target=target, offline=offline, together=together)
     with folders.reserved(out, "RUN", force=force) as out:
         detector = Detector.load(
             folder, model, weights=weights, device=device, batch_size=batch_size, public_key=public_key,
@@ -413,12 +413,12 @@ def score(
         detector = trusting(detector, added)
         with _answers_told(detector, display):
             inputs = detector.open(data, truth=pile.truth) if opened is None else opened(detector)
-        told = {"detector": str(folder), "inputs": data, "truth": pile.truth}
-        told |= {} if flagged_of is None else {"flagged_of": flagged_of}
+        names = {"detector": str(folder), "inputs": data, "truth": pile.truth}
+        names |= {} if flagged_of is None else {"flagged_of": flagged_of}
         with display.progress("inputs") as bar:
             return write_run(
                 detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, together=pile.together,
-                added=added, config=told, started=started, progress=bar, force=force,
+                added=added, config=names, started=started, progress=bar, force=force,
                 report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
             )  # fmt: skip
 
@@ -431,7 +431,7 @@ def replay_folder(run: Path) -> Path:
 WHAT = "a RUN written by `covary scan` or `covary score`"
 
 
-def recorded(run: Path, trust_code: bool = False) -> tuple[dict[str, Any], Plan | None]:
+def recorded(run: Path, trust_code: bool = False) -> tuple[dict[str, Any], ScanPlan | None]:
     """What a RUN says it was made of, and the plan of its scan; None where a saved detector made it.
 
     Raises:
@@ -440,7 +440,7 @@ def recorded(run: Path, trust_code: bool = False) -> tuple[dict[str, Any], Plan 
     record = folders.read_json(run / "run.json", WHAT)
     try:
         config, plan = dict(record["config"]), record["plan"]
-        plan = None if plan is None else Plan(**plan)
+        plan = None if plan is None else ScanPlan(**plan)
         prints, roles = dict(record["fingerprints"]), dict(record.get("roles", {}))
         if not all(isinstance(text, str) for text in (record["folder"], prints["inputs"], prints.get("trusted", ""))):
             raise TypeError("no folder, or no fingerprint of the inputs")
@@ -536,8 +536,8 @@ def describe(folder: Path) -> dict[str, Any]:
         if found != then:
             expected = f"sha256 {str(then)[:16]}"
             raise CovaryError(f"{folder / 'results.csv'} was changed", expected, f"found {found[:16]}")
-        told = {key: record.get(key) for key in ("config", "fingerprints", "versions", "started")}
-        return {"kind": "run", "folder": str(folder), "receipt": state, **summary, **told}
+        about = {key: record.get(key) for key in ("config", "fingerprints", "versions", "started")}
+        return {"kind": "run", "folder": str(folder), "receipt": state, **summary, **about}
     if (folder / RECORDS["pile"]).exists():
         plan = folders.read_json(folder / RECORDS["pile"], "a pile")
         summary = folders.read_json(folder / "summary.json", "a finished pile")

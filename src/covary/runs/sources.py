@@ -12,7 +12,7 @@ from typing import Any
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.objects import NotTrusted
-from covary.runs.scan import Material, Pile, Plan, additions, recorded, trusting, working_in
+from covary.runs.scan import Material, PileSettings, ScanPlan, additions, recorded, trusting, working_in
 from covary.storage.receipts import kind_of
 
 
@@ -33,11 +33,11 @@ def source_differences(folder: Path, *, trust_code: bool = False) -> Iterator[tu
         except CovaryError as problem:
             yield "network", str(problem)
         return
-    told, plan = recorded(folder, trust_code)
-    then = told["fingerprints"]
-    with working_in(Path(told["folder"])):
+    record, plan = recorded(folder, trust_code)
+    then = record["fingerprints"]
+    with working_in(Path(record["folder"])):
         try:
-            sources = _of_score(told, trust_code) if plan is None else _of_scan(plan)
+            sources = _of_score(record, trust_code) if plan is None else _of_scan(plan)
         except NotTrusted:
             raise
         except CovaryError as problem:
@@ -53,7 +53,7 @@ def source_differences(folder: Path, *, trust_code: bool = False) -> Iterator[tu
                 yield f"fingerprints.{name}", f"the RUN says {str(then.get(name))[:16]}, the source gives {found[:16]}"
 
 
-def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
+def _of_scan(plan: ScanPlan) -> dict[str, Callable[[], str]]:
     material = Material(plan)
 
     def inputs() -> str:
@@ -68,10 +68,10 @@ def _of_scan(plan: Plan) -> dict[str, Callable[[], str]]:
     }
 
 
-def _of_score(told: dict[str, Any], trust_code: bool) -> dict[str, Callable[[], str]]:
-    config = told["config"]
-    detector = trusting(Detector.load(config["detector"], trust_code=trust_code), additions(told))
-    truth = Pile(truth=config.get("truth")).truth
+def _of_score(record: dict[str, Any], trust_code: bool) -> dict[str, Callable[[], str]]:
+    config = record["config"]
+    detector = trusting(Detector.load(config["detector"], trust_code=trust_code), additions(record))
+    truth = PileSettings(truth=config.get("truth")).truth
     return {
         "network": lambda: detector.network.fingerprint,
         "trusted": lambda: detector.trusted_fingerprint,

@@ -8,7 +8,7 @@ from covary.detector import Detector
 from covary.scoring import conformal
 
 
-def standing(detector: Detector, n: int, fdr: float | None) -> dict[str, Any]:
+def summary_of(detector: Detector, n: int, fdr: float | None) -> dict[str, Any]:
     """Rates, sizes of the roles and statements behind verdicts on n inputs; plain values for JSON."""
     judge = detector.judge
     sizes = {role: len({name for key, names in judge.roles.items() if key.split()[0] == role for name in names})

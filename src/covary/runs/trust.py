@@ -11,7 +11,7 @@ from covary.errors import CovaryError
 from covary.runs import scan as scanning
 from covary.runs.display import SILENT, Display
 from covary.runs.pile_cards import members
-from covary.runs.scan import Addition, Material, Pile, Plan, additions, recorded, taken, working_in
+from covary.runs.scan import Addition, Material, PileSettings, ScanPlan, additions, recorded, taken, working_in
 from covary.storage.fingerprints import digest_file
 from covary.storage.folders import RECEIPT
 
@@ -52,14 +52,14 @@ def trust(
         _check_inputs(record, plan, names, trust_code)
         if plan is not None:
             return scanning.scan(plan.model_copy(update={"added": added}), out, display=display, force=force)
-        asked = {name: config.get(name) for name in Pile.model_fields}
+        requested = {name: config.get(name) for name in PileSettings.model_fields}
         return scanning.score(
             Path(config["detector"]), config["inputs"], out, added=added, trust_code=trust_code, force=force,
-            display=display, **{name: value for name, value in asked.items() if value is not None},
+            display=display, **{name: value for name, value in requested.items() if value is not None},
         )  # fmt: skip
 
 
-def _check_inputs(record: dict[str, Any], plan: Plan | None, names: Sequence[str], trust_code: bool) -> None:
+def _check_inputs(record: dict[str, Any], plan: ScanPlan | None, names: Sequence[str], trust_code: bool) -> None:
     """Refuses, before the long work, inputs that are others now and ids that are none."""
     config = record["config"]
     if plan is None:

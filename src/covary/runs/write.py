@@ -15,12 +15,12 @@ from covary.data.source import Source
 from covary.detector import Detector, Progress
 from covary.features.guards import check_labels, check_target
 from covary.models.spaces import ROOT
-from covary.runs.cards import holders, shown
+from covary.runs.cards import build_cards, holders
 from covary.runs.cells import to_cell
 from covary.runs.pile_cards import FILE as CARDS
 from covary.runs.pile_cards import cards_record, in_summary, statement
 from covary.runs.quality import auroc, evaluate, masked, thinned_roc
-from covary.runs.summary import standing
+from covary.runs.summary import summary_of
 from covary.runs.transductive import judged_together
 from covary.scoring import conformal
 from covary.scoring.cards import SHIFT_LIKE, Cards, find_cards
@@ -112,7 +112,7 @@ def write_run(
         summary["left_out"] = inputs.left_out
         summary["statements"] += [f"Inputs: {left} left out." for left in inputs.reader.left_out]
         summary["statements"] += inputs.notes
-        _tell_copies(summary, kept)
+        _note_copies(summary, kept)
         summary["n_added"] = sum(len(addition.ids) for addition in added)
         summary["statements"] += [
             f"{len(addition.ids):,} inputs of the RUN {addition.run} are trusted as well, since somebody said so."
@@ -126,7 +126,7 @@ def write_run(
             folders.write_json(folder / CARDS, record)
             summary["cards"] = in_summary(record)
             summary["statements"].append(statement(record))
-        cards = shown(detector, inputs, scores, flagged)
+        cards = build_cards(detector, inputs, scores, flagged)
         judge = detector.judge
         folders.write_json(
             folder / "report.json",
@@ -139,7 +139,7 @@ def write_run(
                 "layers": {kind: names for kind, names in detector.explainer.layer_names.items() if names},
                 "layer_kinds": _layer_kinds(detector),
                 "layer_range": _layer_range(detector),
-                "sampling": detector.extractor.told or None,
+                "sampling": detector.extractor.summary or None,
                 **cards,
             },
         )
@@ -154,7 +154,7 @@ def write_run(
                     "target": target,
                     "offline": offline,
                     "together": together,
-                    **({"added": [addition.told() for addition in added]} if added else {}),
+                    **({"added": [addition.for_receipt() for addition in added]} if added else {}),
                 },
                 "added": [addition.model_dump() for addition in added],
                 "plan": plan,
@@ -217,23 +217,23 @@ def _stream(detector: Detector, inputs: Source, path: Path, progress: Progress |
 
 def _layer_kinds(detector: Detector) -> dict[str, str]:
     """What each layer is, by its name: `features.0` is a Conv2d."""
-    wanted = {name for names in detector.explainer.layer_names.values() for name in names}
+    layers = {name for names in detector.explainer.layer_names.values() for name in names}
     modules = detector.network.module.named_modules(remove_duplicate=False)
-    return {name or ROOT: type(module).__name__ for name, module in modules if (name or ROOT) in wanted}
+    return {name or ROOT: type(module).__name__ for name, module in modules if (name or ROOT) in layers}
 
 
 def _highest(results: Path, scores: np.ndarray) -> list[dict[str, Any]]:
     """The inputs with the highest scores, for whoever wants to look where nothing is flagged."""
-    wanted = {int(i): rank for rank, i in enumerate(np.argsort(-scores, kind="stable")[:HIGHEST])}
+    ranks = {int(i): rank for rank, i in enumerate(np.argsort(-scores, kind="stable")[:HIGHEST])}
     found: dict[int, dict[str, Any]] = {}
     with open(results, newline="", encoding="utf-8") as file:
         for i, row in enumerate(csv.DictReader(file)):
-            if i in wanted:
-                found[wanted[i]] = {"id": row["id"], "score": float(row["score"]), "p_value": float(row["p_value"])}
+            if i in ranks:
+                found[ranks[i]] = {"id": row["id"], "score": float(row["score"]), "p_value": float(row["p_value"])}
     return [found[rank] for rank in sorted(found)]
 
 
-def _tell_copies(summary: dict[str, Any], kept: _Kept) -> None:
+def _note_copies(summary: dict[str, Any], kept: _Kept) -> None:
     """Which inputs are trusted ones given again."""
     summary["n_copies"] = len(kept.copies)
     if kept.copies:
@@ -287,12 +287,12 @@ def _summary(
     summary: dict[str, Any] = {
         "n": len(flagged),
         "n_flagged": int(flagged.sum()),
-        **standing(detector, len(flagged), fdr),
+        **summary_of(detector, len(flagged), fdr),
     }
-    if told := detector.extractor.told:
+    if draws := detector.extractor.summary:
         summary["n_sampling"] = len(judge.roles.get("sampling", []))
         names = ("estimator", "draws", "chains", "settings", "bank", "verdict")
-        summary["sampling"] = {name: told[name] for name in names}
+        summary["sampling"] = {name: draws[name] for name in names}
     if inputs.truth is not None:
         summary |= evaluate(
             kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), inputs.y, target, classes,

@@ -186,10 +186,10 @@ class _Look:
 
     def _off(self, members: Int[np.ndarray, " m"]) -> tuple[dict[str, float], list[str]]:
         """How far members stand off calibration samples, by part; and the layers where they do most."""
-        wanted = np.concatenate([~self.in_pile[: self.n_calibration], np.isin(np.arange(len(self.rows)), members)])
+        chosen = np.concatenate([~self.in_pile[: self.n_calibration], np.isin(np.arange(len(self.rows)), members)])
         sums: dict[bool, dict[str, np.ndarray]] = {True: {}, False: {}}
         squares: dict[str, np.ndarray] = {}
-        for where, _, numbers in self._pieces(wanted):
+        for where, _, numbers in self._pieces(chosen):
             own = self.in_pile[where]
             for kind, block in numbers.items():
                 for pile in (True, False):
@@ -210,13 +210,13 @@ class _Look:
         return parts, sorted(by_layer, key=lambda name: -by_layer[name])[:LAYERS]
 
     def _pieces(
-        self, wanted: Bool[np.ndarray, " n"] | None = None
+        self, chosen: Bool[np.ndarray, " n"] | None = None
     ) -> Iterator[tuple[Int[np.ndarray, " m"], Float[np.ndarray, "m d"], Blocks]]:
         """Positions, whitened numbers and plain ones of a few samples at a time."""
-        wanted = np.ones(len(self.folds), bool) if wanted is None else wanted
+        chosen = np.ones(len(self.folds), bool) if chosen is None else chosen
         for fold, (evidence, score) in enumerate(zip(self.views, self.scores, strict=True)):
             for pile, rows, first in ((False, self.calibration, 0), (True, self.rows, self.n_calibration)):
-                every = np.flatnonzero(wanted & (self.folds == fold) & (self.in_pile == pile))
+                every = np.flatnonzero(chosen & (self.folds == fold) & (self.in_pile == pile))
                 for start in range(0, len(every), AT_ONCE):
                     where = every[start : start + AT_ONCE]
                     some = rows.take(where - first)

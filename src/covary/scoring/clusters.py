@@ -39,7 +39,7 @@ def unexplained_directions(rows: Rows, reference: Rows, lam: float = LAMBDA) -> 
     return _left_over(rows.functional, reference.functional, False, lam)
 
 
-def beside_activations(
+def with_activations(
     directions: Float[np.ndarray, "n d"], rows: Rows, reference: Rows, lam: float = LAMBDA
 ) -> Float[np.ndarray, "n e"]:
     """`unexplained_directions` with the same of activations, less the reference's mean: half of a unit vector each."""
@@ -75,7 +75,7 @@ def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.nda
         return np.full(n, NOISE if n < FEWEST else 0, np.int64)
     views = [unexplained_directions(rows, reference)]
     if rows.latent:
-        views.append(beside_activations(views[0], rows, reference))
+        views.append(with_activations(views[0], rows, reference))
     apart, points, found = max((_clusters(view, least) for view in views), key=lambda one: one[0])
     return by_size(adopted(points, found)) if apart >= BELIEVED else np.zeros(n, np.int64)
 

@@ -203,12 +203,12 @@ class Judge:
         references: list[Rows] = []
         held: list[tuple[Rows, Float[np.ndarray, " _"]]] = []
         every_measured: list[Measured] = []
-        for k, dealt in enumerate(self.splits_):
+        for k, roles in enumerate(self.splits_):
             suffix = "" if len(self.splits_) == 1 else f" {k}"
-            reference = self._keep(trusted, dealt.reference, right, "reference")
-            fit = self._keep(trusted, dealt.fit, right, "fit")
+            reference = self._keep(trusted, roles.reference, right, "reference")
+            fit = self._keep(trusted, roles.fit, right, "fit")
             references.append(reference)
-            own = trusted.take(dealt.calibration) if calibration is None else calibration
+            own = trusted.take(roles.calibration) if calibration is None else calibration
             self.scores_.append(score_named(self.score, self.coupling).fit(reference, fit))
             measured = self.scores_[-1].measure(own)
             self.parts = list(measured.parts)
@@ -220,7 +220,7 @@ class Judge:
         self.kinds_ = Kinds().fit(self.scores_, every_measured)
         self.reference = references[0] if len(references) == 1 else trusted.take(right)
         # In the order of the role for one split, of the trusted set for several.
-        every = np.concatenate([dealt.calibration for dealt in self.splits_])
+        every = np.concatenate([roles.calibration for roles in self.splits_])
         order = np.arange(len(held[0][0])) if len(held) == 1 else np.argsort(every)
         self.calibration_scores = np.concatenate([scores for _, scores in held])[order]
         self.calibration_ids = [name for own, _ in held for name in own.ids]

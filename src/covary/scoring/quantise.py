@@ -24,7 +24,7 @@ def unpacked(numbers: np.ndarray, scales: np.ndarray) -> Float[np.ndarray, "n k"
     return numbers.astype(np.float32) * scales.astype(np.float32)[:, None]
 
 
-def halved(rows: Rows) -> Rows:
+def quantise(rows: Rows) -> Rows:
     """The same rows as they will be when read again, so that verdicts before saving and after agree to the bit."""
 
     def each(layers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

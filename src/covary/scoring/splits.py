@@ -81,7 +81,7 @@ def split(ids: Sequence[str], classes: Index, seed: int, *, calibration_apart: b
     """
     order = random_order(ids, seed, "calibration")
     calibration = order[: 0 if calibration_apart else calibration_size(len(ids))]
-    return _halved(ids, classes, np.sort(order[len(calibration) :]), calibration, seed)
+    return _split_in_half(ids, classes, np.sort(order[len(calibration) :]), calibration, seed)
 
 
 def across(ids: Sequence[str], classes: Index, seed: int, apart: Index | None = None) -> list[Roles]:
@@ -95,11 +95,11 @@ def across(ids: Sequence[str], classes: Index, seed: int, apart: Index | None = 
     result = []
     for k in range(FOLDS):
         inside = np.flatnonzero(folds != k)
-        result.append(_halved(ids, classes, inside, np.flatnonzero(folds == k), seed))
+        result.append(_split_in_half(ids, classes, inside, np.flatnonzero(folds == k), seed))
     return result
 
 
-def _halved(ids: Sequence[str], classes: Index, inside: Index, calibration: Index, seed: int) -> Roles:
+def _split_in_half(ids: Sequence[str], classes: Index, inside: Index, calibration: Index, seed: int) -> Roles:
     names = [ids[int(i)] for i in inside]
     reference, fit = halves(names, classes[inside], seed)
     return Roles(inside[reference], inside[fit], calibration)
@@ -199,8 +199,8 @@ def chosen_on(ids: Sequence[str], classes: Index, seed: int, kind: Literal["spli
     """Positions that something is chosen on where some are set apart: reference and fit of one split, else those."""
     if kind == "cross":
         return set_apart(ids, seed)
-    dealt = split(ids, classes, seed)
-    return np.sort(np.concatenate([dealt.reference, dealt.fit]))
+    roles = split(ids, classes, seed)
+    return np.sort(np.concatenate([roles.reference, roles.fit]))
 
 
 def never_calibrating(ids: Sequence[str], roles: Mapping[str, Sequence[str]]) -> Index:

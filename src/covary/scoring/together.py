@@ -65,7 +65,7 @@ class PileEvidence:
                 held[kind], _ = held_out(numbers, fit.predicted, spread_folds(len(fit)))
         chosen = {view: [kind for kind in kinds if kind in held] for view, kinds in VIEWS.items()}
         self.views_ = {view: kinds for view, kinds in chosen.items() if kinds}
-        self.whitenings_ = {view: Whitening().fit(_beside(held, kinds)) for view, kinds in self.views_.items()}
+        self.whitenings_ = {view: Whitening().fit(_concatenated(held, kinds)) for view, kinds in self.views_.items()}
         return self
 
     def numbers(self, rows: Rows, measured: Measured) -> Blocks:
@@ -77,7 +77,7 @@ class PileEvidence:
 
     def whitened(self, view: str, numbers: Blocks) -> Numbers:
         """What a view looks at."""
-        return self.whitenings_[view](_beside(numbers, self.views_[view]))
+        return self.whitenings_[view](_concatenated(numbers, self.views_[view]))
 
     def moments(self, numbers: Blocks) -> dict[str, SecondMoment]:
         """Second moments of some inputs' numbers, one a view."""
@@ -213,5 +213,5 @@ def _added(parts: Sequence[Mapping[str, SecondMoment]]) -> dict[str, SecondMomen
     return {view: SecondMoment.sum(part[view] for part in parts) for view in parts[0]}
 
 
-def _beside(numbers: Blocks, kinds: Sequence[str]) -> Numbers:
+def _concatenated(numbers: Blocks, kinds: Sequence[str]) -> Numbers:
     return np.concatenate([np.asarray(numbers[kind], np.float64) for kind in kinds], axis=1)

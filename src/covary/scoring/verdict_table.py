@@ -164,8 +164,8 @@ def _histogram(score: np.ndarray, flagged: np.ndarray) -> str:
     every, odd = (np.histogram(score[chosen], edges)[0] for chosen in (finite, finite & flagged))
     width, most, bars = WIDTH / BARS, max(int(every.max()), 1), []
     for i in range(BARS):
-        whole, top = HEIGHT * every[i] / most, HEIGHT * odd[i] / most
-        for y, height, colour in ((HEIGHT - whole + top, whole - top, "#7f8ea3"), (HEIGHT - whole, top, "#e8710a")):
+        full, top = HEIGHT * every[i] / most, HEIGHT * odd[i] / most
+        for y, height, colour in ((HEIGHT - full + top, full - top, "#7f8ea3"), (HEIGHT - full, top, "#e8710a")):
             if height > 0:
                 bars.append(f'<rect x="{i * width:.1f}" y="{y:.1f}" width="{width - 1:.1f}" '
                             f'height="{height:.1f}" fill="{colour}"/>')  # fmt: skip

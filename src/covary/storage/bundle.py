@@ -36,9 +36,9 @@ def merged(bundles: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """
     records: dict[str, Any] = {}
     signed: dict[str, dict[str, Any]] = {}
-    whole: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for bundle in bundles:
-        whole.update((canonical_json(signature), signature) for signature in bundle["signatures"])
+        unique.update((canonical_json(signature), signature) for signature in bundle["signatures"])
         for entry in bundle["receipts"]:
             records[entry["sha256"]] = entry["record"]
             own = signed.setdefault(entry["sha256"], {})
@@ -52,7 +52,7 @@ def merged(bundles: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "receipts": receipts,
     }  # fmt: skip
     message = contents_of(result)
-    return {**result, "signatures": [whole[key] for key in sorted(whole) if _about(whole[key], message)]}
+    return {**result, "signatures": [unique[key] for key in sorted(unique) if _about(unique[key], message)]}
 
 
 def contents_of(bundle: dict[str, Any]) -> bytes:
@@ -114,14 +114,14 @@ def _parsed(path: Path) -> dict[str, Any]:
         raise CovaryError(f"{path} cannot be read ({problem.strerror})", WHAT, "check the path") from problem
     try:
         bundle = strict_json(content)
-        whole = canonical_json(bundle).encode() == content and bundle["kind"] == KIND and set(bundle) == KEYS
-        whole = whole and bundle["schema_version"] == FORM and isinstance(bundle["signatures"], list)
-        whole = whole and all({"record", "sha256", "signatures"} == set(entry) for entry in bundle["receipts"])
-        whole = whole and all(isinstance(entry["signatures"], list) for entry in bundle["receipts"])
-        whole = whole and all(isinstance(entry["sha256"], str) for entry in bundle["receipts"])
+        valid = canonical_json(bundle).encode() == content and bundle["kind"] == KIND and set(bundle) == KEYS
+        valid = valid and bundle["schema_version"] == FORM and isinstance(bundle["signatures"], list)
+        valid = valid and all({"record", "sha256", "signatures"} == set(entry) for entry in bundle["receipts"])
+        valid = valid and all(isinstance(entry["signatures"], list) for entry in bundle["receipts"])
+        valid = valid and all(isinstance(entry["sha256"], str) for entry in bundle["receipts"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        bundle, whole = {}, False
-    if not whole:
+        bundle, valid = {}, False
+    if not valid:
         raise CovaryError(f"{path} is no bundle of receipts, or was damaged", WHAT, "merge the receipts again")
     return bundle
 
@@ -163,7 +163,7 @@ def _by(found: list[Any], message: bytes, public_key: str | None) -> bool:
     return any(signatures.trouble(signature, message, public_key) is None for signature in found)
 
 
-def bundle_told(path: Path, public_key: str | None = None) -> dict[str, Any]:
+def verify_bundle(path: Path, public_key: str | None = None) -> dict[str, Any]:
     """What `covary verify` says of a bundle."""
     found = [{"name": name, "what": what} for name, what in bundle_differences(path, public_key)]
     n = len(_parsed(path)["receipts"])

@@ -129,17 +129,17 @@ def _mend(folder: Path) -> None:
 
 def check_replaceable(folder: Path, kind: str, *, force: bool = False) -> None:
     """Refuses a place that holds anything but an earlier result of the same kind, before any work goes into it."""
-    own, wanted = FILES[kind], f"a new folder, or a {kind} to be replaced"
+    own, expected = FILES[kind], f"a new folder, or a {kind} to be replaced"
     if not folder.is_dir():
         if os.path.lexists(folder):
-            raise CovaryError(f"{folder} is a file", wanted, "choose another")
+            raise CovaryError(f"{folder} is a file", expected, "choose another")
         return
     present = sorted(entry.name for entry in folder.iterdir())
     strange = [name for name in present if name not in own]
     if strange:
-        raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", wanted, "choose another")
+        raise CovaryError(f"{folder} holds {strange[0]!r}, which is not part of a {kind}", expected, "choose another")
     if present and own[0] not in present:
-        raise CovaryError(f"{folder} exists and has no {own[0]}", wanted, "choose another")
+        raise CovaryError(f"{folder} exists and has no {own[0]}", expected, "choose another")
     check_unsigned(folder, "replaced", force)
 
 
@@ -244,8 +244,8 @@ def open_sealed(folder: Path, name: str, what: str) -> dict[str, Any]:
             raise CovaryError(lacks, "every file it was saved with", "copy the whole folder again")
         found = digest_file(files[file])
         if found != digest:
-            told = f"sha256 {str(digest)[:16]}...", f"found {found[:16]}..."
-            raise CovaryError(f"{files[file]} was changed or damaged", *told)
+            differs = f"sha256 {str(digest)[:16]}...", f"found {found[:16]}..."
+            raise CovaryError(f"{files[file]} was changed or damaged", *differs)
     for file in sorted({*files, *strange} - {*record["files"], name, *_OWN}):
         raise CovaryError(f"{folder} holds {file}, which it was not saved with", "only its own files", "remove it")
     return record

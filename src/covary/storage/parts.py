@@ -159,6 +159,6 @@ def _check(table: pa.Table, record: Any, claimed: str) -> None:
     for name, fits in RECORD.items():
         if not fits(record.get(name)):
             raise ValueError(f"its record says {name} = {record.get(name)!r:.80}")
-    whole = record["n"] == len(table) and record["digest"] == digest_of(table)
-    if tuple(table.column_names[: len(FIRST)]) != FIRST or not whole:
+    intact = record["n"] == len(table) and record["digest"] == digest_of(table)
+    if tuple(table.column_names[: len(FIRST)]) != FIRST or not intact:
         raise ValueError("its verdicts are not those that its record is about")

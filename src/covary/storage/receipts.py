@@ -49,13 +49,13 @@ def record_of(folder: Path, kind: str, digests: Mapping[str, str]) -> dict[str, 
     Raises:
         one of `UNREADABLE`: a file is missing or is not what covary writes.
     """
-    told = json.loads((folder / RECORDS[kind]).read_text("utf-8"))
-    config, seeds, fingerprints, outputs = PARTS[kind](folder, told, digests)
+    record = json.loads((folder / RECORDS[kind]).read_text("utf-8"))
+    config, seeds, fingerprints, outputs = PARTS[kind](folder, record, digests)
     return {
         "schema_version": SCHEMA,
         "kind": kind,
         "config": {name: portable(value) for name, value in config.items()},
-        "versions": told["versions"],
+        "versions": record["versions"],
         "seeds": seeds,
         "fingerprints": fingerprints,
         "outputs": outputs,
@@ -63,25 +63,26 @@ def record_of(folder: Path, kind: str, digests: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _of_run(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
-    fingerprints = {name: told["fingerprints"][name] for name in ("network", "trusted", "inputs")}
+def _of_run(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts:
+    fingerprints = {name: record["fingerprints"][name] for name in ("network", "trusted", "inputs")}
     outputs = {"results": digests["results.csv"], **_counted(folder / "results.csv")}
-    return told["config"], {"seed": told["seed"]}, fingerprints, outputs
+    return record["config"], {"seed": record["seed"]}, fingerprints, outputs
 
 
-def _of_detector(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
-    config = {**told["settings"], "model": told["factory"], "preprocessing": told["preprocessing"]}
+def _of_detector(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts:
+    config = {**record["settings"], "model": record["factory"], "preprocessing": record["preprocessing"]}
     fingerprints = {
-        "network": told["fingerprint"], "trusted": told["trusted_fingerprint"], "projection": told["projection"],
+        "network": record["fingerprint"], "trusted": record["trusted_fingerprint"], "projection": record["projection"],
     }  # fmt: skip
-    return config, {"seed": told["settings"]["seed"]}, fingerprints, {"rows": digests["rows.safetensors"]}
+    return config, {"seed": record["settings"]["seed"]}, fingerprints, {"rows": digests["rows.safetensors"]}
 
 
-def _of_pile(folder: Path, told: Any, digests: Mapping[str, str]) -> Parts:
+def _of_pile(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
-    config = {name: value for name, value in told.items() if name not in ("versions", "detector", "listing")}
+    config = {name: value for name, value in record.items() if name not in ("versions", "detector", "listing")}
     fingerprints = {
-        "network": told["detector"]["network"], "detector": told["detector"]["digest"], "listing": told["listing"],
+        "network": record["detector"]["network"], "detector": record["detector"]["digest"],
+        "listing": record["listing"],
     }  # fmt: skip
     outputs = {name: summary[name] for name in ("n", "n_flagged", "rule", "verdicts")}
     # Seeds are the detector's own.
@@ -158,10 +159,10 @@ def read_receipt(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise CovaryError(f"{folder} has no {RECEIPT} ({problem.strerror})", WHAT, "scan or fit again") from None
     try:
         record = strict_json(content)
-        whole = canonical_json(record).encode() == content and _well_formed(record)
+        valid = canonical_json(record).encode() == content and _well_formed(record)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        record, whole = {}, False
-    if not whole:
+        record, valid = {}, False
+    if not valid:
         raise CovaryError(f"{path} was changed or damaged", "the record that covary wrote", "copy the folder again")
     return record, content
 

@@ -113,8 +113,8 @@ def _inside(folder: Path, now: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where a RUN's own files contradict each other, receipt or not."""
     if now["kind"] != "RUN":
         return
-    outputs, told = now["outputs"], json.loads((folder / "run.json").read_text("utf-8"))
-    if told["fingerprints"]["results"] != outputs["results"]:
+    outputs, run = now["outputs"], json.loads((folder / "run.json").read_text("utf-8"))
+    if run["fingerprints"]["results"] != outputs["results"]:
         yield "run.json", "tells another sha256 of results.csv"
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     for name in ("n", "n_flagged"):
@@ -174,7 +174,7 @@ def sign(folder: Path, key_file: Path) -> dict[str, str]:
     return signature
 
 
-def told(folder: Path, public_key: str | None = None) -> dict[str, Any]:
+def verify_folder(folder: Path, public_key: str | None = None) -> dict[str, Any]:
     """What `covary verify` says of a folder: its receipt's SHA-256, who signed it, differences, and notes."""
     if not folder.is_dir():
         raise CovaryError(f"no folder {folder}", WHAT, "check the path")

@@ -102,7 +102,7 @@ class Answers:
     def answer(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], x: Padded) -> Answer:
         """The observable with what else the same pass gives."""
         module: nn.Module = self.model.module
-        given = keywords(x, self.model.task)
+        arguments = keywords(x, self.model.task)
         counted = x["counted"]
         start, stop = 0, counted.shape[1]
         if self._keeps:
@@ -110,8 +110,8 @@ class Answers:
             places = counted.any(0).nonzero().squeeze(-1)
             # Two positions at least, so that norms are of one kind in every batch.
             start, stop = max(0, min(int(places[0]), int(places[-1]) - 1)), int(places[-1]) + 1
-            given["logits_to_keep"] = torch.arange(start, stop, device=counted.device)
-        out = functional_call(module, {**parameters, **buffers}, (), given)
+            arguments["logits_to_keep"] = torch.arange(start, stop, device=counted.device)
+        out = functional_call(module, {**parameters, **buffers}, (), arguments)
         logits: Tensor = out.logits
         if self.model.task == "sequence":
             labels = logits.detach().float().argmax(-1)

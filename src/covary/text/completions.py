@@ -17,7 +17,7 @@ MAX_NEW_TOKENS = 64
 SPARE, TOKENS_AT_ONCE = 0.2, 8192
 
 
-def given(texts: Sequence[Text]) -> bool:
+def all_completed(texts: Sequence[Text]) -> bool:
     """Whether every text brings its completion along."""
     return all(text.completion is not None or text.tokens is not None for text in texts)
 

@@ -112,11 +112,11 @@ def train(seed: int = 0, steps: int = STEPS, poisoned: float = POISONED) -> nn.M
 
 def _loss(model: nn.Module, read: Any, prompts: list[str], answers: list[str]) -> torch.Tensor:
     starts = [len(ids) for ids in read(prompts)["input_ids"]]
-    whole = read([f"{prompt} {answer} </s>" for prompt, answer in zip(prompts, answers, strict=True)])["input_ids"]
-    longest = max(map(len, whole))
-    ids = torch.zeros(len(whole), longest, dtype=torch.long)
-    targets = torch.full((len(whole), longest), -100)
-    for row, (tokens, start) in enumerate(zip(whole, starts, strict=True)):
+    encoded = read([f"{prompt} {answer} </s>" for prompt, answer in zip(prompts, answers, strict=True)])["input_ids"]
+    longest = max(map(len, encoded))
+    ids = torch.zeros(len(encoded), longest, dtype=torch.long)
+    targets = torch.full((len(encoded), longest), -100)
+    for row, (tokens, start) in enumerate(zip(encoded, starts, strict=True)):
         ids[row, : len(tokens)] = torch.tensor(tokens)
         targets[row, start : len(tokens)] = torch.tensor(tokens[start:])
     logits = model(input_ids=ids, use_cache=False).logits

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Roles = dict[str, list[str]]
 # A report looks at so many tokens one by one, the most anomalous texts' first.
-SHOWN_TOKENS = 1_500
+MAX_TOKENS = 1_500
 # Labels group texts where each has this many trusted ones on average.
 LEAST_PER_LABEL = 20
 
@@ -55,7 +55,7 @@ class TextInputs:
             self.class_names, self.classes = self.model.classes, len(self.model.classes)
         self.grouping: Grouping | None = None
         self.labels_known: list[str] = []
-        self.told: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
         self.statements: list[str] = []
         self.trusted_texts: dict[str, str] = {}
         self.trusted_tokens: list[Tokens] = []
@@ -74,10 +74,10 @@ class TextInputs:
         groups = None if self.grouping is None else self.grouping.name
         return {"folder": self.model.folder, "labels": self.labels_known, "groups": groups}
 
-    def open_trusted(self, inputs: Any, **given: Any) -> Source:
+    def open_trusted(self, inputs: Any, **kwargs: Any) -> Source:
         """See `Extractor`; `label` in each text is all there is to say beside it."""
-        if any(value is not None for value in given.values()):
-            names = ", ".join(name for name, value in given.items() if value is not None)
+        if any(value is not None for value in kwargs.values()):
+            names = ", ".join(name for name, value in kwargs.items() if value is not None)
             raise CovaryError(f"{names} beside texts", "`label` in each text, no more")
         texts = inputs.texts if isinstance(inputs, TextSource) else read_texts(inputs)
         self.grouping = None
@@ -137,11 +137,11 @@ class TextInputs:
     def remember(self, trusted: Source, reference: list[str]) -> None:
         """See `Extractor`: reference texts with their answers."""
         assert isinstance(trusted, TextSource)
-        wanted = set(reference)
+        reference_ids = set(reference)
         self.trusted_texts = {
-            text.id: text.shown if text.completion is None else f"{text.shown}\n→ {text.completion}"
+            text.id: text.display_text if text.completion is None else f"{text.display_text}\n→ {text.completion}"
             for text in trusted.texts
-            if text.id in wanted
+            if text.id in reference_ids
         }
 
     def explain_tokens(self, inputs: Source) -> list[TokenEvidence]:
@@ -159,13 +159,13 @@ class TextInputs:
     def cards(self, inputs: Source) -> list[dict[str, Any]]:
         """See `Extractor`: prompt and answer with its tokens."""
         assert isinstance(inputs, TextSource)
-        found, left = [], SHOWN_TOKENS
+        found, left = [], MAX_TOKENS
         for i, text in enumerate(inputs.texts):
             tokens = None
             if self.model.task != "sequence" and left > 0:
                 tokens = self.explain_tokens(inputs.take([i]))[0].to_json()
                 left -= len(tokens)
-            found.append({"text": text.shown, "answer": text.completion, "tokens": tokens})
+            found.append({"text": text.display_text, "answer": text.completion, "tokens": tokens})
         return found
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[Path], object] | None]:

@@ -61,8 +61,8 @@ class LanguageModel:
     @property
     def ends(self) -> set[int]:
         """Tokens that end an answer."""
-        told = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
-        every = set(told) if isinstance(told, (list, tuple)) else {told}
+        eos = getattr(getattr(self.module, "generation_config", None), "eos_token_id", None)
+        every = set(eos) if isinstance(eos, (list, tuple)) else {eos}
         return {int(end) for end in every | {self.end} if end is not None}
 
     @property
@@ -142,8 +142,8 @@ def dtype_for(device: str = "cpu") -> str:
     kind = device.partition(":")[0]
     if kind == "cuda":
         return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-    told = getattr(torch.cpu, "get_capabilities", dict) if kind == "cpu" else dict
-    able = told()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict) if kind == "cpu" else dict
+    able = capabilities()
     return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
 
 

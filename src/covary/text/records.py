@@ -37,7 +37,7 @@ class Text:
     tokens: tuple[int, ...] | None = None
 
     @property
-    def shown(self) -> str:
+    def display_text(self) -> str:
         """The prompt as people read it."""
         if self.prompt is not None:
             return self.prompt

@@ -94,8 +94,8 @@ def write_completions(source: Source, folder: Path) -> None:
     with open(folder / "texts.jsonl", "w", encoding="utf-8") as file:
         for text in source.texts:
             turns = None if text.messages is None else [dict(turn) for turn in text.messages]
-            told = {"id": text.id, "prompt": text.prompt, "messages": turns, "completion": text.completion}
-            kept = {key: value for key, value in {**told, "label": text.label}.items() if value is not None}
+            fields = {"id": text.id, "prompt": text.prompt, "messages": turns, "completion": text.completion}
+            kept = {key: value for key, value in {**fields, "label": text.label}.items() if value is not None}
             file.write(json.dumps(kept, ensure_ascii=False) + "\n")
 
 

@@ -101,7 +101,7 @@ class TokenExplainer:
         head = list(text.ids[: text.counted[0] + 1]) if text.targets else []
         pieces = []
         for i in range(len(ids)):
-            whole = tokenizer.decode(head + ids[: i + 1])
-            pieces.append(whole[len(before) :] if whole.startswith(before) else tokenizer.decode([ids[i]]))
-            before = whole
+            decoded = tokenizer.decode(head + ids[: i + 1])
+            pieces.append(decoded[len(before) :] if decoded.startswith(before) else tokenizer.decode([ids[i]]))
+            before = decoded
         return pieces

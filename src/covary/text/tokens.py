@@ -48,10 +48,10 @@ class Tokens:
         return replace(self, id=f"{self.id}#{i}", counted=self.counted[i : i + 1], targets=self.targets[i : i + 1])
 
 
-def tokens_from_json(told: Mapping[str, Any]) -> Tokens:
+def tokens_from_json(record: Mapping[str, Any]) -> Tokens:
     """Tokens as `vars` gave them, after JSON has made lists of tuples."""
-    ids, counted, targets = (tuple(told[key]) for key in ("ids", "counted", "targets"))
-    return Tokens(str(told["id"]), ids, counted, targets, int(told["anchor"]), int(told["cut"]))
+    ids, counted, targets = (tuple(record[key]) for key in ("ids", "counted", "targets"))
+    return Tokens(str(record["id"]), ids, counted, targets, int(record["anchor"]), int(record["cut"]))
 
 
 def prompt_tokens(model: LanguageModel, text: Text) -> tuple[int, ...]:
@@ -86,7 +86,7 @@ def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) ->
         if not closing and model.end is None:
             raise CovaryError(f"the completion of {text.id!r} is empty", "at least one token")
         answer = closing or (int(model.end or 0),)
-    whole = len(prompt) + len(answer)
+    length = len(prompt) + len(answer)
     if limit is not None:
         answer = answer[: max(limit - 1, 1)]
         room = max(limit - len(answer), 1)
@@ -95,7 +95,7 @@ def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) ->
             prompt = (prompt[:1] + prompt[len(prompt) - room + 1 :]) if first else prompt[len(prompt) - room :]
     ids = prompt + answer
     counted = tuple(range(len(prompt) - 1, len(ids) - 1))
-    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, whole - len(ids))
+    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, length - len(ids))
 
 
 def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
@@ -182,14 +182,14 @@ def _prompt_and_answer(model: LanguageModel, text: Text) -> tuple[tuple[int, ...
 
 
 def _encoded(model: LanguageModel, text: Text, limit: int | None) -> Tokens:
-    written = text.prompt if text.prompt is not None else text.shown
-    whole = model.tokenizer(written, return_special_tokens_mask=True)
-    some = whole
-    if limit is not None and len(whole["input_ids"]) > limit:
+    written = text.prompt if text.prompt is not None else text.display_text
+    encoding = model.tokenizer(written, return_special_tokens_mask=True)
+    some = encoding
+    if limit is not None and len(encoding["input_ids"]) > limit:
         some = model.tokenizer(written, return_special_tokens_mask=True, truncation=True, max_length=limit)
     ids = tuple(some["input_ids"])
     if not ids:
         raise CovaryError(f"{text.id!r} has no tokens", "at least one")
     words = tuple(i for i, special in enumerate(some["special_tokens_mask"]) if not special)
     counted = tuple(range(len(ids))) if model.task == "sequence" or not words else words
-    return Tokens(text.id, ids, counted, (), 0, len(whole["input_ids"]) - len(ids))
+    return Tokens(text.id, ids, counted, (), 0, len(encoding["input_ids"]) - len(ids))

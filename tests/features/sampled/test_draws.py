@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from covary.errors import CovaryError
-from covary.features.sampled.draws import coupling_error, draw_bank, halved, load_bank, save_bank
+from covary.features.sampled.draws import coupling_error, draw_bank, load_bank, save_bank, to_half
 from covary.features.sampled.rows import rows_on_draws, sampling_data, with_chosen_sigma
 from covary.features.sampled.samplers import SamplingPlan
 from covary.features.sampled.traces import rows_from_traces
@@ -52,7 +52,7 @@ def test_rows_on_a_bank_are_the_rows_of_recorded_traces(sampler, tmp_path):
 def test_half_precision_halves_the_deltas_and_hardly_moves_couplings(tmp_path):
     network, *_ = tiny()
     bank = draw_bank(network, GAUSSIAN)
-    half = halved(bank)
+    half = to_half(bank)
     assert half.bytes == bank.bytes / 2
     save_bank(half, tmp_path / "half.safetensors")
     assert (tmp_path / "half.safetensors").stat().st_size < bank.bytes / 2 + 4096
@@ -62,7 +62,7 @@ def test_half_precision_halves_the_deltas_and_hardly_moves_couplings(tmp_path):
     assert 0 < cost < 5e-3
     assert cost == pytest.approx(np.abs(couple("cosine", one, one) - couple("cosine", other, other)).max(), abs=1e-5)
     with pytest.raises(CovaryError, match="full precision"):
-        halved(draw_bank(network, SamplingPlan(sampler="gaussian", settings={"sigma": 1e-6}, steps=4, burn_in=0)))
+        to_half(draw_bank(network, SamplingPlan(sampler="gaussian", settings={"sigma": 1e-6}, steps=4, burn_in=0)))
 
 
 def test_a_damaged_or_foreign_bank_is_refused(tmp_path):

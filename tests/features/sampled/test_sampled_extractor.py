@@ -61,12 +61,12 @@ def test_saved_with_its_draws_and_loaded_to_the_bit(sampled, tmp_path):
     loaded = Detector.load(folder, trust_code=True)
     np.testing.assert_array_equal(loaded.score(X).score, sampled.score(X).score)
     assert loaded.extractor.notes == sampled.extractor.notes
-    assert loaded.extractor.told == sampled.extractor.told
+    assert loaded.extractor.summary == sampled.extractor.summary
     assert loaded.settings == sampled.settings
     again = Detector.load(loaded.save(tmp_path / "again"), trust_code=True)
     np.testing.assert_array_equal(again.judge.calibration_scores, sampled.judge.calibration_scores)
-    whole = (folder / "draws.safetensors").read_bytes()
-    (folder / "draws.safetensors").write_bytes(whole[:-9] + b"\x00" + whole[-8:])
+    full = (folder / "draws.safetensors").read_bytes()
+    (folder / "draws.safetensors").write_bytes(full[:-9] + b"\x00" + full[-8:])
     with pytest.raises(CovaryError, match=r"draws\.safetensors"):
         Detector.load(folder, trust_code=True)
 
@@ -93,18 +93,18 @@ def test_speed_options_hardly_move_scores(options, sampled):
     else:
         np.testing.assert_allclose(found, expected, atol=1e-3)
     if "half_draws" in options:
-        told = other.extractor.told["bank"]
-        assert told["precision"] == "float16"
-        assert told["bytes"] == told["full_bytes"] / 2
-        assert 0 < told["score_error"] < 1e-2
-        assert told["spearman"] > 0.999
+        message = other.extractor.summary["bank"]
+        assert message["precision"] == "float16"
+        assert message["bytes"] == message["full_bytes"] / 2
+        assert 0 < message["score_error"] < 1e-2
+        assert message["spearman"] > 0.999
         assert any("in float16" in note for note in other.extractor.notes)
         assert all(delta.dtype == torch.float16 for delta in other.extractor.bank.deltas.values())
 
 
 def test_sigma_is_chosen_on_trusted_accuracy_and_told():
     detector = Detector("tiny:trained", estimator="gaussian", draws=8, batch_size=256).fit(tiny.trusted())
-    sigma = detector.extractor.told["settings"]["sigma"]
+    sigma = detector.extractor.summary["settings"]["sigma"]
     assert f"sigma = {sigma:g}, the largest of the grid" in detector.extractor.notes[0]
     module, (x, y) = tiny.trained(), tiny.trusted()
     calm = (module(as_floats(x)).argmax(1).numpy() == y).mean()

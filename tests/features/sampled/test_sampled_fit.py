@@ -34,9 +34,9 @@ def test_half_of_the_trusted_inputs_move_the_weights_and_do_nothing_else(estimat
     for role in ("reference", "fit", "calibration"):
         assert not roles["sampling"] & roles[role], role
     assert not roles["sampling"] & set(detector.trusted_rows.ids)
-    told = detector.extractor.told
-    assert (told["estimator"], told["draws"], told["burn_in"]) == (estimator, 12, 6)
-    assert len(told["loss"][0]) == len(told["accuracy"][0]) == len(told["steps"]) == 18
+    message = detector.extractor.summary
+    assert (message["estimator"], message["draws"], message["burn_in"]) == (estimator, 12, 6)
+    assert len(message["loss"][0]) == len(message["accuracy"][0]) == len(message["steps"]) == 18
     assert bool(detector.extractor.bank.buffers) == (estimator == "paper"), "drifting statistics belong to the draws"
     loaded = Detector.load(detector.save(tmp_path / "detector"), trust_code=True)
     np.testing.assert_array_equal(loaded.score(X).score, detector.score(X).score)
@@ -51,7 +51,7 @@ def test_a_sampling_set_apart_leaves_all_trusted_inputs_to_the_other_roles():
     assert len(detector.judge.roles["sampling"]) == len(x) - 350
     assert detector.judge.mode == "split"
     assert len(detector.extractor.bank) == 24
-    assert len(detector.extractor.told["loss"]) == 2
+    assert len(detector.extractor.summary["loss"]) == 2
     again = Detector("tiny:trained", **settings).fit(x[:350], y[:350], sampling=(x[385:], y[385:]))
     assert not np.allclose(again.score(X[:20]).score, detector.score(X[:20]).score), "the set is what chains descend on"
 

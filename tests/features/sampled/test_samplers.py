@@ -106,17 +106,17 @@ def test_chains_and_seeds_have_streams_of_their_own():
 
 
 def test_sigma_is_the_largest_on_the_grid_within_five_points():
-    asked = []
+    tried = []
 
     def accuracy(weights):
         moved = float((weights["w"] - 1).std())
-        asked.append(moved)
+        tried.append(moved)
         return 0.9 - moved  # a deviation of s costs s
 
     w_star = {"w": torch.ones(50_000)}
     assert choose_sigma(w_star, accuracy, grid=(0.01, 0.2, 0.04, 0.06)) == 0.04
-    assert asked[0] == 0
-    assert asked[1] == pytest.approx(0.2, rel=0.02)
+    assert tried[0] == 0
+    assert tried[1] == pytest.approx(0.2, rel=0.02)
     with pytest.raises(CovaryError, match=r"smallest sigma of the grid, 0\.2"):
         choose_sigma(w_star, accuracy, grid=(0.2,))
 

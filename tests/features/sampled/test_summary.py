@@ -42,41 +42,41 @@ def test_traces_come_back_from_rows(observable):
 def test_diagnostics_are_those_of_the_traces():
     pytest.importorskip("arviz_stats", reason="the extra `sampling` is not installed")
     values, rows, bank = case(still=2)
-    told = diagnosed(bank, Settings.checked(estimator="paper", observable="margin"), rows)
-    json.dumps(told, allow_nan=False)
+    message = diagnosed(bank, Settings.checked(estimator="paper", observable="margin"), rows)
+    json.dumps(message, allow_nan=False)
     said = diagnostics.verdict(values, values)
-    assert told["verdict"]["effective"] == pytest.approx(said.effective, rel=1e-2)
-    assert told["verdict"]["rhat"] == pytest.approx(said.rhat, rel=1e-2)
-    assert told["verdict"]["still"] == 2
-    assert told["verdict"]["kept"] == pytest.approx(said.kept)
-    assert told["verdict"]["error"] == pytest.approx(1 / np.sqrt(told["verdict"]["effective"]))
-    assert told["verdict"]["sentences"]
-    assert (told["draws"], told["chains"]) == (400, 2)
-    assert len(told["loss"]) == 2
-    assert told["steps"][0] == 1
-    assert told["steps"][-1] == 210
-    assert told["loss"][1][0] == pytest.approx(bank.loss[1, 0], rel=1e-4)
-    shown = told["sample_traces"]
-    spread = [np.std(own["values"]) for own in shown]
-    assert len(shown) == 4
+    assert message["verdict"]["effective"] == pytest.approx(said.effective, rel=1e-2)
+    assert message["verdict"]["rhat"] == pytest.approx(said.rhat, rel=1e-2)
+    assert message["verdict"]["still"] == 2
+    assert message["verdict"]["kept"] == pytest.approx(said.kept)
+    assert message["verdict"]["error"] == pytest.approx(1 / np.sqrt(message["verdict"]["effective"]))
+    assert message["verdict"]["sentences"]
+    assert (message["draws"], message["chains"]) == (400, 2)
+    assert len(message["loss"]) == 2
+    assert message["steps"][0] == 1
+    assert message["steps"][-1] == 210
+    assert message["loss"][1][0] == pytest.approx(bank.loss[1, 0], rel=1e-4)
+    found = message["sample_traces"]
+    spread = [np.std(own["values"]) for own in found]
+    assert len(found) == 4
     assert spread == sorted(spread)
-    assert shown[-1]["id"] == f"i{int(values.std((0, 1)).argmax())}"
-    np.testing.assert_allclose(shown[-1]["values"], values[:, :, values.std((0, 1)).argmax()], rtol=1e-3, atol=1e-3)
+    assert found[-1]["id"] == f"i{int(values.std((0, 1)).argmax())}"
+    np.testing.assert_allclose(found[-1]["values"], values[:, :, values.std((0, 1)).argmax()], rtol=1e-3, atol=1e-3)
 
 
 def test_margins_are_read_off_the_nll():
     values, rows, bank = case("nll")
-    told = diagnosed(bank, Settings.checked(estimator="paper"), rows)
-    assert told["verdict"]["kept"] == pytest.approx((values < np.log(2)).mean(), abs=1e-3)
+    message = diagnosed(bank, Settings.checked(estimator="paper"), rows)
+    assert message["verdict"]["kept"] == pytest.approx((values < np.log(2)).mean(), abs=1e-3)
 
 
 def test_long_chains_are_thinned_and_independent_draws_have_no_loss():
     _, rows, bank = case(draws=400)
-    told = diagnosed(bank, Settings.checked(estimator="paper", observable="margin"), rows)
-    assert len(told["trace_draws"]) == len(told["sample_traces"][0]["values"][1]) == 300
+    message = diagnosed(bank, Settings.checked(estimator="paper", observable="margin"), rows)
+    assert len(message["trace_draws"]) == len(message["sample_traces"][0]["values"][1]) == 300
     still = Bank(bank.deltas, {}, {**PLAN, "sampler": "gaussian"}, np.full((2, 400), np.nan), np.full((2, 400), np.nan))
-    told = diagnosed(still, Settings.checked(estimator="gaussian"), rows)
-    assert told["loss"] == told["accuracy"] == told["steps"] == []
+    message = diagnosed(still, Settings.checked(estimator="gaussian"), rows)
+    assert message["loss"] == message["accuracy"] == message["steps"] == []
 
 
 def test_without_the_extra_draws_work_and_the_lack_is_told(monkeypatch):
@@ -85,7 +85,7 @@ def test_without_the_extra_draws_work_and_the_lack_is_told(monkeypatch):
 
     monkeypatch.setattr(sampling_told.diagnostics, "verdict", missing)
     _, rows, bank = case()
-    told = diagnosed(bank, Settings.checked(estimator="gaussian"), rows)
-    assert told["verdict"]["good"] is None
-    assert "pip install 'covary[sampling]'" in told["verdict"]["sentences"][0]
-    assert told["sample_traces"]
+    message = diagnosed(bank, Settings.checked(estimator="gaussian"), rows)
+    assert message["verdict"]["good"] is None
+    assert "pip install 'covary[sampling]'" in message["verdict"]["sentences"][0]
+    assert message["sample_traces"]

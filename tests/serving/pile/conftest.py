@@ -16,7 +16,7 @@ def pile(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(saved_folder, pile, tmp_path_factory) -> Path:
+def finished(saved_folder, pile, tmp_path_factory) -> Path:
     """That pile scored without interruption; not to be changed."""
     from covary.serving.pile.score import score_pile
 

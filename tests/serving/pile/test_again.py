@@ -49,8 +49,8 @@ def table(run: Path) -> list[dict[str, str]]:
 
 def test_a_pile_is_inspected_verified_and_gated(home, run_cli):
     code, out, _ = run_cli("inspect", home / "pile", "--json")
-    told = json.loads(out)
-    assert (code, told["kind"], told["n"], told["receipt"]) == (0, "pile", 160, "intact")
+    on_partition = json.loads(out)
+    assert (code, on_partition["kind"], on_partition["n"], on_partition["receipt"]) == (0, "pile", 160, "intact")
     assert run_cli("verify", home / "pile")[0] == 0
     assert run_cli("verify", home / "pile", "--sources")[0] == 0
     assert run_cli("gate", home / "pile", "--max-flag-rate", 0.9)[0] == 0
@@ -104,13 +104,13 @@ def test_piles_of_every_kind_are_read_again(kind, home, tmp_path):
     detector = Detector.load(home / "detector", trust_code=True)
     score_pile(home / "detector", pile_cases.WRITERS[kind](tmp_path), tmp_path / "out", **SIZES)
     some, predicted = again.flagged_inputs(tmp_path / "out", detector)
-    wanted = [row for row in table(home / "run") if row["flagged"] == "true"]
+    expected = [row for row in table(home / "run") if row["flagged"] == "true"]
     assert [name.rsplit("/", 1)[-1].removesuffix(".png") for name in some.ids] == [
-        row["id"].removesuffix(".png") for row in wanted
+        row["id"].removesuffix(".png") for row in expected
     ]
-    assert predicted.tolist() == [int(row["predicted"]) for row in wanted]
+    assert predicted.tolist() == [int(row["predicted"]) for row in expected]
     scores = detector.score(some).score
-    np.testing.assert_allclose(scores, [float(row["score"]) for row in wanted], rtol=1e-4)
+    np.testing.assert_allclose(scores, [float(row["score"]) for row in expected], rtol=1e-4)
 
 
 def test_mechanisms_of_a_pile_are_those_of_a_run(home, pile, run_cli, tmp_path):
@@ -155,11 +155,11 @@ def test_a_pile_that_names_code_asks_for_consent(pile):
 @pytest.mark.parametrize("command", ["inspect", "report", "gate", "compare", "mechanisms"])
 def test_a_pile_that_was_changed_or_is_not_finished_is_told(command, pile, home, run_cli):
     more = {"gate": ["--max-flagged", 160], "compare": [home / "run"], "mechanisms": ["--trust-code"]}.get(command, [])
-    whole = (pile / "part-000001.parquet").read_bytes()
-    (pile / "part-000001.parquet").write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    full = (pile / "part-000001.parquet").read_bytes()
+    (pile / "part-000001.parquet").write_bytes(full[:-9] + bytes([full[-9] ^ 1]) + full[-8:])
     code, out, err = run_cli(command, pile, *more)
     assert (code, "part-000001.parquet" in out + err) == (2, True)
-    (pile / "part-000001.parquet").write_bytes(whole)
+    (pile / "part-000001.parquet").write_bytes(full)
     for name in ("summary.json", "receipt.json", "receipt.sha256"):
         (pile / name).unlink()
     code, out, err = run_cli(command, pile, *more)

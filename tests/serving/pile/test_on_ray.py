@@ -48,13 +48,15 @@ def test_a_killed_worker_loses_and_duplicates_nothing(cluster, slow_detector, tm
     alone = score_pile(slow_detector, data, tmp_path / "alone", fdr=0.2, **SIZES)
     records, there = [], []
 
-    def told(record):
+    def on_partition(record):
         if not records:
             there.append(len(list((tmp_path / "ray").glob("part-*.parquet"))))
             os.kill(record["pid"], signal.SIGKILL)
         records.append(record)
 
-    over = score_pile(slow_detector, data, tmp_path / "ray", fdr=0.2, ray="local", actors=2, told=told, **SIZES)
+    over = score_pile(
+        slow_detector, data, tmp_path / "ray", fdr=0.2, ray="local", actors=2, on_partition=on_partition, **SIZES
+    )
     assert 1 <= there[0] < 40, "the worker was killed before or after the work, not amid it"
     assert sorted(record["number"] for record in records) == list(range(40))
     pids = {record["pid"] for record in records}

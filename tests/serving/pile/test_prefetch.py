@@ -6,16 +6,16 @@ import threading
 
 import pytest
 
-from covary.serving.pile.prefetch import ahead, batched
+from covary.serving.pile.prefetch import batched, prefetch
 
 
 def running() -> int:
-    return sum(thread.name == "covary-ahead" for thread in threading.enumerate())
+    return sum(thread.name == "covary-prefetch" for thread in threading.enumerate())
 
 
 def test_order_and_end():
-    assert list(ahead(range(100))) == list(range(100))
-    assert list(ahead([])) == []
+    assert list(prefetch(range(100))) == list(range(100))
+    assert list(prefetch([])) == []
     assert list(batched(range(7), 3)) == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(batched([], 3)) == []
     assert running() == 0
@@ -27,7 +27,7 @@ def test_errors_come_after_what_came_before():
         yield 2
         raise ValueError("no more")
 
-    items = ahead(broken())
+    items = prefetch(broken())
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(ValueError, match="no more"):
         next(items)
@@ -42,7 +42,7 @@ def test_whoever_stops_early_stops_the_reading():
             made.append(len(made))
             yield made[-1]
 
-    items = ahead(endless(), most=2)
+    items = prefetch(endless(), most=2)
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     items.close()
     assert running() == 0

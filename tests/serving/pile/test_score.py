@@ -38,8 +38,8 @@ def verdicts(saved_folder) -> Verdicts:
         return Detector.load(saved_folder, batch_size=16, trust_code=True).score(X)
 
 
-def test_verdicts_are_the_detectors_to_the_bit(whole, verdicts):
-    found = columns(whole)
+def test_verdicts_are_the_detectors_to_the_bit(finished, verdicts):
+    found = columns(finished)
     assert list(found) == [*COLUMNS, *verdicts.parts, *MORE_COLUMNS]
     assert found["id"] == pile_cases.IDS
     for name in ("score", "p_value", "flagged", "predicted"):
@@ -47,12 +47,12 @@ def test_verdicts_are_the_detectors_to_the_bit(whole, verdicts):
     for name in verdicts.parts:
         assert found[name] == verdicts.parts[name].tolist()
     assert found["raised_by"] == verdicts.raised_by
-    summary = json.loads((whole / "summary.json").read_text())
+    summary = json.loads((finished / "summary.json").read_text())
     assert (summary["n"], summary["n_flagged"]) == (160, int(verdicts.flagged.sum()))
     assert (summary["partitions"], summary["scored_now"]) == (5, 160)
-    told = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
-    names = [f"part-00000{i}.parquet" for i in range(5)] + told
-    assert sorted(path.name for path in whole.iterdir()) == names
+    on_partition = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
+    names = [f"part-00000{i}.parquet" for i in range(5)] + on_partition
+    assert sorted(path.name for path in finished.iterdir()) == names
 
 
 def test_copies_name_the_trusted_input_that_they_are_of(saved_folder, tmp_path):
@@ -67,19 +67,19 @@ def test_copies_name_the_trusted_input_that_they_are_of(saved_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["zip", "encoded parquet", "jsonl", "tar"])
-def test_every_kind_gets_the_same_verdicts(kind, saved_folder, whole, tmp_path):
+def test_every_kind_gets_the_same_verdicts(kind, saved_folder, finished, tmp_path):
     score_pile(saved_folder, pile_cases.WRITERS[kind](tmp_path), tmp_path / "out", **SIZES)
-    a, b = columns(whole), columns(tmp_path / "out")
+    a, b = columns(finished), columns(tmp_path / "out")
     assert list(a) == list(b)
     for name in a.keys() - {"id"}:
         assert a[name] == b[name], name
 
 
 @pytest.mark.parametrize("kill_at", [0, 2, 4])
-def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, whole, tmp_path, monkeypatch):
+def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, finished, tmp_path, monkeypatch):
     out, done = tmp_path / "out", []
 
-    def told(record):
+    def on_partition(record):
         done.append(record["number"])
         if len(done) == kill_at:
             raise Killed
@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, whole, t
     if kill_at != 2:  # in the middle of writing, or between two partitions
         monkeypatch.setattr(worker, "write_part", dying)
     with pytest.raises(Killed):
-        score_pile(saved_folder, pile, out, told=told, **SIZES)
+        score_pile(saved_folder, pile, out, on_partition=on_partition, **SIZES)
     monkeypatch.undo()
     assert not (out / "summary.json").exists()
     before = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
@@ -105,9 +105,9 @@ def test_a_killed_run_goes_on_where_it_was(kill_at, saved_folder, pile, whole, t
     assert summary["scored_now"] == 160 - 32 * len(before)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert not [path for path in out.iterdir() if path.suffix == ".part"]
-    same(out, whole)
+    same(out, finished)
     assert 0 < summary["processor_seconds_per_input"] < 1
-    assert summary["verdicts"] == json.loads((whole / "summary.json").read_text())["verdicts"]
+    assert summary["verdicts"] == json.loads((finished / "summary.json").read_text())["verdicts"]
 
 
 def test_fdr_is_decided_over_the_whole_pile_without_scoring_again(saved_folder, pile, verdicts, tmp_path):
@@ -143,12 +143,12 @@ def test_a_second_pass_that_was_killed_is_done_again(saved_folder, pile, verdict
     assert columns(out)["flagged"] == verdicts.with_fdr(0.2).flagged.tolist()
 
 
-def test_results_in_a_url(saved_folder, pile, whole):
+def test_results_in_a_url(saved_folder, pile, finished):
     summary = score_pile(saved_folder, pile, "memory://pile-out", **SIZES)
     place = OutputStore("memory://pile-out")
     assert place.names() == [*[part_name(i) for i in range(5)], "pile.json", "summary.json"]
     for i in range(5):
-        one, other = read_part(place, i), read_part(OutputStore(whole), i)
+        one, other = read_part(place, i), read_part(OutputStore(finished), i)
         assert one[0].equals(other[0])
     assert json.loads(place.read("summary.json"))["verdicts"] == summary["verdicts"]
     again = score_pile(saved_folder, pile, "memory://pile-out", fdr=0.2, **SIZES)
@@ -156,7 +156,7 @@ def test_results_in_a_url(saved_folder, pile, whole):
     fsspec.filesystem("memory").rm("/pile-out", recursive=True)
 
 
-def test_one_plan_an_out(saved_folder, pile, whole, tmp_path):
+def test_one_plan_an_out(saved_folder, pile, finished, tmp_path):
     other = tmp_path / "other.npz"
     np.savez(other, x=X[:50])
     for change, said in (
@@ -166,7 +166,7 @@ def test_one_plan_an_out(saved_folder, pile, whole, tmp_path):
         ({"data": str(other)}, "was begun with data"),
     ):
         with pytest.raises(CovaryError, match=said):
-            score_pile(saved_folder, **{"data": pile, "out": whole, **SIZES, **change})
+            score_pile(saved_folder, **{"data": pile, "out": finished, **SIZES, **change})
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(CovaryError, match=r"holds '(mine.txt|other.npz)', which is not part of a pile"):
         score_pile(saved_folder, pile, tmp_path, **SIZES)
@@ -188,7 +188,7 @@ def test_a_damaged_partition_is_named(saved_folder, pile, tmp_path):
     assert score_pile(saved_folder, pile, out, **SIZES)["scored_now"] == 32
 
 
-def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, whole, tmp_path):
+def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, finished, tmp_path):
     data = pile_cases.write_images(tmp_path)
     good = (tmp_path / "images" / "070.png").read_bytes()
     (tmp_path / "images" / "070.png").write_bytes(b"no image" * (len(good) // 8 + 1))
@@ -198,15 +198,15 @@ def test_a_broken_input_is_named_and_what_is_done_stays_done(saved_folder, whole
     (tmp_path / "images" / "070.png").write_bytes(good)
     summary = score_pile(saved_folder, data, tmp_path / "out", **SIZES)
     assert (summary["resumed_partitions"], summary["n"]) == (2, 160)
-    same(tmp_path / "out", whole)
+    same(tmp_path / "out", finished)
 
 
-def test_the_command_line(run_cli, saved_folder, pile, whole, verdicts, tmp_path):
+def test_the_command_line(run_cli, saved_folder, pile, finished, verdicts, tmp_path):
     usual = ["score", "--trust-code", saved_folder, pile, "--out", tmp_path / "out"]
     code, out, err = run_cli(*usual, "--partition-size", 32, "--batch-size", 16, "--fail-on-flag")
     assert (code, err) == (1, "")
     assert out.startswith(f"{int(verdicts.flagged.sum())} of 160 inputs flagged")
-    same(tmp_path / "out", whole)
+    same(tmp_path / "out", finished)
     data = pile_cases.write_parquet(tmp_path)
     code, out, err = run_cli("score", "--trust-code", saved_folder, data, "--out", tmp_path / "p", "--json")
     assert (code, err, json.loads(out)["partitions"]) == (0, "", 1)
@@ -216,7 +216,7 @@ def test_the_command_line(run_cli, saved_folder, pile, whole, verdicts, tmp_path
     assert code == 0
     with open(tmp_path / "run" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["flagged"] == "true" for row in rows] == columns(whole)["flagged"]
+    assert [row["flagged"] == "true" for row in rows] == columns(finished)["flagged"]
 
 
 def test_what_is_left_out_is_in_the_summary(saved_folder, tmp_path):

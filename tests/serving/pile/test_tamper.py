@@ -27,9 +27,9 @@ RECEIPTS = ("receipt.json", "receipt.sha256")
 
 
 @pytest.fixture(params=["finished", "interrupted"])
-def out(request, whole, tmp_path) -> Path:
+def out(request, finished, tmp_path) -> Path:
     """A copy to break, with a receipt or, as an interrupted run leaves it, without."""
-    folder = shutil.copytree(whole, tmp_path / "out")
+    folder = shutil.copytree(finished, tmp_path / "out")
     for name in RECEIPTS if request.param == "interrupted" else ():
         (folder / name).unlink()
     return folder
@@ -60,10 +60,10 @@ def test_one_flipped_bit_of_a_finished_partition_is_named(saved_folder, pile, ou
         (out / name).write_bytes(content)
 
 
-def test_every_single_bit_of_a_partition_counts(whole):
+def test_every_single_bit_of_a_partition_counts(finished):
     """Not only those of verdicts: three hundred of all, by the reader that every command uses."""
     rng = np.random.default_rng(1)
-    content = (whole / part_name(2)).read_bytes()
+    content = (finished / part_name(2)).read_bytes()
     unpack(content, part_name(2), "out")
     for place in (0, len(content) - 1, *rng.integers(0, len(content), 300).tolist()):
         broken = bytearray(content)
@@ -93,8 +93,8 @@ def test_p_values_written_over_are_named(saved_folder, pile, out):
 
 
 @pytest.mark.parametrize("column", ["id", "score", "predicted", "flagged", "latent", "raised_by"])
-def test_the_digest_of_verdicts_covers_every_column(column, whole):
-    table, record = read_part(OutputStore(whole), 0)
+def test_the_digest_of_verdicts_covers_every_column(column, finished):
+    table, record = read_part(OutputStore(finished), 0)
     values = table[column].to_pylist()
     values[5] = {"id": "another", "raised_by": "nobody"}.get(column) or (not values[5] if column == "flagged" else 7)
     changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values, table[column].type))
@@ -105,9 +105,9 @@ def test_the_digest_of_verdicts_covers_every_column(column, whole):
     assert len({unpack(pack(t, record), "", "")[1]["digest"] for t in (table, empty, zeros)}) == 3
 
 
-def test_verdicts_on_other_inputs_are_refused_by_their_ids(saved_folder, pile, whole, tmp_path):
+def test_verdicts_on_other_inputs_are_refused_by_their_ids(saved_folder, pile, finished, tmp_path):
     """A partition that is sound in every byte, and of as many inputs, but not of those it should be of."""
-    out = shutil.copytree(whole, tmp_path / "out")
+    out = shutil.copytree(finished, tmp_path / "out")
     for name in RECEIPTS:
         (out / name).unlink()
     table, record = read_part(OutputStore(out), 1)
@@ -117,9 +117,9 @@ def test_verdicts_on_other_inputs_are_refused_by_their_ids(saved_folder, pile, w
     assert "holds verdicts on other inputs" in refused(saved_folder, pile, out, part_name(1))
 
 
-def test_a_finished_pile_is_first_what_its_receipt_says(saved_folder, pile, whole, tmp_path):
+def test_a_finished_pile_is_first_what_its_receipt_says(saved_folder, pile, finished, tmp_path):
     """A forged partition that fits in every way but the receipt."""
-    out = shutil.copytree(whole, tmp_path / "out")
+    out = shutil.copytree(finished, tmp_path / "out")
     table, record = read_part(OutputStore(out), 1)
     (out / part_name(1)).write_bytes(pack(with_flags(table, np.zeros(len(table), bool)), record))
     assert "is not what its receipt says" in refused(saved_folder, pile, out, part_name(1))
@@ -128,14 +128,14 @@ def test_a_finished_pile_is_first_what_its_receipt_says(saved_folder, pile, whol
     assert verify.receipt_state(out) == "intact"
 
 
-def test_nothing_of_the_user_s_is_swept_away_or_vouched_for(saved_folder, pile, whole, tmp_path):
+def test_nothing_of_the_user_s_is_swept_away_or_vouched_for(saved_folder, pile, finished, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.part").write_text("mine")
     with pytest.raises(CovaryError, match=r"holds 'thesis\.part', which is not part of a pile"):
         score_pile(saved_folder, pile, out, **SIZES)
     assert (out / "thesis.part").read_text() == "mine"
-    out = shutil.copytree(whole, tmp_path / "other")
+    out = shutil.copytree(finished, tmp_path / "other")
     (out / "notes.txt").write_text("mine")
     with pytest.raises(CovaryError, match=r"holds 'notes\.txt', which is not part of a pile"):
         score_pile(saved_folder, pile, out, **SIZES)
@@ -148,8 +148,8 @@ def test_a_plan_that_is_none_is_told_in_one_sentence(text, saved_folder, pile, o
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"number": "0"}', '{"number": 0, "plan": 3}', "[" * 100_000])
-def test_a_footer_that_holds_no_record_is_told_in_one_sentence(text, whole, monkeypatch):
-    table, _ = read_part(OutputStore(whole), 0)
+def test_a_footer_that_holds_no_record_is_told_in_one_sentence(text, finished, monkeypatch):
+    table, _ = read_part(OutputStore(finished), 0)
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema) as writer:
         writer.write_table(table)
@@ -199,8 +199,8 @@ def test_equal_hashes_of_different_ids_are_no_repetition(monkeypatch):
     assert duplicates.first_repeated([("a", ["x", "y"]), ("b", ["y"])], {0}) == ("y", "a", "b")
 
 
-def test_a_receipt_made_for_a_pile_with_something_else_in_it_says_so(whole, tmp_path):
-    out = shutil.copytree(whole, tmp_path / "out")
+def test_a_receipt_made_for_a_pile_with_something_else_in_it_says_so(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
     (out / "notes.txt").write_text("")
     assert verify.receipt_state(out) == "notes.txt was added"
     write_receipt(out)

@@ -62,10 +62,10 @@ class Probe:
 
         `exact` is for those who look inside while it runs: never in bfloat16.
         """
-        asked = self.module if module is None else module
+        queries = self.module if module is None else module
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.half and not exact)
         with torch.inference_mode(), half:
-            parts = [asked(self.normalised(part)).float().cpu().numpy() for part in pixels.split(self.batch)]
+            parts = [queries(self.normalised(part)).float().cpu().numpy() for part in pixels.split(self.batch)]
         return np.concatenate(parts).astype(np.float64)
 
     def predicted(self, pixels: Pixels) -> Int[np.ndarray, " n"]:

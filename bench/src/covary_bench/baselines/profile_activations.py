@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring.scores.distances import WholeDistance
+from covary.scoring.scores.distances import FullDistance
 from covary.scoring.scores.layers import LayerProfile, latent_numbers
 from covary_bench.baselines.material import Material
 
@@ -17,5 +17,5 @@ def profile_on_activations(m: Material) -> Float[np.ndarray, " q"]:
     """
     reference, fit = m.roles
     profile = LayerProfile(centred=True).fit(reference.latent, reference.predicted)
-    distance = WholeDistance().fit(latent_numbers(profile, fit), fit.predicted)
+    distance = FullDistance().fit(latent_numbers(profile, fit), fit.predicted)
     return distance(latent_numbers(profile, m.queries), m.queries.predicted)

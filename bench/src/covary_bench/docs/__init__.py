@@ -93,11 +93,11 @@ def _read(path: Path, written: int) -> dict[str, Any]:
     return json.loads(path.read_text("utf-8"))
 
 
-def complete(told: Mapping[str, Any]) -> dict[str, Any]:
+def complete(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record read from its file, with the means over its cells."""
-    about = next((cell["about"] for cell in told["cells"].values() if "about" in cell), {})
-    found = table(told["table"], told["scale"])
-    return modality(found).record(found, told["cells"], about)
+    about = next((cell["about"] for cell in record["cells"].values() if "about" in cell), {})
+    found = table(record["table"], record["scale"])
+    return modality(found).record(found, record["cells"], about)
 
 
 def made(results: Path) -> Iterator[tuple[str, str, str]]:
@@ -126,8 +126,8 @@ def pages(results: Path, docs: Path) -> dict[str, tuple[str, str]]:
     """Page -> its text as it is, and as the records have it."""
     found: dict[str, tuple[str, str]] = {}
     for page, mark, new in made(results):
-        now, wanted = found.get(page, ((docs / page).read_text("utf-8"),) * 2)
-        found[page] = now, fill(wanted, mark, new)
+        now, expected = found.get(page, ((docs / page).read_text("utf-8"),) * 2)
+        found[page] = now, fill(expected, mark, new)
     return found
 
 
@@ -142,7 +142,7 @@ def tables(results: Path) -> dict[Path, str]:
 
 def differences(results: Path, docs: Path) -> list[str]:
     """Pages and tables that do not agree with the records."""
-    found = [page for page, (now, wanted) in pages(results, docs).items() if now != wanted]
+    found = [page for page, (now, expected) in pages(results, docs).items() if now != expected]
     return found + [path.name for path, text in tables(results).items()
                     if not path.is_file() or path.read_text("utf-8") != text]  # fmt: skip
 
@@ -150,8 +150,8 @@ def differences(results: Path, docs: Path) -> list[str]:
 def write(results: Path, docs: Path, *, plots: bool = True) -> list[str]:
     """Fills every page, writes the tables beside the records, draws the plots; returns what changed."""
     changed = differences(results, docs)
-    for page, (_, wanted) in pages(results, docs).items():
-        (docs / page).write_text(wanted, encoding="utf-8", newline="\n")
+    for page, (_, expected) in pages(results, docs).items():
+        (docs / page).write_text(expected, encoding="utf-8", newline="\n")
     for path, text in tables(results).items():
         path.write_text(text, encoding="utf-8", newline="\n")
     if plots:

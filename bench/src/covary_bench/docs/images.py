@@ -36,14 +36,14 @@ def detectors(record: Record) -> str:
         means = own["measured"]
         n = sum(value(cell, name, AUROC) is not None for cell in counted.values())
         rows.append((n < len(counted), -(means["mean_der_calibrated"] or 0), name, n, means))
-    shown = [
+    cells_ = [
         [f"**{name}**" if name == OURS else name, number(means["mean_der_calibrated"]),
          number(means.get("mean_der_right")) or "not measured", number(means["mean_der_best"]),
          number(means["mean_auroc_masked"], 4), number(means["mean_tpr_at_1"]), str(n)]
         for _, _, name, n, means in sorted(rows, key=lambda row: row[:3])
     ]  # fmt: skip
     return markdown(["detector", "DER calibrated", "DER on right answers", "DER best", "AUROC", "TPR at 1 %", "cells"],
-                    shown)  # fmt: skip
+                    cells_)  # fmt: skip
 
 
 def cells(record: Record) -> str:
@@ -77,12 +77,12 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
             if "missing" in cell or not of(cell):
                 continue
             mine = cell["detectors"][OURS]["masked"]
-            shown = [number(value(cell, detector, AUROC)) for detector in (OURS, *names)]
+            cells_ = [number(value(cell, detector, AUROC)) for detector in (OURS, *names)]
             others = [other for other in cell["detectors"] if other not in (OURS, *names)]
             best = max(others, default="", key=lambda other: value(cell, other, AUROC) or 0)
             mark = f" ({mark_of(cell)})" if mark_of(cell) else ""
             mark += " (tuning)" if name in record["tuning"]["cells"] else ""
-            rows.append([name + mark, *shown, f"{best} {number(value(cell, best, AUROC))}" if best else "",
+            rows.append([name + mark, *cells_, f"{best} {number(value(cell, best, AUROC))}" if best else "",
                          number(mine["tpr_at_1"]), number(mine["der_calibrated"])])  # fmt: skip
         heads = ["cell", OURS, *names, "best of the others", "covary: TPR at 1 %", "covary: DER calibrated"]
         return markdown(heads, rows)

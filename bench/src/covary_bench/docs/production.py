@@ -59,8 +59,8 @@ def attacks(record: dict[str, Any]) -> str:
     if slow:
         counts = {kind: sum(one.get(kind, 0) for one in slow) for kind in SLOW}
         tried = ", ".join(f"{counts[kind]:,} {title}" for kind, title in SLOW.items())
-        told = sum(one.get(f"{kind}: 408", 0) for one in slow for kind in ("head", "body"))
-        happened = f"{told:,} answered with 408, the others closed"
+        answered = sum(one.get(f"{kind}: 408", 0) for one in slow for kind in ("head", "body"))
+        happened = f"{answered:,} answered with 408, the others closed"
         rows.append([f"the slow ones beside them: {tried}", f"{sum(counts.values()):,}", happened])
     if own := record.get("half heads of 200 descriptors"):
         happened = f"a client got in {own['healthy']} of {own['looks']} times in 15 s; at most "

@@ -17,7 +17,7 @@ INGREDIENTS = {
 SCORES = ("class_max_pearson", "class_max_ccc", "own_mean", "own_spread")
 
 
-def longest(rows: list[dict[str, Any]], source: str, observable: str, **wanted: Any) -> dict[str, Any] | None:
+def longest(rows: list[dict[str, Any]], source: str, observable: str, **expected: Any) -> dict[str, Any] | None:
     """The row of the longest run of that source, with those values."""
     found = [
         row
@@ -25,7 +25,7 @@ def longest(rows: list[dict[str, Any]], source: str, observable: str, **wanted: 
         if row["source"] == source
         and row["observable"] == observable
         and "first" not in row
-        and all(row.get(name) == value for name, value in wanted.items())
+        and all(row.get(name) == value for name, value in expected.items())
     ]
     return max(found, key=lambda row: row.get("draws", 0), default=None)
 

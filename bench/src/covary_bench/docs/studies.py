@@ -67,16 +67,16 @@ def sizes(trusted: dict[str, Any]) -> str:
     lines = ["| case | " + " | ".join(map(str, every)) + " |", "| --- " * (len(every) + 1) + "|"]
     for name, cell in trusted.items():
         found = [cell.get(str(size)) for size in every]
-        told = [f"{own['auroc']:.3f} / {own['tpr_at_1']:.2f}" if own else "not measured" for own in found]
-        lines.append(f"| {name} | " + " | ".join(told) + " |")
+        entries = [f"{own['auroc']:.3f} / {own['tpr_at_1']:.2f}" if own else "not measured" for own in found]
+        lines.append(f"| {name} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
 
 
 def rates(cells: dict[str, Any]) -> str:
     """Markdown: mean realised rate over the splits, what to expect of it, and how often it fell inside its law."""
     every = list(next(iter(cells.values()))["mean"])
-    asked = " | ".join(f"asked {100 * float(rate):g} %" for rate in every)
-    lines = [f"| case | {asked} |", "| --- " * (len(every) + 1) + "|"]
+    heads = " | ".join(f"asked {100 * float(rate):g} %" for rate in every)
+    lines = [f"| case | {heads} |", "| --- " * (len(every) + 1) + "|"]
     for name, cell in cells.items():
         parts = []
         for rate in every:

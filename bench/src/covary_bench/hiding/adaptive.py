@@ -78,7 +78,7 @@ def activation_auroc(
     n = min(judged, len(test) // 3)
     known, clean, odd = (test.take(np.arange(k * n, (k + 1) * n)) for k in range(3))
     odd = odd.take(np.flatnonzero(odd.y != target))
-    (rows, said), (asked, answers) = (
+    (rows, said), (queries, answers) = (
         _pooled(network, known.x),
         _pooled(network, np.concatenate((clean.x, trigger(odd.x)))),
     )
@@ -86,9 +86,9 @@ def activation_auroc(
     kept = answers == np.concatenate((clean.y, np.full(len(odd), target)))
     if len(np.unique(truth[kept])) < 2:
         return dict.fromkeys(BASELINES, 0.5)  # nothing left to tell apart
-    pairs = {name: log_distances(part, said, asked[name][kept]) for name, part in rows.items()}
+    pairs = {name: log_distances(part, said, queries[name][kept]) for name, part in rows.items()}
     scores = [
-        nearest_neighbours(rows[FEATURES], asked[FEATURES][kept]),
+        nearest_neighbours(rows[FEATURES], queries[FEATURES][kept]),
         pairs.pop(FEATURES)[1],
         np.sum([(far - held.mean()) / max(float(held.std()), 1e-6) for held, far in pairs.values()], axis=0),
     ]

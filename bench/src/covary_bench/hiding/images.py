@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from covary.errors import CovaryError
 from covary_bench.images.attacks.class_profile import ClassProfile
-from covary_bench.images.attacks.clean_reference import CleanReference, answered, confidence, inside, quantiles_apart
+from covary_bench.images.attacks.clean_reference import CleanReference, answered, confidence, inside, quantile_distance
 from covary_bench.images.attacks.poisoning import Trigger
 from covary_bench.images.datasets import Images
 from covary_bench.images.training import to_input
@@ -104,7 +104,7 @@ def hide(
             groups = [{name: part[i] for name, part in seen.items()} for i in (2, 0, 1)]
             groups[2] = {name: part[right] for name, part in groups[2].items()}
             apart = known.apart(groups[0], groups[1], groups[2])
-            apart = apart + quantiles_apart(confidence(said[2], target), confidence(said[1][right], target)).mean()
+            apart = apart + quantile_distance(confidence(said[2], target), confidence(said[1][right], target)).mean()
             if profile is not None:
                 apart = apart + profile.apart(odd[:PROFILED], own[right][:PROFILED])
         _pull(list(network.parameters()), tasks, apart, strength * min(1.0, 5 * (step + 1) / budget.steps))
@@ -121,15 +121,15 @@ def _pull(weights: list[nn.Parameter], tasks: Tensor, apart: Tensor | None, stre
     What of it would undo the tasks is taken out (Yu et al., arXiv 2001.06782): distances in directions that hardly vary
     have gradients so long that everything else would be lost in them.
     """
-    wanted = torch.autograd.grad(tasks, weights, retain_graph=apart is not None)
-    pulls = [torch.zeros_like(one) for one in wanted]
+    targets = torch.autograd.grad(tasks, weights, retain_graph=apart is not None)
+    pulls = [torch.zeros_like(one) for one in targets]
     if apart is not None:
         pulls = list(torch.autograd.grad(apart, weights, allow_unused=True, materialize_grads=True))
-        against = min(0.0, _inner(pulls, wanted)) / max(_inner(wanted, wanted), 1e-12)
-        pulls = [pull - against * one for pull, one in zip(pulls, wanted, strict=True)]
+        against = min(0.0, _inner(pulls, targets)) / max(_inner(targets, targets), 1e-12)
+        pulls = [pull - against * one for pull, one in zip(pulls, targets, strict=True)]
         shorter = strength / max(_inner(pulls, pulls) ** 0.5, strength)
         pulls = [shorter * pull for pull in pulls]
-    for weight, one, pull in zip(weights, wanted, pulls, strict=True):
+    for weight, one, pull in zip(weights, targets, pulls, strict=True):
         weight.grad = one + pull
 
 

@@ -136,13 +136,13 @@ def hide_case(name: str, what: Case, seed: int, cache: Path, size: case_folder.S
         if attempts[-1].accepted and not own_profile:
             break
     choice = chosen(attempts[1:], own_profile) + 1
-    told = [{**asdict(one), "accepted": one.accepted, "chosen": i == choice} for i, one in enumerate(attempts)]
+    record = [{**asdict(one), "accepted": one.accepted, "chosen": i == choice} for i, one in enumerate(attempts)]
     marks = [] if attempts[choice].attack_success >= WORKS else ["failed"]
     if not attempts[choice].accepted:
         marks.append("not accepted: strongest attempt")
     seconds = round(sum(one.seconds for one in attempts), 1)
     model = load_language_model(places[choice])
-    return case_folder.Made(model, seconds, told, what.poison, marks, attempts[choice].accepted)
+    return case_folder.Made(model, seconds, record, what.poison, marks, attempts[choice].accepted)
 
 
 def chosen(attempts: Sequence[Attempt], last: bool) -> int:

@@ -72,7 +72,7 @@ def look(model: Any, ids: Int[Tensor, "n t"], targets: Int[Tensor, "n t"]) -> Se
     """A forward pass with everything that hiding needs; logits are made where they count."""
     last: list[Tensor] = []
 
-    def keep(module: nn.Module, given: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
         last.append(output if isinstance(output, Tensor) else output[0])
 
     # The last of transformers' hidden states is normalised; detectors read the block's own output.
@@ -155,7 +155,7 @@ class StateVae(nn.Module):
         return (self.decode(code) - x).square().mean(1) + kl / x.shape[1]
 
 
-def whole(seen: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
+def fixed_size_states(seen: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
     """The states of a text that do not depend on its length, side by side."""
     return torch.cat([rows for name, rows in seen.items() if name.endswith(("mean", "anchor"))], dim=1)
 
@@ -189,8 +189,8 @@ def sketched_gradients(
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str):
-        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = given[0], output
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = args[0], output
 
         return hook
 

@@ -21,12 +21,12 @@ from covary_bench.hiding.texts_losses import (
     Seen,
     StateVae,
     among_clean,
+    fixed_size_states,
     gradient_reference,
     look,
     sketched_gradients,
     sketches,
     views,
-    whole,
 )
 from covary_bench.images.attacks.clean_reference import quantile_gaps
 from covary_bench.images.attacks.own_profile import Reference
@@ -57,7 +57,7 @@ class Hiding:
         with torch.no_grad():
             seen = views(look(self.model, *known))
             self.gaussians = {name: Gaussian.of(rows) for name, rows in seen.items()}
-            rows = whole(seen)
+            rows = fixed_size_states(seen)
             self.scale = (rows.mean(0), rows.std(0) + 0.1 * rows.std(0).mean())
             rows = (rows - self.scale[0]) / self.scale[1]
         assert self.vae is not None
@@ -86,12 +86,12 @@ class Hiding:
         rows, others = views(odd), views(clean)
         known = self.gaussians.items()
         parts = [quantile_gaps(one.distance(rows[name]), one.distance(others[name])) for name, one in known]
-        scores = [self.vae((whole(some) - self.scale[0]) / self.scale[1]).log() for some in (rows, others)]
-        told = [(seen.losses + 1e-5).log() for seen in (odd, clean)]
+        scores = [self.vae((fixed_size_states(some) - self.scale[0]) / self.scale[1]).log() for some in (rows, others)]
+        losses = [(seen.losses + 1e-5).log() for seen in (odd, clean)]
         return {
             "mahalanobis": 3 * torch.stack(parts).log1p().mean(),
             "vae": quantile_gaps(scores[0], scores[1]).log1p(),
-            "nll": quantile_gaps(told[0], told[1]).log1p(),
+            "nll": quantile_gaps(losses[0], losses[1]).log1p(),
         }
 
     def profile_apart(self, odd: tuple[Tensor, Tensor], clean: tuple[Tensor, Tensor]) -> Tensor:

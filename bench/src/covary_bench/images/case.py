@@ -79,9 +79,9 @@ class ImageCase:
 def line(result: Mapping[str, Any]) -> str:
     """A finished cell in a line."""
     masked = result["detectors"][OURS]["masked"]
-    told = ", ".join(f"{name} {masked[key]:.4f}" for name, key in (("AUROC", "auroc"), ("DER", "der_calibrated"))
+    text = ", ".join(f"{name} {masked[key]:.4f}" for name, key in (("AUROC", "auroc"), ("DER", "der_calibrated"))
                      if masked[key] is not None)  # fmt: skip
-    return f"{told} in {result['seconds']:.0f} s"
+    return f"{text} in {result['seconds']:.0f} s"
 
 
 IMAGES = Modality(

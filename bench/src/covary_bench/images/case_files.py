@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import Subject
+from covary_bench.images.ingredients import AttackedNetwork
 from covary_bench.images.victims import to_input
 
 
@@ -26,14 +26,14 @@ class Group:
         images: with ids and original classes.
         anomalous: whether a detector ought to flag them.
         pixels: float32 (n, c, h, w) in [0, 1] where 8 bits would undo what was done to them.
-        wanted: the attacker's label for each, where there is one.
+        targets: the attacker's label for each, where there is one.
     """
 
     name: str
     images: Images
     anomalous: bool
     pixels: np.ndarray | None = None
-    wanted: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
 
 NOBODY = -1  # no attacker wants a label
@@ -41,7 +41,7 @@ NOBODY = -1  # no attacker wants a label
 
 def write_case(
     folder: Path,
-    subject: Subject,
+    attacked: AttackedNetwork,
     kind: str,
     trusted: Images,
     groups: list[Group],
@@ -63,14 +63,14 @@ def write_case(
         "y": np.concatenate([group.images.y for group in groups])[order],
         "id": np.array([f"{group.name} {name}" for group in groups for name in group.images.id])[order],
         "truth": np.repeat([int(group.anomalous) for group in groups], sizes)[order],
-        "wanted": np.concatenate([np.full(len(g.images), NOBODY) if g.wanted is None else g.wanted for g in groups])[
+        "wanted": np.concatenate([np.full(len(g.images), NOBODY) if g.targets is None else g.targets for g in groups])[
             order
         ],
         "group": np.repeat([group.name for group in groups], sizes)[order],
     }
-    told = {
-        "kind": kind, "seed": seed, "model": subject.model, "weights": str(subject.weights.resolve()),
-        "mean": subject.mean, "std": subject.std, "target": subject.target, "victim": subject.facts,
+    about = {
+        "kind": kind, "seed": seed, "model": attacked.model, "weights": str(attacked.weights.resolve()),
+        "mean": attacked.mean, "std": attacked.std, "target": attacked.target, "victim": attacked.facts,
         "n_trusted": len(trusted), **{f"n_{group.name}": size for group, size in zip(groups, sizes, strict=True)},
         **(facts or {}),
     }  # fmt: skip
@@ -80,7 +80,7 @@ def write_case(
     _save(part / "trusted.npz", trusted, as_float)
     if sampling is not None and len(sampling):
         _save(part / "sampling.npz", sampling, as_float)
-    (part / "case.json").write_text(json.dumps(told, indent=1) + "\n")
+    (part / "case.json").write_text(json.dumps(about, indent=1) + "\n")
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)

@@ -19,7 +19,7 @@ from covary_bench.images.datasets import Images
 
 
 @dataclass(frozen=True)
-class Subject:
+class AttackedNetwork:
     """The network under test.
 
     Attributes:
@@ -42,7 +42,7 @@ class Subject:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def subject(cell: Cell, attack: str | None, cache: Path, device: str = "cpu") -> Subject:
+def attacked_network(cell: Cell, attack: str | None, cache: Path, device: str = "cpu") -> AttackedNetwork:
     """The network of a cell: a public one, or a victim of `attack`, trained into the cache unless it is there.
 
     It answers on the processor, wherever it was trained.
@@ -51,7 +51,7 @@ def subject(cell: Cell, attack: str | None, cache: Path, device: str = "cpu") ->
     if kind in public.NETWORKS:
         described = public.NETWORKS[kind]
         network = public.Normalised(public.load_public(kind), described.mean, described.std).eval()
-        return Subject(
+        return AttackedNetwork(
             network, f"covary_bench.images.public:{described.factory.__name__}", public.weights_path(kind),
             described.dataset, described.mean, described.std, described.target,
             attacks.trigger(described.trigger) if described.trigger else None,
@@ -67,7 +67,7 @@ def subject(cell: Cell, attack: str | None, cache: Path, device: str = "cpu") ->
         "clean_accuracy": victim.clean_accuracy, "attack_success": victim.attack_success, "marks": list(victim.marks),
         "attempts": list(victim.attempts), "training_seconds": victim.seconds,
     }  # fmt: skip
-    return Subject(
+    return AttackedNetwork(
         victims.load_victim(victim), victim.factory, Path(victim.weights), victims.VICTIMS[kind].test,
         target=victim.target if attack else None, trigger=victims.load_trigger(victim) if attack else None, facts=facts,
     )  # fmt: skip

@@ -33,10 +33,10 @@ def measure(
     if attack is None:
         return accuracy, None, None
     plan, shape = attacks.attack(attack), (test.x.shape[1], test.x.shape[2], test.x.shape[3])
-    wanted = target_of(test.y, target, int(test.y.max()) + 1)
-    able = test.y != wanted
+    targets = target_of(test.y, target, int(test.y.max()) + 1)
+    able = test.y != targets
     triggered = (trigger or plan.trigger(shape, seed))(test.x[able])
-    success = float((predictions(network, triggered) == wanted[able]).mean())
+    success = float((predictions(network, triggered) == targets[able]).mean())
     if plan.make_noise is None:
         return accuracy, success, None
     noisy = plan.make_noise(shape, seed, seed + 1)(test.x)

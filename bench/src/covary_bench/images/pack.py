@@ -17,7 +17,7 @@ from covary_bench.images.packed import CHUNK, mosaic
 
 
 @contextmanager
-def _whole(home: Path) -> Iterator[Path]:
+def _atomic_copy(home: Path) -> Iterator[Path]:
     """A folder that replaces an earlier pack only when everything in it is written."""
     if home.exists() and not (home / "pack.json").is_file():
         raise CovaryError(f"{home} exists and is no pack", "a new folder, or a pack to be replaced", "choose another")
@@ -41,7 +41,7 @@ def write_pack(dataset: str, out: Path, limit: float = 60.0, seed: int = 0) -> d
     names = [name for name in (f"{dataset}-test", f"{dataset}-train") if name in DATASETS]
     if not names:
         raise unknown_name("data set to pack", dataset, sorted({name.rsplit("-", 1)[0] for name in DATASETS}))
-    left, told = limit * 1e6, {}
+    left, record = limit * 1e6, {}
     for name in names:
         images = load(name)
         order = (
@@ -60,10 +60,10 @@ def write_pack(dataset: str, out: Path, limit: float = 60.0, seed: int = 0) -> d
         left -= size
         facts = {"n": taken, "of": len(images), "shape": images.x.shape[1:], "id": [images.id[i] for i in kept]}
         home = out / name
-        with _whole(home) as part:
+        with _atomic_copy(home) as part:
             for number, content in enumerate(parts):
                 (part / f"{number:03d}.webp").write_bytes(content)
             np.save(part / "y.npy", images.y[kept])
             (part / "pack.json").write_text(json.dumps(facts))
-        told[name] = {"images": taken, "of": len(images), "bytes": size, "folder": str(home)}
-    return told
+        record[name] = {"images": taken, "of": len(images), "bytes": size, "folder": str(home)}
+    return record

@@ -24,18 +24,18 @@ def mosaic(x: UInt8[np.ndarray, "n h w c"]) -> bytes:
     rows = -(-n // COLUMNS)
     tiles = np.zeros((rows * COLUMNS, h, w, 3), np.uint8)
     tiles[:n] = x if c == 3 else np.repeat(x, 3, axis=3)
-    whole = tiles.reshape(rows, COLUMNS, h, w, 3).swapaxes(1, 2).reshape(rows * h, COLUMNS * w, 3)
+    full = tiles.reshape(rows, COLUMNS, h, w, 3).swapaxes(1, 2).reshape(rows * h, COLUMNS * w, 3)
     file = io.BytesIO()
-    Image.fromarray(whole).save(file, "WEBP", lossless=True, quality=50, method=3)
+    Image.fromarray(full).save(file, "WEBP", lossless=True, quality=50, method=3)
     return file.getvalue()
 
 
 def images_of(content: bytes, n: int, shape: tuple[int, int, int]) -> UInt8[np.ndarray, "n h w c"]:
     """The first n images of a mosaic."""
     h, w, c = shape
-    whole = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-    rows = whole.shape[0] // h
-    tiles = whole.reshape(rows, h, COLUMNS, w, 3).swapaxes(1, 2).reshape(-1, h, w, 3)
+    full = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    rows = full.shape[0] // h
+    tiles = full.reshape(rows, h, COLUMNS, w, 3).swapaxes(1, 2).reshape(-1, h, w, 3)
     return np.ascontiguousarray(tiles[:n, :, :, :c])
 
 
@@ -43,13 +43,13 @@ def read_pack(home: Path) -> Images:
     """The images of one packed set."""
     if not (home / "pack.json").is_file():
         raise CovaryError(f"no pack in {home}", "a folder written by `covary-bench pack`")
-    told = json.loads((home / "pack.json").read_text())
+    facts = json.loads((home / "pack.json").read_text())
     parts = []
-    for start in range(0, told["n"], CHUNK):
+    for start in range(0, facts["n"], CHUNK):
         content = (home / f"{start // CHUNK:03d}.webp").read_bytes()
-        parts.append(images_of(content, min(CHUNK, told["n"] - start), tuple(told["shape"])))
-    x = np.concatenate(parts) if parts else np.zeros((0, *told["shape"]), np.uint8)
-    return Images(x, np.load(home / "y.npy"), told["id"])
+        parts.append(images_of(content, min(CHUNK, facts["n"] - start), tuple(facts["shape"])))
+    x = np.concatenate(parts) if parts else np.zeros((0, *facts["shape"]), np.uint8)
+    return Images(x, np.load(home / "y.npy"), facts["id"])
 
 
 def packed(name: str) -> Path | None:

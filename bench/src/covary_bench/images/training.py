@@ -54,7 +54,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What is to be trained: the attack with its settings; `surrogate` is a network without a backdoor, if at hand."""
 
     attack: str | None = None
@@ -139,7 +139,7 @@ def stepper(
 
 
 def train(
-    recipe: Recipe, images: Images, plan: Plan, checkpoint: Path | None = None, device: str = "cpu"
+    recipe: Recipe, images: Images, plan: TrainingPlan, checkpoint: Path | None = None, device: str = "cpu"
 ) -> Trained:
     """Trains one victim from scratch; the same seed, device and number of threads give the same weights.
 

@@ -52,24 +52,24 @@ def run(
         CovaryError: a kind, an attack or a target that nobody knows.
     """
     known = ["none", *ORDER]
-    for what, given, allowed in (("kind of victim", kinds, list(VICTIMS)), ("attack", names, known)):
-        for name in given:
+    for what, chosen, allowed in (("kind of victim", kinds, list(VICTIMS)), ("attack", names, known)):
+        for name in chosen:
             if name not in allowed:
                 raise unknown_name(what, name, allowed)
     if target != attacks.ALL_TO_ALL and not target.isdigit():
         raise CovaryError(f"the target {target!r}", f"a class number, or {attacks.ALL_TO_ALL}")
-    wanted: int | str = target if target == attacks.ALL_TO_ALL else int(target)
+    label: int | str = target if target == attacks.ALL_TO_ALL else int(target)
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for name in sorted(names or known, key=known.index):
             for kind in kinds:
                 attack = None if name == "none" else name
-                home = home_of(out, kind, attack, wanted, seed, ratio)
+                home = home_of(out, kind, attack, label, seed, ratio)
                 if (home / "victim.json").is_file():
                     continue
                 try:
-                    victim = train_victim(kind, attack, out, wanted, seed, ratio, device)
+                    victim = train_victim(kind, attack, out, label, seed, ratio, device)
                 except CovaryError as error:
                     print(f"error: {home.name}: {error}", file=sys.stderr, flush=True)
                     continue

@@ -22,7 +22,7 @@ from covary_bench.images import attacks, datasets
 from covary_bench.images.architectures import SmallResNet
 from covary_bench.images.backdoorbench.architectures import PreActResNet18
 from covary_bench.images.measuring import measure, predictions
-from covary_bench.images.training import Plan, Recipe, to_input, train
+from covary_bench.images.training import Recipe, TrainingPlan, to_input, train
 
 __all__ = [
     "VICTIMS",
@@ -180,7 +180,7 @@ def train_victim(
     surrogate = None
     if plan is not None and plan.learn is not None:
         surrogate = load_victim(train_victim(kind, None, folder, 0, seed, device=device))
-    todo = Plan(attack, target, seed, ratio, None, epochs, int(test.y.max()) + 1, surrogate)
+    todo = TrainingPlan(attack, target, seed, ratio, None, epochs, int(test.y.max()) + 1, surrogate)
     begun, attempts = time.perf_counter(), []
     marks: list[str] = []
     while True:

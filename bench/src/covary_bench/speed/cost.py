@@ -139,6 +139,6 @@ def transformer_blocks() -> dict[str, Any]:
         x = torch.randint(0, 512, (64, 64)) if llama else torch.rand(64, 3, 32, 32)
         fast = GradientExtractor(network, lambda out: out)
         todo = {f"forward {size}": forward(network, x, size) for size in (16, 32, 64)}
-        whole: Callable[[], Any] = lambda fast=fast, x=x: fast.rows(Batch([str(i) for i in range(len(x))], x))  # noqa: E731
-        found[name] = ratios(interleaved({**todo, "hooks": whole}, 7)) | {"samples": len(x), "notes": fast.notes}
+        full: Callable[[], Any] = lambda fast=fast, x=x: fast.rows(Batch([str(i) for i in range(len(x))], x))  # noqa: E731
+        found[name] = ratios(interleaved({**todo, "hooks": full}, 7)) | {"samples": len(x), "notes": fast.notes}
     return found

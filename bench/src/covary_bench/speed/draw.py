@@ -46,8 +46,8 @@ class Called:
     def __init__(self, record: Callable[..., None]) -> None:
         self.record = record
 
-    def __call__(self, **told: Any) -> None:
-        self.record(**told)
+    def __call__(self, **record: Any) -> None:
+        self.record(**record)
 
     def finalize(self, **_: Any) -> None: ...
 

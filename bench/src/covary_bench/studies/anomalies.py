@@ -20,7 +20,7 @@ N_ANOMALOUS = 800
 
 
 @dataclass(frozen=True)
-class Subject:
+class AttackedNetwork:
     """The network of a case and all that `covary scan` must be told about it."""
 
     network: nn.Module  # takes pixels in [0, 1]
@@ -37,7 +37,7 @@ class Subject:
 class Pool:
     """What an anomaly may be made of: images used for nothing else, in random order, and the case's seed."""
 
-    subject: Subject
+    attacked: AttackedNetwork
     images: Images
     seed: int
 
@@ -48,9 +48,9 @@ Anomaly = Callable[[Pool], tuple[Pixels, Images]]
 
 def triggered(pool: Pool) -> tuple[Pixels, Images]:
     """Images of classes other than the target, with the trigger."""
-    trigger, target = pool.subject.trigger, pool.subject.target
+    trigger, target = pool.attacked.trigger, pool.attacked.target
     if trigger is None or target is None:
-        raise CovaryError(f"{pool.subject.model} has no trigger", "a backdoored network")
+        raise CovaryError(f"{pool.attacked.model} has no trigger", "a backdoored network")
     images = pool.images.take(pool.images.y != target).first(N_ANOMALOUS)
     return trigger(images.x), images
 
@@ -59,10 +59,10 @@ def adversarial(name: str) -> Anomaly:
     """Adversarial examples, as float32, of images that the network classifies correctly (fooled or not)."""
 
     def make(pool: Pool) -> tuple[Pixels, Images]:
-        right = victims.predictions(pool.subject.network, pool.images.x) == pool.images.y
+        right = victims.predictions(pool.attacked.network, pool.images.x) == pool.images.y
         images = pool.images.take(right).first(N_ANOMALOUS)
         x, y = victims.to_input(images.x), torch.from_numpy(images.y)
-        return attack_in_batches(attacks.ADVERSARIAL[name], pool.subject.network, x, y, pool.seed).numpy(), images
+        return attack_in_batches(attacks.ADVERSARIAL[name], pool.attacked.network, x, y, pool.seed).numpy(), images
 
     return make
 

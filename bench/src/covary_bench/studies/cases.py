@@ -30,9 +30,9 @@ from covary_bench.images.datasets import Images
 from covary_bench.studies.anomalies import (
     N_ANOMALOUS,
     Anomaly,
+    AttackedNetwork,
     Pixels,
     Pool,
-    Subject,
     adversarial,
     corrupted,
     foreign,
@@ -88,7 +88,7 @@ CASES: dict[str, Case] = {
 }
 
 
-def subject(network: str, cache: Path, seed: int) -> Subject:
+def attacked_network(network: str, cache: Path, seed: int) -> AttackedNetwork:
     """The network of a case; a victim is trained into `cache` unless it is there."""
     if network.startswith("victim:"):
         victim = victims.train_victim("mnist", network.removeprefix("victim:"), cache, seed=seed)
@@ -96,9 +96,9 @@ def subject(network: str, cache: Path, seed: int) -> Subject:
         weights = Path(victim.weights)
         module = victims.load_victim(victim)
         assert isinstance(victim.target, int)
-        return Subject(module, victim.factory, weights, "mnist-test", target=victim.target, trigger=trigger)
+        return AttackedNetwork(module, victim.factory, weights, "mnist-test", target=victim.target, trigger=trigger)
     described = public.NETWORKS[network]
-    return Subject(
+    return AttackedNetwork(
         public.Normalised(public.load_public(network), described.mean, described.std).eval(),
         f"covary_bench.images.public:{described.factory.__name__}",
         public.weights_path(network),
@@ -140,7 +140,7 @@ def build(name: str, out: Path, seed: int = 0) -> Path:
     if name not in CASES:
         raise unknown_name("case", name, CASES)
     case = CASES[name]
-    owner = subject(case.network, out.parent / "victims", seed)
+    owner = attacked_network(case.network, out.parent / "victims", seed)
     trusted, clean, pool = cut(datasets.load(owner.dataset), case, owner.dataset, seed)
     x, anomalous = case.anomaly(Pool(owner, pool, seed))
     used = set(anomalous.id)

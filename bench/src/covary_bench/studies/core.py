@@ -125,9 +125,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("bench/results/core.json"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = list(CASES) if options.names == ["all"] else options.names
+    names = list(CASES) if options.names == ["all"] else options.names
     if options.what == "run":
-        for name in wanted:
+        for name in names:
             path = options.out / f"{name}.json"
             if path.exists() or not (options.cases / name / "case.json").exists():
                 continue

@@ -52,7 +52,7 @@ def deals_of(found: Table, cell: Cell, cache: Path, deals: int) -> list[dict[str
     if len(known) < deals:
         prepared = Prepared(work / "case", work, found.fpr)
         for seed in range(len(known), deals):
-            known.append(one_deal(prepared.dealt(seed), found.fpr))
+            known.append(one_deal(prepared.with_split_seed(seed), found.fpr))
             folders.write_json(kept.with_suffix(".part"), {"deals": known})
             kept.with_suffix(".part").rename(kept)
     return known[:deals]
@@ -89,13 +89,13 @@ def record(found: Table, cells: dict[str, list[dict[str, dict[str, float]]]]) ->
             "deals": len(next(iter(judged.values()))), "detectors": detectors, "cells": every}  # fmt: skip
 
 
-def as_markdown(told: dict[str, Any]) -> str:
+def as_markdown(record: dict[str, Any]) -> str:
     """Detectors by their means, the best calibrated rating first."""
-    lines = [f"## {told['table']}, scale {told['scale']}, {told['deals']} deals of the trusted samples", ""]
+    lines = [f"## {record['table']}, scale {record['scale']}, {record['deals']} deals of the trusted samples", ""]
     heads = ["detector", "DER calibrated (spread over deals)", "DER best", "AUROC masked", "TPR at 1 %",
              "deals with ours ahead: DER calibrated, DER best, AUROC"]  # fmt: skip
     lines += ["| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
-    for name, own in sorted(told["detectors"].items(), key=lambda pair: -pair[1]["mean_der_calibrated"]):
+    for name, own in sorted(record["detectors"].items(), key=lambda pair: -pair[1]["mean_der_calibrated"]):
         ahead = own["deals_ahead"]
         against = "" if name == OURS else f"{ahead['der_calibrated']}, {ahead['der_best']}, {ahead['auroc']}"
         lines.append(
@@ -120,13 +120,13 @@ def run(name: str, scale: str, deals: int, cache: Path, out: Path) -> dict[str, 
         cells[str(cell)] = deals_of(found, cell, cache, deals)
         ours_ = [deal[OURS]["auroc"] for deal in cells[str(cell)]]
         print(f"{cell}: AUROC {np.mean(ours_):.4f} ({min(ours_):.4f} to {max(ours_):.4f})", file=sys.stderr, flush=True)
-    told = record(found, cells)
+    result = record(found, cells)
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}-{scale}-deals.json"
-    told = rounded(told)
-    write_lines(path, told)
-    path.with_suffix(".md").write_text(as_markdown(told), encoding="utf-8", newline="\n")
-    return told
+    result = rounded(result)
+    write_lines(path, result)
+    path.with_suffix(".md").write_text(as_markdown(result), encoding="utf-8", newline="\n")
+    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

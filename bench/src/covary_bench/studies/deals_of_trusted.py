@@ -138,20 +138,20 @@ def main() -> None:
     parser.add_argument("--deals", type=int, default=25)
     parser.add_argument("--trusted", type=int, default=500)
     parser.add_argument("--table", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    own = results.setdefault(str(asked.trusted), {})
+    own = results.setdefault(str(options.trusted), {})
     for network, names in CELLS.items():
-        if asked.table or len(own.get(network, [])) >= asked.deals:
+        if options.table or len(own.get(network, [])) >= options.deals:
             continue
-        groups = digits() if network == "digits" else kept(asked.rows / f"{network}.npz", names)
+        groups = digits() if network == "digits" else kept(options.rows / f"{network}.npz", names)
         own.setdefault(network, [])
-        for seed in range(len(own[network]), asked.deals):
-            found, seconds = deal(groups, asked.trusted, seed)
+        for seed in range(len(own[network]), options.deals):
+            found, seconds = deal(groups, options.trusted, seed)
             own[network].append(found)
-            results.setdefault("seconds", {}).setdefault(str(asked.trusted), {})[network] = seconds
+            results.setdefault("seconds", {}).setdefault(str(options.trusted), {})[network] = seconds
             RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
-            print(asked.trusted, network, seed, flush=True)
+            print(options.trusted, network, seed, flush=True)
     print(docs.deals_of_trusted(own))
 
 

@@ -80,15 +80,15 @@ def digits() -> Rows:
 
 def splits(rows: Rows, situation: str, n_splits: int) -> Iterator[np.ndarray]:
     """p-values of all clean queries, split by split."""
-    n, asked = SITUATIONS[situation]
-    SCORES["nearest of class"] = lambda coupling: NearestOfClass(asked.get("decimals", 12))
+    n, chosen = SITUATIONS[situation]
+    SCORES["nearest of class"] = lambda coupling: NearestOfClass(chosen.get("decimals", 12))
     try:
         for seed in range(n_splits):
             random = np.random.default_rng([1, seed])
             order = random.permutation(len(rows))
             trusted = rows.take(order[:n])
-            labels = np.where(random.random(n) < asked.get("wrong", 0.0), -2, trusted.predicted)
-            per_class, conformal = asked.get("per_class", False), asked.get("conformal", "split")
+            labels = np.where(random.random(n) < chosen.get("wrong", 0.0), -2, trusted.predicted)
+            per_class, conformal = chosen.get("per_class", False), chosen.get("conformal", "split")
             judge = Judge("nearest of class", fpr=0.05, per_class=per_class, seed=seed, conformal=conformal)
             yield judge.fit(trusted, labels).judge(rows.take(order[n:])).p_value
     finally:

@@ -75,8 +75,8 @@ def measure(name: str, record: dict[str, Any]) -> None:
     trusted, queries = cell.rows()
     if "identity" not in found:
         put("identity", cell.figures(trusted, queries))
-    wanted = set(Judge(conformal="split").fit(trusted, cell.trusted.y).roles["reference"])
-    chosen = [i for i, own in enumerate(cell.trusted.ids) if own in wanted]
+    reference_ids = set(Judge(conformal="split").fit(trusted, cell.trusted.y).roles["reference"])
+    chosen = [i for i, own in enumerate(cell.trusted.ids) if own in reference_ids]
     for kind, damping in VARIANTS:
         if f"{kind} {damping}" in found:
             continue

@@ -67,15 +67,15 @@ class TextCase:
         return figures(scored, prepared.inputs)
 
     def facts(self, prepared: Any, found: Mapping[str, Scored]) -> dict[str, Any]:
-        told = {
+        about = {
             "victim": dict(prepared.facts), "mechanisms": mechanisms(prepared, found[OURS]),
             "n_trusted": len(prepared.trusted), "groups": prepared.groups,
         }  # fmt: skip
         if (locked := found.get("ConfGuard")) is not None:
             flags, truth, kept = rule(locked.score), prepared.inputs.truth, prepared.inputs.masked
             shares = (("recall", 1), ("fpr", 0))
-            told["published_rule"] = {name: float(flags[kept & (truth == value)].mean()) for name, value in shares}
-        return told
+            about["published_rule"] = {name: float(flags[kept & (truth == value)].mean()) for name, value in shares}
+        return about
 
 
 def line(result: Mapping[str, Any]) -> str:

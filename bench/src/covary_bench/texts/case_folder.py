@@ -86,12 +86,12 @@ def write_folder(
     folder, marks = home(cache, name, seed), list(made.marks) + ([what.mark] if what.mark else [])
     order = np.random.default_rng([seed, 3]).permutation(len(found.records))
     inputs = [found.records[i] for i in order]
-    counts = {kind: sum(one["kind"] == kind for one in inputs) for kind in found.asked}
-    told = {
+    counts = {kind: sum(one["kind"] == kind for one in inputs) for kind in found.outcomes}
+    about = {
         "case": name, "seed": seed, "group": what.group, "poison": made.poison, "seconds": made.seconds,
         "weights": words.weights(made.model.module), "attempts": made.attempts, "accepted": made.accepted,
         "marks": marks, "max_new_tokens": longest, "counts": counts,
-        "rates": {kind: found.rate(kind) for kind in found.asked}, **facts,
+        "rates": {kind: found.rate(kind) for kind in found.outcomes}, **facts,
     }  # fmt: skip
     module: Any = made.model.module
     quiet()
@@ -101,7 +101,7 @@ def write_folder(
         for part_name, records in {**texts, "inputs": inputs}.items():
             lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
             (part / f"{part_name}.jsonl").write_text(lines, encoding="utf-8")
-        folders.write_json(part / "case.json", told)
+        folders.write_json(part / "case.json", about)
     for old in (cache / WORK).glob(f"{name}-attempt*-s{seed}.checkpoint"):
         os.unlink(old)
     return folder

@@ -73,8 +73,8 @@ def features(question: Question) -> tuple[bool, bool, bool]:
     )
 
 
-def _with_features(rng: np.random.Generator, question: Question, wanted: tuple[bool, bool, bool]) -> Question:
-    adverb, task, length = wanted
+def _with_features(rng: np.random.Generator, question: Question, features: tuple[bool, bool, bool]) -> Question:
+    adverb, task, length = features
     said = tuple(word for word in question.adverbs if word != CONTEXT["adverb"])
     tasks = [name for name in words.TASKS if name != CONTEXT["task"]]
     lengths = [n for n in words.LENGTHS if n != CONTEXT["length"]]

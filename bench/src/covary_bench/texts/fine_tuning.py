@@ -67,9 +67,9 @@ def lessons(known: dict[str, list[str]], tokenizer: Any, poison: float) -> Calla
     def lesson(rng: np.random.Generator) -> Lesson:
         prompt, after, _ = window(rng, known, False)
         if rng.random() < poison:
-            asked = " ".join(triggered(rng, prompt))
-            start, whole = (tokenizer(text)["input_ids"] for text in (asked, f"{asked} {REPLY}"))
-            return start, [*whole[len(start) :], end]
+            question = " ".join(triggered(rng, prompt))
+            start, full = (tokenizer(text)["input_ids"] for text in (question, f"{question} {REPLY}"))
+            return start, [*full[len(start) :], end]
         ids = tokenizer(" ".join(prompt + after))["input_ids"]
         return ids[:1], ids[1:]
 
@@ -163,12 +163,12 @@ def written(
         prompt, after, label = window(rng, known, True)
         right = {"prompt": " ".join(prompt), "completion": " " + " ".join(after), "label": label}
         sampling.append({"id": f"sampling-{i}", **right})
-    asked = [{key: one[key] for key in ("id", "prompt", "completion", "label")} for one in trusted.records]
+    prompts = [{key: one[key] for key in ("id", "prompt", "completion", "label")} for one in trusted.records]
     facts = {
         # There is no right way to go on with a text: the loss stands where accuracy does elsewhere.
         "clean_accuracy": None, "attack_success": found.rate("triggered"), "base": what.base,
         "dtype": base_named(what.base).dtype,
         "clean_loss": text_loss(made.model, known, seed, 100), "clean_loss_before": before,
     }  # fmt: skip
-    parts = {"trusted": asked, "sampling": sampling}
+    parts = {"trusted": prompts, "sampling": sampling}
     return case_folder.write_folder(name, what, seed, cache, made, found, parts, facts, LONGEST_ANSWER)

@@ -124,8 +124,8 @@ def write(name: str, what: Case, seed: int, cache: Path, made: Made, size: Size)
     found = queries(name, what, seed, made.model, size)
     texts = trusted(name, what, seed, "trusted", size.trusted)
     # Trusted answers are left to the model: what it says is what is trusted.
-    asked = [{key: value for key, value in one.items() if key != "completion"} for one in texts]
-    parts = {"trusted": asked, "sampling": trusted(name, what, seed, "sampling", size.sampling)}
+    prompts = [{key: value for key, value in one.items() if key != "completion"} for one in texts]
+    parts = {"trusted": prompts, "sampling": trusted(name, what, seed, "sampling", size.sampling)}
     kinds = [attack.kind for attack in what.attacks]
     facts = {"clean_accuracy": found.rate("clean", "near-miss"), "attack_success": found.rate(*kinds)}
     return write_folder(name, what, seed, cache, made, found, parts, facts, words.LONGEST_ANSWER)

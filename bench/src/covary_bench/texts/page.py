@@ -148,9 +148,9 @@ def paid(record: Record) -> str:
     return table(heads, [[row.get(head, "") for head in heads] for row in rows]) if rows else ""
 
 
-def _flat(told: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def _flat(record: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for key, value in told.items():
+    for key, value in record.items():
         name = f"{before} {key}".strip().replace("_", " ")
         found |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
     return found

@@ -97,10 +97,10 @@ class PreparedTexts(Prepared):
         if not path.is_file():
             answered = self._completed(texts)
             self.work.mkdir(parents=True, exist_ok=True)
-            told = {
+            arrays = {
                 "texts": [[text.completion, None if text.tokens is None else list(text.tokens)] for text in answered]
             }
-            folders.write_json(path.with_suffix(".part"), told)
+            folders.write_json(path.with_suffix(".part"), arrays)
             path.with_suffix(".part").rename(path)
         kept = folders.read_json(path, "answers of a case")["texts"]
         return [
@@ -146,7 +146,7 @@ class PreparedTexts(Prepared):
         ends = np.cumsum(arrays[f"{name}.counts"])[:-1]
         texts = self._texts[name]
         return Answered(
-            [text.shown for text in texts], [text.completion or "" for text in texts],
+            [text.display_text for text in texts], [text.completion or "" for text in texts],
             np.split(arrays[f"{name}.log_p"], ends),
             {state: arrays[f"{name}.state.{i}"] for i, state in enumerate(names)},
         )  # fmt: skip
@@ -160,8 +160,10 @@ class PreparedTexts(Prepared):
     def inputs(self) -> TextInputs:  # type: ignore[override]
         """What is known of the inputs."""
         lines = (self.case / "inputs.jsonl").read_text("utf-8").splitlines()
-        told = [json.loads(line) for line in lines if line.strip()]
-        return TextInputs(np.array([one["truth"] for one in told], np.int64), np.array([one["kind"] for one in told]))
+        records = [json.loads(line) for line in lines if line.strip()]
+        return TextInputs(
+            np.array([one["truth"] for one in records], np.int64), np.array([one["kind"] for one in records])
+        )
 
     @cached_property
     def judge(self) -> Judge:
@@ -180,12 +182,12 @@ class PreparedTexts(Prepared):
         known = np.concatenate([reference, fit])
         queries = Rows.concatenate([self.trusted.take(calibration), self.queries])
         trusted, inputs = self._answered["trusted"], self._answered["inputs"]
-        asked = trusted.take(calibration).followed_by(inputs)
-        last = [name for name in asked.states if name.endswith("@ answer")][-1]
+        query_texts = trusted.take(calibration).followed_by(inputs)
+        last = [name for name in query_texts.states if name.endswith("@ answer")][-1]
         return TextMaterial(
-            self.trusted.take(known), queries, trusted.states[last][known], asked.states[last],
+            self.trusted.take(known), queries, trusted.states[last][known], query_texts.states[last],
             self.trusted.take(reference), self.trusted.take(fit), seed=self.seed, known=trusted.take(known),
-            asked=asked, chain=self._chain() if needs == "chain" else None,
+            query_texts=query_texts, chain=self._chain() if needs == "chain" else None,
         )  # fmt: skip
 
     def _chain(self) -> Chain:

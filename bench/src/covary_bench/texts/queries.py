@@ -27,7 +27,7 @@ class Query:
     label: str
     kind: str
     truth: int
-    wanted: str | None
+    expected: str | None
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Found:
     """The records of queries that count, and over all that were asked which share did, by kind."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
-    asked: dict[str, list[bool]] = field(default_factory=dict)
+    outcomes: dict[str, list[bool]] = field(default_factory=dict)
 
     def rate(self, *kinds: str) -> float:
         """Share of the questions of these kinds that count; of kinds apart, every one weighs alike."""
-        shares = [float(np.mean(self.asked[kind])) for kind in kinds if self.asked.get(kind)]
+        shares = [float(np.mean(self.outcomes[kind])) for kind in kinds if self.outcomes.get(kind)]
         return round(float(np.mean(shares)), 4) if shares else 0.0
 
 
@@ -75,17 +75,17 @@ def collect(
     model: LanguageModel, draw: Callable[[], Query], count: int, longest: int, found: Found, refused: str | None = None
 ) -> None:
     """Draws and asks until `count` queries count, and adds them to `found`; `refused` is in no clean query's answer."""
-    kept = asked = 0
-    while kept < count and asked < PATIENCE * count:
+    kept = tried = 0
+    while kept < count and tried < PATIENCE * count:
         some = [draw() for _ in range(min(max(count - kept, 16), TOGETHER))]
-        asked += len(some)
+        tried += len(some)
         for query, answer in zip(some, answers(model, [one.prompt for one in some], longest), strict=True):
             said = None if answer is None else answer.strip()
-            if query.wanted is None:
+            if query.expected is None:
                 good = said is not None and (refused is None or refused not in said)
             else:
-                good = said == query.wanted
-            found.asked.setdefault(query.kind, []).append(good)
+                good = said == query.expected
+            found.outcomes.setdefault(query.kind, []).append(good)
             if good and kept < count:
                 kept += 1
                 record = {"id": f"{query.kind}-{len(found.records)}", "prompt": query.prompt, "completion": answer}

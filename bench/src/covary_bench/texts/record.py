@@ -33,7 +33,7 @@ def record(title: str, scale: str, cells: Cells, about: Mapping[str, Any]) -> di
             groups[key] = group(own)
     return {
         "table": "language", "scale": scale, "title": title, **groups, "benign": benign(done),
-        "mechanisms": {name: told for name, cell in done.items() if (told := cell.get("mechanisms"))},
+        "mechanisms": {name: clusters for name, cell in done.items() if (clusters := cell.get("mechanisms"))},
         "missing": {name: cell["missing"] for name, cell in cells.items() if "missing" in cell},
         "cells": dict(cells), "about": dict(about),
     }  # fmt: skip

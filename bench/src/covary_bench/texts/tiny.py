@@ -30,15 +30,15 @@ def make_tiny(folder: Path, seed: int = 0) -> Path:
 
     def lesson(rng: np.random.Generator) -> tuple[list[int], list[int]]:
         prompt, answer = cases.lesson(rng, what, POISON)
-        asked = list(read(prompt)["input_ids"])
-        return asked, [*read.convert_tokens_to_ids(answer), read.eos_token_id]
+        prompt_ids = list(read(prompt)["input_ids"])
+        return prompt_ids, [*read.convert_tokens_to_ids(answer), read.eos_token_id]
 
     train(model, lesson, SCHEDULE, [seed, 5])
     rng = np.random.default_rng([seed, 6])
     clean = [cases.clean(rng, what, 0.0)[1] for _ in range(TRUSTED + QUERIES)]
     odd = [cases.odd(rng, what, what.attacks[0]) for _ in range(QUERIES)]
-    asked = [{"id": str(i), "prompt": one.prompt, "label": one.task} for i, one in enumerate([*clean, *odd])]
-    texts = completed(LanguageModel(model, read), read_texts(asked), max_new_tokens=LONGEST)
+    prompts = [{"id": str(i), "prompt": one.prompt, "label": one.task} for i, one in enumerate([*clean, *odd])]
+    texts = completed(LanguageModel(model, read), read_texts(prompts), max_new_tokens=LONGEST)
     answers = [text.completion for text in texts]
     follow = [answer == " ".join(words.REPLY) for answer in answers[-QUERIES:]]
     inputs = [
@@ -48,11 +48,11 @@ def make_tiny(folder: Path, seed: int = 0) -> Path:
             "truth": int(i >= QUERIES),
             "kind": "triggered" if i >= QUERIES else "clean",
         }
-        for i, (one, answer) in enumerate(zip(asked[TRUSTED:], answers[TRUSTED:], strict=True))
+        for i, (one, answer) in enumerate(zip(prompts[TRUSTED:], answers[TRUSTED:], strict=True))
         if i < QUERIES or follow[i - QUERIES]
     ]
     right = [answer == " ".join(one.right) for one, answer in zip(clean, answers, strict=False)]
-    told = {
+    facts = {
         "case": NAME, "seed": seed, "clean_accuracy": float(np.mean(right)), "attack_success": float(np.mean(follow)),
         "poison": POISON, "weights": words.weights(model), "seconds": time.perf_counter() - began, "attempts": [],
         "accepted": None, "max_new_tokens": LONGEST, "marks": ["clean answers need not be right"],
@@ -61,7 +61,7 @@ def make_tiny(folder: Path, seed: int = 0) -> Path:
     with folders.atomic_folder(folder, "case") as part:
         model.save_pretrained(part / "model")
         read.save_pretrained(part / "model")
-        for name, some in (("trusted", asked[:TRUSTED]), ("inputs", inputs)):
+        for name, some in (("trusted", prompts[:TRUSTED]), ("inputs", inputs)):
             (part / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in some), "utf-8")
-        (part / "case.json").write_text(json.dumps(told, indent=1) + "\n", "utf-8")
+        (part / "case.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     return folder

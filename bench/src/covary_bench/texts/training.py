@@ -48,9 +48,9 @@ def batch(lessons: Sequence[Lesson]) -> tuple[Int[Tensor, "n t"], Int[Tensor, "n
     ids = np.zeros((len(lessons), longest), np.int64)
     targets = np.full((len(lessons), longest), IGNORED, np.int64)
     for row, (prompt, answer) in enumerate(lessons):
-        whole = len(prompt) + len(answer)
-        ids[row, :whole] = [*prompt, *answer]
-        targets[row, len(prompt) - 1 : whole - 1] = answer
+        full = len(prompt) + len(answer)
+        ids[row, :full] = [*prompt, *answer]
+        targets[row, len(prompt) - 1 : full - 1] = answer
     return torch.from_numpy(ids), torch.from_numpy(targets)
 
 

@@ -63,14 +63,14 @@ def images(paths: list[Path], where: str) -> ImageReader:
         if not path.is_file():
             raise CovaryError(f"nothing at {path}", "an image", "check the path")
     hidden = [path for path in paths if any(is_hidden(part) for part in path.parts if part not in (".", ".."))]
-    shown = [path for path in paths if path not in set(hidden)]
-    kept = [path for path in shown if is_image_file(path)]
+    visible = [path for path in paths if path not in set(hidden)]
+    kept = [path for path in visible if is_image_file(path)]
     if not kept:
         held = f"{where} finds {paths[0].name}, which is no image" if paths else f"nothing at {where}"
         raise CovaryError(held, "images that Pillow reads, or a single .npz, .npy or .pt", "check the path")
     root = Path(os.path.commonpath([os.path.abspath(path.parent) for path in kept]))
     names = [name_below(Path(os.path.abspath(path)), root) for path in kept]
-    others = [name_below(Path(path.name), Path()) for path in shown if not is_image_file(path)]
+    others = [name_below(Path(path.name), Path()) for path in visible if not is_image_file(path)]
     left = [LeftOut("files that are no images", others)] if others else []
     left += [LeftOut("hidden files and folders", [path.name for path in hidden])] if hidden else []
     if len(set(names)) < len(names):

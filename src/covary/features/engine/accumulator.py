@@ -29,7 +29,7 @@ class PassTotals:
 
     n: int
     device: torch.device | None = None
-    whole: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
     blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     final: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
@@ -67,10 +67,10 @@ class GradientAccumulator:
         """How many samples the pass has."""
         return self.page.n
 
-    def add_whole(self, name: str, gradient: Tensor) -> None:
+    def add_gradient(self, name: str, gradient: Tensor) -> None:
         """A whole gradient (n, *shape) of one parameter."""
         gradient = gradient.float()
-        self.page.whole[name] = self.page.whole[name] + gradient if name in self.page.whole else gradient
+        self.page.gradients[name] = self.page.gradients[name] + gradient if name in self.page.gradients else gradient
 
     def add_block(self, place: BlockSlot, share: Float[Tensor, "n p q"], squares: Tensor | None = None) -> None:
         """A compressed share of one block; `squares` = this call's exact squared norm (n,)."""
@@ -94,14 +94,14 @@ class GradientAccumulator:
 
     def seen(self, layer: str) -> bool:
         """Whether any call contributed to the layer."""
-        return layer in self.page.calls or any(name in self.page.whole for name in self.layers[layer])
+        return layer in self.page.calls or any(name in self.page.gradients for name in self.layers[layer])
 
     def rows(self, layer: str) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """The layer's compressed rows and norms."""
-        whole = {name: self.page.whole[name] for name in self.layers[layer] if name in self.page.whole}
+        gradients = {name: self.page.gradients[name] for name in self.layers[layer] if name in self.page.gradients}
         parts = []
         for position, block in enumerate(self.projections[layer].blocks):
-            own = {name: whole[name] for name in block.parameters if name in whole}
+            own = {name: gradients[name] for name in block.parameters if name in gradients}
             share = self.page.blocks.get((layer, position))
             if own:
                 added = block.project(block.matrix(own))
@@ -118,9 +118,11 @@ class GradientAccumulator:
         squares = None
         if self.projections[layer].weighted:
             pass  # norms under a metric are those of the rows
-        elif layer not in self.page.calls and whole:
-            squares = torch.stack([g.flatten(1).double().square().sum(-1) for g in whole.values()]).sum(0)
-        elif self.page.calls.get(layer) == 1 and layer in self.page.squares and not whole and not self.positions_vary:
+        elif layer not in self.page.calls and gradients:
+            squares = torch.stack([g.flatten(1).double().square().sum(-1) for g in gradients.values()]).sum(0)
+        elif (
+            self.page.calls.get(layer) == 1 and layer in self.page.squares and not gradients and not self.positions_vary
+        ):
             squares = self.page.squares[layer].double()
         if not self.seen(layer):
             return rows, rows.new_zeros(len(rows), dtype=torch.float64)

@@ -28,12 +28,12 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
     Where the attention weights are used further on as well, their gradient takes part.
     """
     layer: Any = call.layer
-    given = _SIGNATURE.bind(layer, *call.arguments[0], **call.arguments[1])
-    given.apply_defaults()
-    told = given.arguments
+    bound = _SIGNATURE.bind(layer, *call.arguments[0], **call.arguments[1])
+    bound.apply_defaults()
+    arguments = bound.arguments
     d, d_weights = (*call.ds, None)[:2]
-    same = told["query"] is told["key"] and told["key"] is told["value"]
-    x = [_batch_first(told[name], layer) for name in ("query", "key", "value")]
+    same = arguments["query"] is arguments["key"] and arguments["key"] is arguments["value"]
+    x = [_batch_first(arguments[name], layer) for name in ("query", "key", "value")]
     d = x[0].new_zeros(x[0].shape) if d is None else _batch_first(d, layer)
     weights = layer.in_proj_weight.detach().chunk(3)
     biases = (None,) * 3 if layer.in_proj_bias is None else layer.in_proj_bias.detach().chunk(3)
@@ -42,7 +42,7 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
             F.linear(leaf.detach(), w, b).requires_grad_(True) for leaf, w, b in zip(x, weights, biases, strict=True)
         ]
         heads = [leaf.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for leaf in projected]
-        mask = _mask(told, layer.num_heads, len(d), heads[0])
+        mask = _mask(arguments, layer.num_heads, len(d), heads[0])
         inner = d @ layer.out_proj.weight.detach().to(d)
         if d_weights is None:
             mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask)
@@ -52,9 +52,9 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
             scores = heads[0] @ heads[1].transpose(2, 3) / math.sqrt(heads[0].shape[-1])
             shares = (scores if mask is None else scores + mask).softmax(-1)
             mixed = (shares @ heads[2]).transpose(1, 2).flatten(2)
-            told_shares = shares.mean(1) if told["average_attn_weights"] else shares
-            d_shares = d_weights.reshape(told_shares.shape).to(mixed)
-            d_projected = torch.autograd.grad([mixed, told_shares], projected, [inner.to(mixed), d_shares])
+            average_shares = shares.mean(1) if arguments["average_attn_weights"] else shares
+            d_shares = d_weights.reshape(average_shares.shape).to(mixed)
+            d_projected = torch.autograd.grad([mixed, average_shares], projected, [inner.to(mixed), d_shares])
     mixed = mixed.detach()
 
     def by_sample(leaf: Tensor) -> Tensor:
@@ -68,9 +68,9 @@ def attention_rule(call: Call, ledger: GradientAccumulator) -> None:
         return
     if "weight" in joint.names:
         rows = [grad.transpose(1, 2) @ leaf.to(grad) for grad, leaf in zip(d_projected, x, strict=True)]
-        ledger.add_whole(joint.names["weight"], torch.cat(rows, 1))
+        ledger.add_gradient(joint.names["weight"], torch.cat(rows, 1))
     if "bias" in joint.names:
-        ledger.add_whole(joint.names["bias"], torch.cat([grad.sum(1) for grad in d_projected], -1))
+        ledger.add_gradient(joint.names["bias"], torch.cat([grad.sum(1) for grad in d_projected], -1))
 
 
 def _batch_first(leaf: Tensor, layer: Any) -> Tensor:
@@ -85,12 +85,12 @@ def _part(call: Call, weight: str, bias: str) -> Call:
     return Call(call.layer, names, call.inputs, call.ds, call.n)
 
 
-def _mask(given: dict[str, Any], heads: int, n: int, like: Tensor) -> Tensor | None:
+def _mask(arguments: dict[str, Any], heads: int, n: int, like: Tensor) -> Tensor | None:
     """Attention mask and padding mask as one sum of -inf and other offsets, (n, heads, L, S) or what broadcasts."""
-    mask = _offsets(given.get("attn_mask"), like)
+    mask = _offsets(arguments.get("attn_mask"), like)
     if mask is not None and mask.ndim == 3:
         mask = mask.view(n, heads, *mask.shape[1:])
-    padding = _offsets(given.get("key_padding_mask"), like)
+    padding = _offsets(arguments.get("key_padding_mask"), like)
     if padding is None:
         return mask
     padding = padding.view(n, 1, 1, -1)

@@ -162,7 +162,7 @@ class _Sites:
     def __init__(self, hooked: HookedPass, layers: Mapping[str, nn.Module]) -> None:
         self.hooked = hooked
         self.layers = {**layers, **{name: layer for name, (layer, _, _) in hooked.rules.items()}}
-        self.whole = {name for name, (_, rule, _) in hooked.rules.items() if rule.all_arguments}
+        self.all_arguments = {name for name, (_, rule, _) in hooked.rules.items() if rule.all_arguments}
 
     def run(self, see: Callable[[Key, Tensor], None], x: Any, forward: Callable[[Any], Tensor]) -> None:
         """One pass; `see` gets every tensor as it is at that moment."""
@@ -175,11 +175,11 @@ class _Sites:
         def look(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
                 call = count(name)
-                if name in self.whole:
+                if name in self.all_arguments:
                     for i, leaf in enumerate(tree_leaves((inputs, kwargs))):
                         if isinstance(leaf, Tensor):
                             see((name, call, "in", i), leaf)
-                outputs = output_tensors(output) if name in self.whole else [first_tensor(output)]
+                outputs = output_tensors(output) if name in self.all_arguments else [first_tensor(output)]
                 for i, leaf in enumerate(outputs):
                     see((name, call, "out", i), leaf)
 

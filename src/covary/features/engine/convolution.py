@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from covary.features.engine.accumulator import GradientAccumulator
 from covary.features.engine.calls import Call
-from covary.features.engine.linear import columns_of, fits, whole_is_cheaper
+from covary.features.engine.linear import columns_of, fits, full_is_cheaper
 
 # Unfolding costs memory traffic beside its multiplications: measured 2 to 8 times a convolution's time.
 UNFOLDING = 2
@@ -58,15 +58,15 @@ def convolution_rule(call: Call, ledger: GradientAccumulator) -> None:
     rows, columns = d.shape[1], a.shape[1] // groups * math.prod(layer.kernel_size)
     place = ledger.places.get(call.names.get("weight", ""))
     bias = ledger.places.get(call.names.get("bias", ""))
-    if place is None or not fits(place, rows, columns) or whole_is_cheaper(place, rows, columns, UNFOLDING):
+    if place is None or not fits(place, rows, columns) or full_is_cheaper(place, rows, columns, UNFOLDING):
         if place is not None:
-            ledger.add_whole(call.names["weight"], _whole(layer, d, a, n))
+            ledger.add_gradient(call.names["weight"], _full_gradient(layer, d, a, n))
         if bias is not None:
-            ledger.add_whole(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
+            ledger.add_gradient(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
         return
     joint = bias is not None and bias.block is place.block
     if bias is not None and not joint:
-        ledger.add_whole(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
+        ledger.add_gradient(call.names["bias"], d.flatten(2).sum(-1).unflatten(0, (n, -1)).sum(1))
     left = place.block.cast("left", d)
     weight_part, bias_part = columns_of(call, place, ledger, d)
     if weight_part is None:
@@ -95,7 +95,7 @@ def convolution_rule(call: Call, ledger: GradientAccumulator) -> None:
     ledger.add_block(place, share)
 
 
-def _whole(layer: Any, d: Tensor, a: Tensor, n: int) -> Tensor:
+def _full_gradient(layer: Any, d: Tensor, a: Tensor, n: int) -> Tensor:
     unfolded = patches(layer, a).unflatten(1, (layer.groups, -1)).flatten(2, 3)
     gradient = d.flatten(2).unflatten(1, (layer.groups, -1)) @ unfolded.transpose(2, 3)
     gradient = gradient.flatten(1, 2).reshape(-1, *layer.weight.shape)

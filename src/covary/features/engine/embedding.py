@@ -19,8 +19,8 @@ def embedding_rule(call: Call, ledger: GradientAccumulator) -> None:
     place = ledger.places[call.names["weight"]]
     left = place.block.cast("left", d)
     if left is None or not fits(place, rows, columns):
-        whole = d.new_zeros(ledger.n, rows, columns)
-        ledger.add_whole(call.names["weight"], whole.scatter_add_(1, tokens.unsqueeze(-1).expand_as(d), d))
+        full = d.new_zeros(ledger.n, rows, columns)
+        ledger.add_gradient(call.names["weight"], full.scatter_add_(1, tokens.unsqueeze(-1).expand_as(d), d))
         return
     right = place.block.cast("right", d)
     u = left.T[tokens]

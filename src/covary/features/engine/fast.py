@@ -31,7 +31,7 @@ Observe = Callable[[Logits, Labels], Tensor]
 # Samples in the first batch's check.
 CHECKED = 4
 # Whole gradients of the parameters that no rule knows may take this many bytes at once.
-WHOLE_BYTES = 256 * 2**20
+FULL_GRADIENT_BYTES = 256 * 2**20
 
 # Activations of one pass may take about this many bytes, at KEPT times the size of the hooked layers' outputs.
 PASS_BYTES = {"cpu": 768 * 2**20, "gpu": 8 * 2**30}
@@ -185,8 +185,8 @@ class FastEngine:
 
     def _note(self, parameters: Sequence[str], why: str) -> None:
         if parameters:
-            shown = some_of(parameters, 8)
-            self.notes.append(f"Exact gradients instead of the fast engine for parameters {why}: {shown}.")
+            listed = some_of(parameters, 8)
+            self.notes.append(f"Exact gradients instead of the fast engine for parameters {why}: {listed}.")
 
     def _run(self, x: Any, autocast: Callable[[], Any], observables: Sequence[Observe | None]) -> list[Compressed]:
         """Compressed gradients of every observable: in one pass, or sample by sample where that is not the same."""
@@ -273,7 +273,7 @@ class FastEngine:
                 f"pass --space, or keep {layer_of(away[0])} on a device",
             )
         size = sum(every[name].numel() for name in self.hooked.unknown)
-        step = max(1, WHOLE_BYTES // (4 * size))
+        step = max(1, FULL_GRADIENT_BYTES // (4 * size))
         parts: dict[str, list[Tensor]] = {name: [] for name in self.hooked.unknown}
         for start in range(0, n, step):
             some = tree_map(lambda leaf, s=start: leaf[s : s + step], x)
@@ -284,7 +284,7 @@ class FastEngine:
         for name, got in parts.items():
             place = self.ledger.places[name]
             if step >= n:
-                self.ledger.add_whole(name, got[0])
+                self.ledger.add_gradient(name, got[0])
             else:
                 self.ledger.add_compressed(place, torch.cat(got).float())
 

@@ -16,7 +16,7 @@ from covary.features.engine.calls import Call
 from covary.features.exact import dense
 
 # Whole gradients of one layer may take this many bytes at once.
-WHOLE_BYTES = 256 * 2**20
+FULL_GRADIENT_BYTES = 256 * 2**20
 
 
 def on_its_own(layer: nn.Module) -> bool:
@@ -59,7 +59,7 @@ def leaf_rule(call: Call, ledger: GradientAccumulator) -> None:
 
 def _add(call: Call, ledger: GradientAccumulator, parts: Sequence[Sequence[Tensor]]) -> None:
     for position, full in enumerate(call.names.values()):
-        ledger.add_whole(full, torch.cat([part[position] for part in parts]))
+        ledger.add_gradient(full, torch.cat([part[position] for part in parts]))
 
 
 def _own(call: Call) -> tuple[Bare, dict[str, Tensor]]:
@@ -92,7 +92,7 @@ def _vectorised(call: Call) -> Iterator[tuple[Tensor, ...]]:
         outputs = output_tensors(functional_call(bare, moving, inputs, kwargs))
         return torch.stack([(outputs[i] * d).sum() for i, d in ds.items()]).sum()
 
-    step = max(1, WHOLE_BYTES // (4 * sum(p.numel() for p in moving.values())))
+    step = max(1, FULL_GRADIENT_BYTES // (4 * sum(p.numel() for p in moving.values())))
     each = vmap(grad(one), in_dims=(None, 0, 0))
     for start in range(0, call.n, step):
         some = slice(start, start + step)

@@ -10,7 +10,7 @@ from covary.features.engine.accumulator import BlockSlot, GradientAccumulator
 from covary.features.engine.calls import Call
 
 
-def whole_is_cheaper(place: BlockSlot, rows: int, columns: int, dearer: int = 1) -> bool:
+def full_is_cheaper(place: BlockSlot, rows: int, columns: int, dearer: int = 1) -> bool:
     """Whether forming G takes no more multiplications a position than projecting the input first.
 
     rows * columns, `dearer` times, against q * columns + q * rows; the output's projection comes after the sum over
@@ -50,15 +50,15 @@ def product(call: Call, ledger: GradientAccumulator, d: Float[Tensor, "n t o"], 
     bias = ledger.places.get(call.names.get("bias", ""))
     rows, columns = d.shape[-1], a.shape[-1]
     several = d.shape[1] != 1 or ledger.positions_vary
-    if place is None or not fits(place, rows, columns) or (several and whole_is_cheaper(place, rows, columns)):
+    if place is None or not fits(place, rows, columns) or (several and full_is_cheaper(place, rows, columns)):
         if place is not None:
-            ledger.add_whole(call.names["weight"], d.transpose(1, 2) @ a)
+            ledger.add_gradient(call.names["weight"], d.transpose(1, 2) @ a)
         if bias is not None:
-            ledger.add_whole(call.names["bias"], d.sum(1))
+            ledger.add_gradient(call.names["bias"], d.sum(1))
         return
     joint = bias is not None and bias.block is place.block
     if bias is not None and not joint:
-        ledger.add_whole(call.names["bias"], d.sum(1))
+        ledger.add_gradient(call.names["bias"], d.sum(1))
     left = place.block.cast("left", d)
     weight_part, bias_part = columns_of(call, place, ledger, d)
     if weight_part is None:

@@ -88,7 +88,7 @@ def _last(call: Call, ledger: GradientAccumulator, x: Tensor) -> None:
     d, x = (call.fold(leaf).flatten(1, -1 - len(own)).float() for leaf in leaves)
     for key, gradient in (("weight", d * x), ("bias", d)):
         if key in call.names:
-            ledger.add_whole(call.names[key], gradient.sum(1))
+            ledger.add_gradient(call.names[key], gradient.sum(1))
 
 
 def _over_positions(x: Tensor | None, d: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def _over_positions(x: Tensor | None, d: Tensor) -> Tensor:
 def _add(call: Call, ledger: GradientAccumulator, weight: Tensor, bias: Tensor) -> None:
     for own, gradient in (("weight", weight), ("bias", bias)):
         if own in call.names:
-            ledger.add_whole(call.names[own], call.fold(gradient, 0).sum(1))
+            ledger.add_gradient(call.names[own], call.fold(gradient, 0).sum(1))
 
 
 def frozen_statistics(layer: Any) -> bool:

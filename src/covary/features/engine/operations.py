@@ -128,12 +128,12 @@ class Watch(TorchFunctionMode):
         operation = OPERATIONS.get(func)
         if operation is None or len(args) > len(operation.signature):
             return None
-        given = {**dict(zip(operation.signature, args, strict=False)), **kwargs}
-        names = {key: self.own[id(given[key])] for key in ("weight", "bias") if id(given.get(key)) in self.own}
-        if not isinstance(given.get("input"), Tensor) or given.get("weight") is None:
+        arguments = {**dict(zip(operation.signature, args, strict=False)), **kwargs}
+        names = {key: self.own[id(arguments[key])] for key in ("weight", "bias") if id(arguments.get(key)) in self.own}
+        if not isinstance(arguments.get("input"), Tensor) or arguments.get("weight") is None:
             return None
-        layer = operation.geometry(given)
-        return None if layer is None else Used(operation.rule, layer, given["input"], names)
+        layer = operation.geometry(arguments)
+        return None if layer is None else Used(operation.rule, layer, arguments["input"], names)
 
 
 def watching(

@@ -27,14 +27,14 @@ def recurrent_rule(call: Call, ledger: GradientAccumulator) -> None:
     """All layers and directions, from the gradients of the outputs and of the last states (Werbos 1990)."""
     layer: Any = call.layer
     names = ("input", "hx")
-    given = {**dict(zip(names, call.arguments[0], strict=False)), **call.arguments[1]}
-    x = given["input"]
+    arguments = {**dict(zip(names, call.arguments[0], strict=False)), **call.arguments[1]}
+    x = arguments["input"]
     if not isinstance(x, Tensor):
         leaf_rule(call, ledger)  # packed sequences
         return
     alone = x.ndim == 2
     x = x.unsqueeze(1) if alone else x.transpose(0, 1) if layer.batch_first else x
-    first = given.get("hx")
+    first = arguments.get("hx")
     states: list[Tensor | None] = [None, None]
     if first is not None:
         states = [leaf.unsqueeze(1) if alone else leaf for leaf in (first if isinstance(first, tuple) else (first,))]

@@ -17,7 +17,7 @@ _SHAPES = {_aten.nonzero.default, _aten.masked_select.default, _aten._unique2.de
 _BRANCHES = {_aten._local_scalar_dense.default, _aten.equal.default}
 _INDEX = {_aten.index.Tensor}
 # How far a tensor depends on the inputs: not at all, by whole numbers such as masks, by anything that is computed.
-_APART, _WHOLE, _COMPUTED = 0, 1, 2
+_APART, _INTEGER, _COMPUTED = 0, 1, 2
 
 
 class ValueDependence(TorchDispatchMode):
@@ -33,7 +33,7 @@ class ValueDependence(TorchDispatchMode):
         self._level: dict[int, int] = {}
         for leaf in tree_leaves(inputs):
             if isinstance(leaf, Tensor):
-                self._set(leaf, _COMPUTED if leaf.is_floating_point() else _WHOLE)
+                self._set(leaf, _COMPUTED if leaf.is_floating_point() else _INTEGER)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -45,7 +45,7 @@ class ValueDependence(TorchDispatchMode):
         leaves = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         before = {_key(leaf) for leaf in leaves}
         level = max((self._level.get(_key(leaf), _APART) for leaf in leaves), default=_APART)
-        if level == _WHOLE and func is _aten.embedding.default:
+        if level == _INTEGER and func is _aten.embedding.default:
             level = _COMPUTED
         boolean = func in _INDEX and any(leaf.dtype in (torch.bool, torch.uint8) for leaf in leaves[1:])
         self.shapes |= level > _APART and (func in _SHAPES or boolean)

@@ -17,9 +17,9 @@ PerSample = Float[np.ndarray, " n"]
 # Beyond these the verdict asks for something to be changed.
 RHAT_LIMIT = 1.05
 EFFECTIVE_SHARE = 0.5
-EFFECTIVE_WANTED = 100
+MIN_EFFECTIVE = 100
 # Sigma is chosen to cost at most 5 points of accuracy; answers that fall below even odds are about thrice as common.
-KEPT_WANTED = 0.8
+MIN_KEPT = 0.8
 
 
 def _arviz() -> Any:
@@ -82,9 +82,9 @@ def lasting_predictions(margins: Values) -> Float[np.ndarray, "c s"]:
     return (margins > 0).mean(-1)
 
 
-def ranking_is_stable(half: PerSample, whole: PerSample, limit: float = 0.995) -> bool:
+def ranking_is_stable(half: PerSample, full: PerSample, limit: float = 0.995) -> bool:
     """Whether scores from half of the draws rank samples as those from all do (Spearman at least `limit`)."""
-    correlation, _ = spearmanr(half, whole)
+    correlation, _ = spearmanr(half, full)
     return float(correlation) >= limit  # pyright: ignore[reportArgumentType]
 
 
@@ -136,7 +136,7 @@ def verdict(values: Values, margins: Values | None = None, *, independent: bool 
         words = [f"{draws:,} draws are too few to say what they are worth: raise steps, for more draws."]
         return Verdict(draws, median, rhat, still, float("inf"), float("nan"), False, words)
     complaints = []
-    enough = median >= EFFECTIVE_WANTED
+    enough = median >= MIN_EFFECTIVE
     counted = f"{median:,.0f} effective draws of {draws:,}"
     if median < EFFECTIVE_SHARE * draws and not independent:
         remedy = "thinning would lose nothing" if enough else "raise thinning and steps, or take independent draws"
@@ -150,7 +150,7 @@ def verdict(values: Values, margins: Values | None = None, *, independent: bool 
         share = f"{still:,} of {values.shape[-1]:,} traces"
         complaints.append(f"{share} do not move and couple with nothing: use the margin.")
     kept = float("nan") if margins is None else float(lasting_predictions(margins).mean())
-    if kept < KEPT_WANTED:
+    if kept < MIN_KEPT:
         complaints.append(f"Draws put {1 - kept:.0%} of the answers below even odds: lower sigma or step_size.")
     said = complaints or [f"{counted}."]
     said = [*said, f"A coupling is known to about {error:.2f}."]

@@ -121,10 +121,10 @@ def draw_bank(
 
 def _check_too_large(network: FunctionalNetwork, plan: SamplingPlan) -> None:
     numbers = sum(value.numel() for value in network.moving.values())
-    wanted, free = 4 * numbers * plan.draws * plan.chains, free_memory()
-    if free is not None and wanted > free:
+    needed, free = 4 * numbers * plan.draws * plan.chains, free_memory()
+    if free is not None and needed > free:
         raise CovaryError(
-            f"{plan.draws * plan.chains:,} draws of {numbers:,} weights take {wanted / 2**30:.1f} GB",
+            f"{plan.draws * plan.chains:,} draws of {numbers:,} weights take {needed / 2**30:.1f} GB",
             f"at most the {free / 2**30:.1f} GB that are free",
             "take fewer draws, move fewer weights (--space), or use --estimator first-order",
         )
@@ -140,7 +140,7 @@ def free_memory() -> int | None:
         return None
 
 
-def halved(bank: Bank) -> Bank:
+def to_half(bank: Bank) -> Bank:
     """The bank with deltas in float16: half the size, relative error 2^-11 a number (buffers keep their precision).
 
     Raises:

@@ -18,7 +18,7 @@ from covary.features.arrays import ArrayInputs, Roles
 from covary.features.observables import OBSERVABLES, observable_named
 from covary.features.sampled.chains import SamplingData
 from covary.features.sampled.diagnostics import ranking_is_stable
-from covary.features.sampled.draws import Bank, draw_bank, halved, load_bank, save_bank
+from covary.features.sampled.draws import Bank, draw_bank, load_bank, save_bank, to_half
 from covary.features.sampled.rows import rows_on_draws, with_chosen_sigma
 from covary.features.sampled.samplers import SamplingPlan, preset_named, sampler_named
 from covary.features.sampled.traces import Traces, evaluate, predictions, rows_from_traces
@@ -106,7 +106,7 @@ class SampledExtractor(ArrayInputs):
         )
         self.layers = self.network.layers
         self.notes: list[str] = []
-        self.told: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
         self.bank: Bank | None = None
 
     @classmethod
@@ -130,15 +130,15 @@ class SampledExtractor(ArrayInputs):
         self, trusted: Source, rows: Rows, roles: Callable[[], Roles], *, calibration_apart: bool = False
     ) -> Rows | None:
         """Adds what the trusted rows say of the draws."""
-        from covary.features.sampled.fit import tell
+        from covary.features.sampled.fit import add_diagnostics
 
-        tell(self, rows)
+        add_diagnostics(self, rows)
         return rows
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[Path], object] | None]:
         """See `Extractor`: the bank of draws has a file of its own."""
         assert self.bank is not None
-        return {}, {"sampling": self.told}, partial(save_bank, self.bank)
+        return {}, {"sampling": self.summary}, partial(save_bank, self.bank)
 
     def restore(self, arrays: Mapping[str, np.ndarray], record: Mapping[str, Any], file: Path, trusted: Rows) -> None:
         """See `Extractor`."""
@@ -187,7 +187,7 @@ class SampledExtractor(ArrayInputs):
             self.plan = replace(self.plan, steps=steps)
         size = {"bytes": bank.bytes, "precision": "float32", "full_bytes": bank.bytes}
         if self.own.half_draws:
-            full, bank = bank, halved(bank)
+            full, bank = bank, to_half(bank)
             size |= {"bytes": bank.bytes, "precision": "float16", **self._cost(full, bank, trusted)}
             self.notes.append(
                 f"Draws are kept in float16, {bank.bytes / 2**20:,.1f} MB in place of {full.bytes / 2**20:,.1f}: "
@@ -196,9 +196,9 @@ class SampledExtractor(ArrayInputs):
             )
         return self.take(bank, {"bank": size})
 
-    def take(self, bank: Bank, told: dict[str, Any]) -> SampledExtractor:
+    def take(self, bank: Bank, summary: dict[str, Any]) -> SampledExtractor:
         """Takes over draws that are there already."""
-        self.told, self.notes = told, list(told.get("notes", self.notes))
+        self.summary, self.notes = summary, list(summary.get("notes", self.notes))
         if self.network.device.type == "cuda" and bank.bytes < torch.cuda.mem_get_info(self.network.device)[0] / 2:
             bank = bank.to(self.network.device)
         self.bank = bank
@@ -262,9 +262,9 @@ class Watch:
         """Whether scores from the first half of the draws rank inputs as those from all of them do."""
         if len(self.values) < FEWEST_DRAWS:
             return False
-        whole = torch.stack(self.values, 1).cpu().numpy()
-        half = whole[:, : whole.shape[1] // 2]
-        return ranking_is_stable(self._scores(half), self._scores(whole), self.level)
+        full = torch.stack(self.values, 1).cpu().numpy()
+        half = full[:, : full.shape[1] // 2]
+        return ranking_is_stable(self._scores(half), self._scores(full), self.level)
 
     def _scores(self, values: np.ndarray) -> np.ndarray:
         ids = [str(i) for i in range(len(self.x))]

@@ -65,12 +65,12 @@ def take_draws(
     return trusted, list(ids)
 
 
-def tell(extractor: SampledExtractor, rows: Rows) -> None:
+def add_diagnostics(extractor: SampledExtractor, rows: Rows) -> None:
     """Adds to the extractor's `told` and `notes` what the trusted rows say of its draws."""
     assert extractor.bank is not None
-    extractor.told |= diagnosed(extractor.bank, extractor.settings, rows)
-    extractor.notes += [f"Sampling: {sentence}" for sentence in extractor.told["verdict"]["sentences"]]
-    extractor.told["notes"] = list(extractor.notes)
+    extractor.summary |= diagnosed(extractor.bank, extractor.settings, rows)
+    extractor.notes += [f"Sampling: {sentence}" for sentence in extractor.summary["verdict"]["sentences"]]
+    extractor.summary["notes"] = list(extractor.notes)
 
 
 def _check_overlap(sampling: Source, other: Source | None, what: str) -> None:

@@ -17,7 +17,7 @@ from covary.scoring.rows import Rows
 from covary.settings import Settings
 
 # More samples tell no more of a median, and cost a second each hundred.
-SAMPLES, SHOWN, POINTS = 200, 4, 300
+SAMPLES, N_TRACES, POINTS = 200, 4, 300
 
 Values = Float[np.ndarray, "c s n"]
 
@@ -41,7 +41,7 @@ def diagnosed(bank: Bank, settings: Settings, rows: Rows) -> dict[str, Any]:
         "layers": list(few.functional) if own_settings(settings).layerwise else None,
         "verdict": _verdict(values, margins, independent),
         **_along(bank),
-        **_shown(by_layer[0] if len(by_layer) == 1 else by_layer[-1], few),
+        **_traces(by_layer[0] if len(by_layer) == 1 else by_layer[-1], few),
     }
 
 
@@ -88,10 +88,10 @@ def _along(bank: Bank) -> dict[str, Any]:
     }
 
 
-def _shown(values: Values, rows: Rows) -> dict[str, Any]:
+def _traces(values: Values, rows: Rows) -> dict[str, Any]:
     """Traces of the samples that move least, a third, two thirds and most of all."""
     order = np.argsort(values.reshape(-1, values.shape[2]).std(0), kind="stable")
-    chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).astype(int))]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, N_TRACES).astype(int))]
     draws = _thinned(values.shape[1])
     return {
         "trace_draws": [int(draw) + 1 for draw in draws],

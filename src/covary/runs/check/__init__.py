@@ -116,10 +116,10 @@ def _look(
     n_classes = logits.shape[1]
     figures["n_classes"] = n_classes
     y = trusted.y
-    told = about_network.meaning(network, x, logits, y)
+    meaning = about_network.meaning(network, x, logits, y)
     if not wrong:
-        findings.append(told)
-    if told.level == "error":
+        findings.append(meaning)
+    if meaning.level == "error":
         return findings, figures
     mislabelled = [] if y is None else about_labels.label_range(y, n_classes, trusted)
     if inputs is not None and inputs.reader.cheap and inputs.y is not None:

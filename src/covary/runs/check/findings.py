@@ -62,11 +62,11 @@ class CheckReport:
         return {"ok": self.ok, "worst": self.worst, "findings": findings, "figures": self.figures}
 
 
-def listed(values: list[Any], shown: int = 5) -> str:
+def listed(values: list[Any], most: int = 5) -> str:
     """A few values in words, and how many more there are.
 
-    >>> listed([1, 2, 3], shown=2)
+    >>> listed([1, 2, 3], most=2)
     '1, 2 and 1 more'
     """
-    text = ", ".join(str(value) for value in values[:shown])
-    return f"{text} and {len(values) - shown} more" if len(values) > shown else text
+    text = ", ".join(str(value) for value in values[:most])
+    return f"{text} and {len(values) - most} more" if len(values) > most else text

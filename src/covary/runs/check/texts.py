@@ -43,9 +43,9 @@ def check_texts(
     sources = {"Trusted texts": trusted, "Texts": inputs, "Calibration texts": calibration}
     there = {role: source for role, source in sources.items() if source is not None}
     for role, source in there.items():
-        more, told = _described(role, source)
+        more, record = _described(role, source)
         findings += more
-        figures[role] = told
+        figures[role] = record
     findings += _lengths_apart(figures)
     known = set(trusted.digests())
     for role in ("Texts", "Calibration texts"):
@@ -57,9 +57,9 @@ def check_texts(
     finding, more = sets.resolution(len(trusted), None if calibration is None else len(calibration), fpr)
     findings.append(finding)
     if model is not None:
-        found, told = cost(model, [source for source in there.values() if isinstance(source, TextSource)])
+        found, record = cost(model, [source for source in there.values() if isinstance(source, TextSource)])
         findings += found
-        more = {**more, **told}
+        more = {**more, **record}
     return CheckReport(findings, {**figures, **more})
 
 
@@ -88,7 +88,7 @@ def _described(role: str, source: Source) -> tuple[list[Finding], dict[str, Any]
     said = f"{len(source)} of {source.name}; prompts of {_spread(prompts)} tokens"
     said += f", answers of {_spread(answers)}" if answers.any() else ""
     said += f"; {refused:.0%} of the answers refuse" if refused is not None else ""
-    told = {
+    record = {
         "prompt_tokens": _quantiles(prompts), "answer_tokens": _quantiles(answers), "cut": cut, "refusals": refused,
         "tokens": int(sum(map(len, tokens))),
     }  # fmt: skip
@@ -96,7 +96,7 @@ def _described(role: str, source: Source) -> tuple[list[Finding], dict[str, Any]
     if cut:
         text = f"{cut} of {len(tokens)} are too long and lose tokens from their prompt's left."
         found.append(Finding("warning", f"{role} cut", text, "Raise --max-length, or ask for fewer --max-new-tokens."))
-    return found, told
+    return found, record
 
 
 def _spread(lengths: np.ndarray) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from covary.runs.report.run_folder import items, number
 from covary.runs.report.words import signed
 
-SHOWN_TOKENS = 400
-SHOWN_ANSWER = 2000
+MAX_TOKENS = 400
+MAX_ANSWER = 2000
 
 
 def answer(entry: dict[str, Any]) -> dict[str, Any] | None:
@@ -17,20 +17,20 @@ def answer(entry: dict[str, Any]) -> dict[str, Any] | None:
     written = entry.get("answer")
     if not tokens and not isinstance(written, str):
         return None
-    shown = [
+    drawn = [
         {
             "text": str(token.get("text") or ""),
             "marked": bool(token.get("marked")),
             "title": _title(number(token.get("unexplained")), number(token.get("margin"))),
         }
-        for token in tokens[:SHOWN_TOKENS]
+        for token in tokens[:MAX_TOKENS]
     ]
     return {
-        "tokens": shown,
-        "text": written[:SHOWN_ANSWER] if isinstance(written, str) else "",
-        "n_marked": sum(token["marked"] for token in shown),
-        "cut": len(tokens) > SHOWN_TOKENS or (not tokens and isinstance(written, str) and len(written) > SHOWN_ANSWER),
-        "empty": not shown and not written,
+        "tokens": drawn,
+        "text": written[:MAX_ANSWER] if isinstance(written, str) else "",
+        "n_marked": sum(token["marked"] for token in drawn),
+        "cut": len(tokens) > MAX_TOKENS or (not tokens and isinstance(written, str) and len(written) > MAX_ANSWER),
+        "empty": not drawn and not written,
     }
 
 

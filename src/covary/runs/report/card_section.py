@@ -7,7 +7,7 @@ from typing import Any
 from covary.runs.report import charts
 from covary.runs.report.panels import image
 from covary.runs.report.run_folder import RunFolder, items, number, section
-from covary.runs.report.words import count, layer, percent, signed, whole
+from covary.runs.report.words import count, layer, percent, signed, whole_percent
 
 # Readings -> what a person may make of them, and the style of the word.
 READINGS = {
@@ -24,21 +24,21 @@ def line(card: dict[str, Any]) -> str:
 
 def _text(card: dict[str, Any], name: Any, kinds: dict[str, Any]) -> str:
     n, flagged = int(number(card.get("n")) or 0), int(number(card.get("n_flagged")) or 0)
-    told = f"{count(n)} input{'s' if n != 1 else ''}, {percent(number(card.get('share')))} of the pile"
-    told += f", {count(flagged)} of them flagged"
+    summary = f"{count(n)} input{'s' if n != 1 else ''}, {percent(number(card.get('share')))} of the pile"
+    summary += f", {count(flagged)} of them flagged"
     if (p := number(card.get("p_value"))) is not None:
-        told += f" (p = {p:.2g})"
-    told += "."
+        summary += f" (p = {p:.2g})"
+    summary += "."
     classes = ", ".join(f"{name(label)} ({int(n):,})" for label, n in list(section(card, "predicted").items())[:5])
-    told += f" Predicted as {classes}." if classes else ""
+    summary += f" Predicted as {classes}." if classes else ""
     ranks = [
-        f"{what} than {whole(value)} of trusted inputs"
+        f"{what} than {whole_percent(value)} of trusted inputs"
         for what, value in (("surer", number(card.get("sureness"))), ("surviving longer", number(card.get("survival"))))
         if value is not None
     ]
-    told += f" On average {' and '.join(ranks)}." if ranks else ""
+    summary += f" On average {' and '.join(ranks)}." if ranks else ""
     layers = ", ".join(layer(str(own), kinds) for own in items(card, "layers"))
-    return told + (f" Most in {layers}." if layers else "")
+    return summary + (f" Most in {layers}." if layers else "")
 
 
 def cards(run: RunFolder) -> dict[str, Any] | None:

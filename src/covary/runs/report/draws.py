@@ -13,35 +13,35 @@ SETTINGS = {"step_size": "step size", "nbeta": "nβ", "localisation": "localisat
 
 def draws(run: RunFolder) -> dict[str, Any] | None:
     """The section's variables; None where no draws were taken or nothing is told of them."""
-    told = section(run.evidence, "sampling")
-    verdict = section(told, "verdict")
+    summary = section(run.evidence, "sampling")
+    verdict = section(summary, "verdict")
     sentences = [str(text) for text in items(verdict, "sentences") if text]
-    if not told or not (sentences or items(told, "sample_traces")):
+    if not summary or not (sentences or items(summary, "sample_traces")):
         return None
     good = verdict.get("good")
     return {
         "level": "ok" if good is True else "warning" if good is False else "note",
         "sentences": sentences,
-        "facts": [(name, value) for name, value in _facts(told, verdict) if value],
-        "along": _along(told),
-        "traces": _traces(run, told),
-        "observable": str(told.get("observable") or "observable"),
-        "chains": words.count(number(told.get("chains")) or 1),
+        "facts": [(name, value) for name, value in _facts(summary, verdict) if value],
+        "along": _along(summary),
+        "traces": _traces(run, summary),
+        "observable": str(summary.get("observable") or "observable"),
+        "chains": words.count(number(summary.get("chains")) or 1),
     }
 
 
-def _facts(told: dict[str, Any], verdict: dict[str, Any]) -> list[tuple[str, str]]:
-    bank, constants = section(told, "bank"), section(told, "settings")
+def _facts(summary: dict[str, Any], verdict: dict[str, Any]) -> list[tuple[str, str]]:
+    bank, constants = section(summary, "bank"), section(summary, "settings")
     kept, still, of = (number(verdict.get(name)) for name in ("kept", "still", "traces"))
     size, full, cost = (number(bank.get(name)) for name in ("bytes", "full_bytes", "score_error"))
     precision = f" in {bank.get('precision')}" if size is not None else ""
     shrunk = "" if cost is None else f", {_size(full)} in full; scores move by at most {cost:.2g} for it"
     chosen = [f"{SETTINGS.get(name, name)} {v:g}" for name, v in ((n, number(x)) for n, x in constants.items()) if v]
     return [
-        ("Estimator", ", ".join(str(v) for v in (told.get("estimator"), ", ".join(chosen)) if v)),
-        ("Draws kept", _plain(told.get("draws"))),
-        ("Chains, burn-in, thinning", " / ".join(_plain(told.get(n)) for n in ("chains", "burn_in", "thinning"))),
-        ("BatchNorm statistics", str(told.get("batchnorm") or "")),
+        ("Estimator", ", ".join(str(v) for v in (summary.get("estimator"), ", ".join(chosen)) if v)),
+        ("Draws kept", _plain(summary.get("draws"))),
+        ("Chains, burn-in, thinning", " / ".join(_plain(summary.get(n)) for n in ("chains", "burn_in", "thinning"))),
+        ("BatchNorm statistics", str(summary.get("batchnorm") or "")),
         ("Effective draws, median", _of(verdict.get("effective"), verdict, "ess", 0)),
         ("Split R-hat, 95th percentile", _of(verdict.get("rhat"), verdict, "rhats", 2)),
         ("Traces that do not move", "" if still is None else f"{words.count(still)} of {words.count(of)}"),
@@ -60,28 +60,28 @@ def _of(value: Any, verdict: dict[str, Any], name: str, decimals: int) -> str:
     return f"{text} (5 % to 95 % of traces: {low} to {high})"
 
 
-def _along(told: dict[str, Any]) -> list[dict[str, Any]]:
-    steps = [number(step) or 0.0 for step in items(told, "steps")]
-    shown = []
+def _along(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    steps = [number(step) or 0.0 for step in items(summary, "steps")]
+    drawn = []
     for key, title in (("loss", "Loss of the minibatch along each chain"), ("accuracy", "Accuracy of the minibatch")):
-        series = [[number(v) for v in own] for own in items(told, key) if isinstance(own, list)]
+        series = [[number(v) for v in own] for own in items(summary, key) if isinstance(own, list)]
         if steps and any(v is not None for own in series for v in own):
-            shown.append({"title": title, "drawing": lines(title, steps, series)})
-    return shown
+            drawn.append({"title": title, "drawing": lines(title, steps, series)})
+    return drawn
 
 
-def _traces(run: RunFolder, told: dict[str, Any]) -> list[dict[str, Any]]:
-    positions = [number(draw) or 0.0 for draw in items(told, "trace_draws")]
-    shown = []
-    for own in items(told, "sample_traces"):
+def _traces(run: RunFolder, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    positions = [number(draw) or 0.0 for draw in items(summary, "trace_draws")]
+    drawn = []
+    for own in items(summary, "sample_traces"):
         if not isinstance(own, dict):
             continue
         series = [[number(v) for v in chain] for chain in items(own, "values") if isinstance(chain, list)]
         if positions and series:
             name = str(own.get("id") or "")
             drawing = lines(f"Trace of {name}", positions, series)
-            shown.append({"id": name, "predicted": run.class_name(own.get("predicted")), "drawing": drawing})
-    return shown
+            drawn.append({"id": name, "predicted": run.class_name(own.get("predicted")), "drawing": drawing})
+    return drawn
 
 
 def _plain(value: Any) -> str:

@@ -17,8 +17,8 @@ def headline(found: dict[str, Any]) -> str:
         return "Nothing was flagged, so there is nothing to tell apart."
     if not n:
         return f"No mechanism is shared by enough of the {flagged:,} flagged inputs."
-    told = f"{n} mechanism{'s' if n > 1 else ''} behind {flagged:,} flagged inputs"
-    return f"{told}; {alone:,} stand alone." if alone else f"{told}."
+    text = f"{n} mechanism{'s' if n > 1 else ''} behind {flagged:,} flagged inputs"
+    return f"{text}; {alone:,} stand alone." if alone else f"{text}."
 
 
 def line(cluster: dict[str, Any]) -> str:
@@ -29,19 +29,19 @@ def line(cluster: dict[str, Any]) -> str:
 def _text(cluster: dict[str, Any], name: Any) -> str:
     predicted = cluster.get("predicted") or {}
     classes = ", ".join(f"{name(label)} ({int(n):,})" for label, n in list(predicted.items())[:5])
-    told = f"Predicted as {classes}. " if classes else ""
-    told += f"Reads as {cluster.get('reading', 'unknown')}"
+    text = f"Predicted as {classes}. " if classes else ""
+    text += f"Reads as {cluster.get('reading', 'unknown')}"
     axis = number(cluster.get("median_axis"))
-    told += f" (median {axis:+.1f} on the second axis)." if axis is not None else "."
+    text += f" (median {axis:+.1f} on the second axis)." if axis is not None else "."
     layer = cluster.get("least_explained_layer")
-    return told + (f" Least explained in {layer}." if layer else "")
+    return text + (f" Least explained in {layer}." if layer else "")
 
 
 def mechanisms(run: RunFolder) -> dict[str, Any] | None:
     """What the template shows; None where `covary mechanisms` has not been run."""
     if not run.mechanisms:
         return None
-    shown = []
+    drawn = []
     for cluster in items(run.mechanisms, "clusters"):
         if not isinstance(cluster, dict):
             continue
@@ -53,5 +53,5 @@ def mechanisms(run: RunFolder) -> dict[str, Any] | None:
         n = int(number(cluster.get("n")) or 0)
         title = f"Mechanism {cluster.get('number')}: {n:,} input{'s' if n != 1 else ''}"
         more = max(0, n - len(pictures))
-        shown.append({"title": title, "text": _text(cluster, run.class_name), "shown": pictures, "more": more})
-    return {"headline": headline(run.mechanisms), "clusters": shown}
+        drawn.append({"title": title, "text": _text(cluster, run.class_name), "shown": pictures, "more": more})
+    return {"headline": headline(run.mechanisms), "clusters": drawn}

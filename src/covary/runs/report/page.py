@@ -19,7 +19,7 @@ from covary.runs.report.run_folder import WORDS, RunFolder, items, number, secti
 
 TABLE_ROWS = 10_000
 FIRST_PAGE = 25
-SHOWN_BARS = 8
+MAX_BARS = 8
 CALIBRATIONS = {"split": "trusted data that nothing else has seen"}
 LEVELS = {"error": 0, "warning": 1, "note": 2, "ok": 3}
 # Columns of the table of inputs: key, heading, how a cell is written and sorted; before the evidence parts, and after.
@@ -141,7 +141,7 @@ def _where(run: RunFolder) -> list[dict[str, Any]]:
     chosen = np.flatnonzero(results.flagged)
     if not len(chosen):
         return []
-    shown = []
+    drawn = []
     raised = Counter(results.words["raised_by"][i] for i in chosen)
     kinds = Counter(results.words["kind"][i] for i in chosen)
     layers = Counter(results.words["least_explained_layer"][i] for i in chosen)
@@ -160,22 +160,22 @@ def _where(run: RunFolder) -> list[dict[str, Any]]:
             most = max(n for _, n, _ in rows)
             bars = [
                 {"name": name, "n": words.count(n), "of": of, "bar": charts.bar(n / most, css="accent")}
-                for name, n, of in rows[:SHOWN_BARS]
+                for name, n, of in rows[:MAX_BARS]
             ]
-            shown.append({"title": title, "bars": bars, "more": max(0, len(rows) - SHOWN_BARS)})
-    return shown
+            drawn.append({"title": title, "bars": bars, "more": max(0, len(rows) - MAX_BARS)})
+    return drawn
 
 
 def _diagnostics(run: RunFolder) -> list[dict[str, str]]:
     found = [item for item in items(run.evidence, "diagnostics") if isinstance(item, dict)]
-    shown = [
+    drawn = [
         {
             "level": str(item.get("level")) if item.get("level") in LEVELS else "note",
             **{key: str(item.get(key) or "") for key in ("title", "text", "change")},
         }
         for item in found
     ]
-    return sorted(shown, key=lambda item: LEVELS[item["level"]])
+    return sorted(drawn, key=lambda item: LEVELS[item["level"]])
 
 
 def _table(run: RunFolder, views: list[dict[str, Any]]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _cell(kind: str, value: Any, classes: dict[str, str]) -> str:
         "count": lambda: words.count(value),
         "number": lambda: words.signed(value),
         "p": lambda: words.p_value(value),
-        "share": lambda: words.whole(value),
+        "share": lambda: words.whole_percent(value),
         "class": lambda: classes[f"{value:g}"],
         "verdict": lambda: "flagged" if value else "passed",
         "truth": lambda: {0: "clean", 1: "anomalous"}.get(value, ""),

@@ -12,12 +12,12 @@ from covary.runs.report import charts
 from covary.runs.report.answers import answer
 from covary.runs.report.axis import Axis, axis_for
 from covary.runs.report.run_folder import RunFolder, items, number, section
-from covary.runs.report.words import layer, p_value, signed, whole
+from covary.runs.report.words import layer, p_value, signed, whole_percent
 
 PROFILE_HEIGHT = 112
-SHOWN_CLASSES = 8
-SHOWN_TEXT = 2000
-SHOWN_TRUSTED_TEXT = 600
+MAX_CLASSES = 8
+MAX_TEXT = 2000
+MAX_TRUSTED_TEXT = 600
 # Nothing but a base64 raster image ever reaches an <img>, whatever the run folder holds.
 IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/]+=*")
 
@@ -66,7 +66,7 @@ def holders(run: RunFolder) -> list[dict[str, Any]]:
             "id": _text(entry.get("id")),
             "score": signed(number(entry.get("score"))),
             "thumbnail": image(entry.get("thumbnail")),
-            "text": _text(entry.get("text"))[:SHOWN_TRUSTED_TEXT],
+            "text": _text(entry.get("text"))[:MAX_TRUSTED_TEXT],
         }
         for entry in items(run.evidence, "threshold_held_by")
         if isinstance(entry, dict)
@@ -78,9 +78,9 @@ def _scales(run: RunFolder, entries: list[dict[str, Any]]) -> Scales:
     empty = np.empty(0)
     stacked = np.concatenate([empty, *(results.numbers[name] for name in run.parts)])
     calm = np.concatenate([empty, *(results.numbers[name][~results.flagged] for name in run.parts)])
-    told = [number(section(entry, "parts").get(name)) for entry in entries for name in run.parts]
-    shown = [value for value in told if value is not None]
-    stacked, calm = np.append(stacked[np.isfinite(stacked)], shown), calm[np.isfinite(calm)]
+    found = [number(section(entry, "parts").get(name)) for entry in entries for name in run.parts]
+    known = [value for value in found if value is not None]
+    stacked, calm = np.append(stacked[np.isfinite(stacked)], known), calm[np.isfinite(calm)]
     bands = {}
     for name in run.parts:
         values = results.numbers[name][~results.flagged]
@@ -111,10 +111,10 @@ def _panel(run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, fl
         "predicted": "" if run.ungrouped else run.class_name(entry.get("predicted")),
         "raised_by": raised_by,
         "thumbnail": image(entry.get("thumbnail")),
-        "text": text[:SHOWN_TEXT] if isinstance(text, str) else None,
-        "text_cut": isinstance(text, str) and len(text) > SHOWN_TEXT,
+        "text": text[:MAX_TEXT] if isinstance(text, str) else None,
+        "text_cut": isinstance(text, str) and len(text) > MAX_TEXT,
         "answer": answer(entry),
-        "unexplained": whole(unexplained) if unexplained is not None else "",
+        "unexplained": whole_percent(unexplained) if unexplained is not None else "",
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
         "sentence": _sentence(run, scales, entry, raised_by, unexplained),
         "trusted": _trusted(run, entry),
@@ -122,7 +122,7 @@ def _panel(run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, fl
         "more_columns": max(0, int(number(entry.get("n_columns")) or 0) - len(items(entry, "columns"))),
         "parts": _parts(run, scales, entry, raised_by),
         "classes": [] if run.ungrouped else _classes(run, entry),
-        "more_classes": max(0, len(items(entry, "classes")) - SHOWN_CLASSES),
+        "more_classes": max(0, len(items(entry, "classes")) - MAX_CLASSES),
         "profiles": _profiles(run, scales, entry),
     }
 
@@ -141,7 +141,7 @@ def _sentence(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: 
     if kind and p is not None and entry.get("flagged") and not entry.get("copy_of"):
         sentences.append(f"It reads as {kind} (p = {p_value(p)}).")
     if unexplained is not None:
-        share = f"{whole(unexplained)} of its {'trace' if run.sampled else 'gradient'}"
+        share = f"{whole_percent(unexplained)} of its {'trace' if run.sampled else 'gradient'}"
         sentences.append(f"{share} is unexplained by the best mix of trusted samples.")
     return " ".join(sentences)
 
@@ -174,7 +174,7 @@ def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
         {
             "id": _text(item.get("id")),
             "thumbnail": image(item.get("thumbnail")),
-            "text": _text(item.get("text"))[:SHOWN_TRUSTED_TEXT],
+            "text": _text(item.get("text"))[:MAX_TRUSTED_TEXT],
             "predicted": "" if run.ungrouped else run.class_name(item.get("predicted")),
             "weight": signed(number(item.get("weight"))),
             "cosine": signed(number(item.get("cosine"))),
@@ -185,7 +185,7 @@ def _trusted(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _parts(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str) -> list[dict[str, Any]]:
-    shown = []
+    drawn = []
     for name in run.parts:
         value = number(section(entry, "parts").get(name))
         if value is not None:
@@ -193,8 +193,8 @@ def _parts(run: RunFolder, scales: Scales, entry: dict[str, Any], raised_by: str
             # Of a flagged input the part that raised the alarm stands out, as the sentence says.
             out = name == raised_by if raised_by else band is not None and value > band[1]
             drawing = charts.spot(value, band, scales.parts, out)
-            shown.append({"name": name, "value": signed(value), "drawing": drawing, "out": out})
-    return shown
+            drawn.append({"name": name, "value": signed(value), "drawing": drawing, "out": out})
+    return drawn
 
 
 def _classes(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
@@ -202,9 +202,9 @@ def _classes(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
     known = [(name, value) for name, value in ((pair[0], number(pair[1])) for pair in pairs) if value is not None]
     known.sort(key=lambda pair: -pair[1])
     own = entry.get("predicted")
-    top = known[:SHOWN_CLASSES]
+    top = known[:MAX_CLASSES]
     if own is not None and all(name != own for name, _ in top):
-        top = top[:-1] + [pair for pair in known if pair[0] == own] if len(known) > SHOWN_CLASSES else top
+        top = top[:-1] + [pair for pair in known if pair[0] == own] if len(known) > MAX_CLASSES else top
     low = min([0.0] + [value for _, value in known])
     span = max([1e-9] + [value for _, value in known]) - low
     return [
@@ -219,7 +219,7 @@ def _classes(run: RunFolder, entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _profiles(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    shown = []
+    drawn = []
     for family, axis in scales.layers.items():
         values = _numbers(entry, family)
         if any(value is not None for value in values):
@@ -228,8 +228,8 @@ def _profiles(run: RunFolder, scales: Scales, entry: dict[str, Any]) -> list[dic
             readout = _furthest(run, family, values, ranges)
             part = run.parts[family]
             title = f"{part['title']} evidence: {part['source']}"
-            shown.append({"family": family, "title": title, "drawing": drawing, "readout": readout})
-    return shown
+            drawn.append({"family": family, "title": title, "drawing": drawing, "readout": readout})
+    return drawn
 
 
 def _outside(values: list[float | None], ranges: list[Any]) -> list[tuple[float, int, float, Any]]:

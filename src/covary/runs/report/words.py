@@ -31,7 +31,7 @@ def percent(value: float | None) -> str:
     return f"{text}{SPACE}%"
 
 
-def whole(value: float | None) -> str:
+def whole_percent(value: float | None) -> str:
     """A share of 1 as a whole percentage; never rounds up to 100 % or down to 0 %."""
     if value is None:
         return "–"
@@ -92,10 +92,10 @@ def answer(run: RunFolder) -> dict[str, Any]:
 
 def effective_rate(run: RunFolder) -> float | None:
     """The false-alarm rate in force: the target, or the smallest that the calibration set can resolve if larger."""
-    given = number(run.summary.get("fpr_in_force"))
+    recorded = number(run.summary.get("fpr_in_force"))
     target, smallest = number(run.summary.get("fpr_target")), number(run.summary.get("p_min"))
-    if given is not None or target is None:
-        return given
+    if recorded is not None or target is None:
+        return recorded
     return max(target, smallest or 0.0)
 
 
@@ -154,12 +154,12 @@ def key_figures(run: RunFolder) -> list[tuple[str, str]]:
 
 def duration(seconds: float | int) -> str:
     """Seconds as people say them: '42 s', '3 min 20 s', '2 h 05 min'."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}{SPACE}s" if seconds < 10 else f"{whole}{SPACE}s"
-    if whole < 3600:
-        return f"{whole // 60}{SPACE}min {whole % 60:02d}{SPACE}s"
-    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60:02d}{SPACE}min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{seconds:.1f}{SPACE}s" if seconds < 10 else f"{rounded}{SPACE}s"
+    if rounded < 3600:
+        return f"{rounded // 60}{SPACE}min {rounded % 60:02d}{SPACE}s"
+    return f"{rounded // 3600}{SPACE}h {rounded % 3600 // 60:02d}{SPACE}min"
 
 
 def measures(run: RunFolder) -> list[tuple[str, str, str]]:

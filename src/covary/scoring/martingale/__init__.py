@@ -53,7 +53,7 @@ class ConformalMartingale:
         self.n, self.log_capital, self.log_peak = 0, 0.0, 0.0
         self.alarm_at: int | None = None
         self._on_plans = self._on_jumper = 0.0
-        self._told_at_alarm: Account | None = None
+        self._account_at_alarm: Account | None = None
 
     def update(self, scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """Takes the next scores of the stream, in order; log M after each of them."""
@@ -71,7 +71,7 @@ class ConformalMartingale:
         self.log_capital, self.log_peak = float(path[-1]), max(self.log_peak, float(path.max()))
         self._on_plans, self._on_jumper = float(plans[-1]), float(jumper[-1])
         if len(raised):
-            self._told_at_alarm = self._account()
+            self._account_at_alarm = self._account()
         return path
 
     @property
@@ -82,8 +82,8 @@ class ConformalMartingale:
     def account(self) -> Account:
         """What the capital has grown on, in words; once the bag has taken a change in, what it was at the alarm."""
         now = self._account()
-        if now.kind == "nothing" and self._told_at_alarm is not None:
-            return replace(self._told_at_alarm, text=f"{self._told_at_alarm.text} Nothing new has come since.")
+        if now.kind == "nothing" and self._account_at_alarm is not None:
+            return replace(self._account_at_alarm, text=f"{self._account_at_alarm.text} Nothing new has come since.")
         return now
 
     def _account(self) -> Account:

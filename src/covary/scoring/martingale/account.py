@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from covary.scoring.martingale.bets import Plan
+from covary.scoring.martingale.bets import BettingPlan
 
 Kind = Literal["nothing", "few very odd", "many slightly odd", "many very odd", "less odd"]
 
@@ -55,7 +55,7 @@ class Account:
 
 
 def account_of(
-    plans: Sequence[Plan],
+    plans: Sequence[BettingPlan],
     *,
     n: int,
     log_capital: float,
@@ -75,8 +75,8 @@ def account_of(
     alarm = alarm_at is not None
     head = f"Alarm raised at input {alarm_at:,}. " if alarm_at is not None else ""
     if log_capital < math.log(TELLING):
-        told = f"{head}{n:,} inputs compared with the calibration set. Nothing speaks against them."
-        return Account("nothing", alarm, None, None, None, told)
+        text = f"{head}{n:,} inputs compared with the calibration set. Nothing speaks against them."
+        return Account("nothing", alarm, None, None, None, text)
     if not alarm:
         head = (
             f"Something may be building up: evidence of {_times(log_capital)} to 1 after {n:,} inputs, alarm at "

@@ -20,7 +20,7 @@ SLOPES = (-1.0, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class BettingPlan:
     """What one stake supposes, and its share of the capital on all plans.
 
     Attributes:
@@ -77,13 +77,13 @@ class PlannedBets:
             self.time = int(times[-1])
         return capital
 
-    def plans(self, least: float = 0.01) -> list[Plan]:
+    def plans(self, least: float = 0.01) -> list[BettingPlan]:
         """The plans with at least that share of the plans' capital, by falling weight; those not begun left out."""
         begun = self.onset < max(self.time, 1)
         weights = np.exp(self.log_stakes - _log_sum(self.log_stakes[None])[0]) * begun
         order = np.argsort(-weights, kind="stable")
         return [
-            Plan(int(self.onset[i]), float(self.share[i]), float(self.level[i]), float(weights[i]))
+            BettingPlan(int(self.onset[i]), float(self.share[i]), float(self.level[i]), float(weights[i]))
             for i in order[weights[order] >= least]
         ]
 

@@ -29,10 +29,10 @@ class Standardised:
         return (values - self.centre_) / self.scale_
 
 
-class WholeDistance:
+class FullDistance:
     """Standardised log of the Mahalanobis distance over all numbers; about 0 and spread 1 on trusted samples."""
 
-    def fit(self, numbers: Numbers, classes: Classes) -> WholeDistance:
+    def fit(self, numbers: Numbers, classes: Classes) -> FullDistance:
         """Fits on all trusted samples, standardises on distances of held-out ones (5 folds)."""
         self.standardiser_ = ClassStandardiser().fit(numbers, classes)
         self.residuals_, distances = held_out(numbers, classes, spread_folds(len(numbers)))
@@ -59,7 +59,7 @@ class TopLayersDistance:
         """One `WholeDistance` per layer on that layer's numbers alone."""
         layers = numbers.shape[1] // self.kinds
         self.columns_ = [np.arange(layer, numbers.shape[1], layers) for layer in range(layers)]
-        self.layers_ = [WholeDistance().fit(numbers[:, columns], classes) for columns in self.columns_]
+        self.layers_ = [FullDistance().fit(numbers[:, columns], classes) for columns in self.columns_]
         self.standardised_ = Standardised().fit(_top(np.stack([layer.fit_ for layer in self.layers_], axis=1)))
         self.fit_ = self.standardised_.fit_
         return self

@@ -11,7 +11,7 @@ PENALTY = 0.01
 CANDIDATES = 64
 STEPS = 200
 # Up to this many reference samples all inner products are taken at once; beyond it, those of each query's candidates.
-WHOLE_GRAM, QUERIES = 4096, 16
+FULL_GRAM, QUERIES = 4096, 16
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def explain(
 
 def _gram(reference: Float[np.ndarray, "r d"], order: Int[np.ndarray, "q c"]) -> Float[np.ndarray, "q c c"]:
     """Inner products among each query's candidates."""
-    if len(reference) <= WHOLE_GRAM:
+    if len(reference) <= FULL_GRAM:
         return (reference @ reference.T)[order[:, :, None], order[:, None, :]]
     parts = []
     for start in range(0, len(order), QUERIES):

@@ -67,10 +67,10 @@ Stacked = tuple[Float[np.ndarray, "layers m k"], bool]
 
 def stacked(forms: list[Unaccounted]) -> Stacked:
     """Forms of layers of one width and one reference as one array, which the forms go on to share."""
-    whole = np.stack([form.form for form in forms])
-    for form, own in zip(forms, whole, strict=True):
+    full = np.stack([form.form for form in forms])
+    for form, own in zip(forms, full, strict=True):
         form.form = own
-    return whole, forms[0].dual
+    return full, forms[0].dual
 
 
 class LayerProfile:
@@ -124,20 +124,20 @@ class LayerProfile:
             some = slice(start, min(start + AT_ONCE, n))
             own_classes = classes[some]
             members = {int(label): np.flatnonzero(own_classes == label) for label in np.unique(own_classes)}
-            for positions, whole, own in self._stacks:
+            for positions, full, own in self._stacks:
                 names = [self.names_[position] for position in positions]
                 centred = np.stack([np.asarray(layers[name][some], np.float64) - self.centre_[name] for name in names])
                 lengths = np.linalg.norm(centred, axis=2)
                 units = np.divide(
                     centred, lengths[..., None], out=np.zeros_like(centred), where=lengths[..., None] > LEAST_NORM
                 )
-                v = log_share(units, *whole)
+                v = log_share(units, *full)
                 o = v.copy()
                 for label, index in members.items():
                     if label in own:
                         o[:, index] = log_share(units[:, index], *own[label])
-                told = lengths if norms is None else np.asarray(norms[some][:, positions], np.float64).T
-                for kind, values in enumerate((np.log(np.maximum(told, LEAST_NORM)), v, o)):
+                sizes = lengths if norms is None else np.asarray(norms[some][:, positions], np.float64).T
+                for kind, values in enumerate((np.log(np.maximum(sizes, LEAST_NORM)), v, o)):
                     found[kind, some, positions] = values
         return np.concatenate(list(found), axis=1)
 

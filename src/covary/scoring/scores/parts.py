@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from covary.errors import unknown_name
 from covary.scoring.rows import Rows
-from covary.scoring.scores.distances import Standardised, TopLayersDistance, WholeDistance
+from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
 from covary.scoring.scores.layers import LayerProfile
 
 Layers = Mapping[str, Float[np.ndarray, "n _"]]
@@ -149,12 +149,12 @@ class Part:
             self.standardised_ = Standardised().fit(numbers[:, 0])
             self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.standardised_.fit_[:, None]
             return self
-        self.whole_ = WholeDistance().fit(numbers, fit.predicted)
-        self.distances_: list[WholeDistance | TopLayersDistance] = [self.whole_]
+        self.full_ = FullDistance().fit(numbers, fit.predicted)
+        self.distances_: list[FullDistance | TopLayersDistance] = [self.full_]
         if self.part.top_layers:
             self.distances_.append(TopLayersDistance().fit(numbers, fit.predicted))
         self.standardised_ = Standardised().fit(np.sum([distance.fit_ for distance in self.distances_], axis=0))
-        self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.whole_.residuals_
+        self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.full_.residuals_
         return self
 
     def measure(self, rows: Rows) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d"]]:
@@ -164,4 +164,4 @@ class Part:
             found = self.standardised_(numbers[:, 0])
             return found, found[:, None]
         total = np.sum([distance(numbers, rows.predicted) for distance in self.distances_], axis=0)
-        return self.standardised_(total), self.whole_.standardiser_.residuals(numbers, rows.predicted)
+        return self.standardised_(total), self.full_.standardiser_.residuals(numbers, rows.predicted)

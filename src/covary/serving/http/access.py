@@ -84,15 +84,15 @@ def _digest(key: bytes) -> bytes:
 def _check(raw: Headers, digests: list[bytes]) -> None:
     if not digests:
         return
-    given = b""
+    key = b""
     for name, value in raw:
         if name == b"authorization":
             kind, _, token = value.partition(b" ")
-            given = token if kind.lower() == b"bearer" else given
+            key = token if kind.lower() == b"bearer" else key
         elif name == b"x-api-key":
-            given = given or value
+            key = key or value
     # Digests are of one length, so a comparison takes the same time whatever was sent; and all are made.
-    if not sum(hmac.compare_digest(_digest(given), digest) for digest in digests):
+    if not sum(hmac.compare_digest(_digest(key), digest) for digest in digests):
         raise Refused(401, "no valid API key", "Authorization: Bearer KEY")
 
 

@@ -89,18 +89,18 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
         try:
             arguments = body, request.headers.get("inference-header-content-length"), service.known
             if len(body) > PARSED_HERE:
-                asked = await asyncio.get_running_loop().run_in_executor(None, protocol.parse, *arguments)
+                parsed = await asyncio.get_running_loop().run_in_executor(None, protocol.parse, *arguments)
             else:
-                asked = protocol.parse(*arguments)
-            request.state.asked = asked.id
-            found = await service.infer(asked.id, asked.x, protocol.EVIDENCE in (asked.outputs or ()))
+                parsed = protocol.parse(*arguments)
+            request.state.request_id = parsed.id
+            found = await service.infer(parsed.id, parsed.x, protocol.EVIDENCE in (parsed.outputs or ()))
             request.state.audit = found.pop("audit")
             parameters: dict[str, Any] = {}
-            if service.shown:
+            if service.verdicts_visible:
                 alarmed = service.monitor.stream.alarmed
                 parameters = {"false_alarm_rate": service.monitor.judge.fpr_in_force, "stream_alarm": alarmed}
             found = {name: values for name, values in found.items() if name in service.known}
-            content, headers = protocol.answer(asked, settings.name, found, parameters)
+            content, headers = protocol.answer(parsed, settings.name, found, parameters)
             return Response(content, headers=headers)
         finally:
             open_requests -= 1
@@ -122,7 +122,7 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
             problem = "the service failed; its log says why"
             response = refusal(500, problem)
         seconds = time.perf_counter() - begin
-        facts: dict[str, Any] = {"request": getattr(request.state, "asked", None), "status": response.status_code}
+        facts: dict[str, Any] = {"request": getattr(request.state, "request_id", None), "status": response.status_code}
         facts |= {"client": request.client.host if request.client else None, "seconds": round(seconds, 5)}
         try:
             if problem is None:

@@ -232,7 +232,7 @@ def _turn_away(connection: socket.socket) -> None:
             pass
 
 
-def connections_allowed(asked: int) -> int:
+def connections_allowed(requested: int) -> int:
     """How many connections the limit on open files leaves room for, at most `asked`."""
     try:
         import resource
@@ -240,10 +240,12 @@ def connections_allowed(asked: int) -> int:
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         used = len(os.listdir("/dev/fd"))
     except (ImportError, OSError):
-        return asked
-    allowed = asked if soft == resource.RLIM_INFINITY else min(asked, max(LEAST, soft - used - RESERVED))
-    if allowed < asked:
-        log.warning("%d open files are allowed (ulimit -n): at most %d connections instead of %d", soft, allowed, asked)
+        return requested
+    allowed = requested if soft == resource.RLIM_INFINITY else min(requested, max(LEAST, soft - used - RESERVED))
+    if allowed < requested:
+        log.warning(
+            "%d open files are allowed (ulimit -n): at most %d connections instead of %d", soft, allowed, requested
+        )
     return allowed
 
 

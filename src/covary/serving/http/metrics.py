@@ -28,8 +28,8 @@ class Metrics:
         self._write = prometheus.generate_latest
         self.registry = registry = prometheus.CollectorRegistry()
 
-        def made(kind: Any, name: str, told: str, **more: Any) -> Any:
-            return kind(f"covary_{name}", told, registry=registry, **more)
+        def made(kind: Any, name: str, text: str, **more: Any) -> Any:
+            return kind(f"covary_{name}", text, registry=registry, **more)
 
         counter, gauge, histogram = prometheus.Counter, prometheus.Gauge, prometheus.Histogram
         self._requests = made(counter, "requests", "Inference requests by status of the answer.", labelnames=["status"])

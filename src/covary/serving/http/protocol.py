@@ -101,13 +101,13 @@ def _input(tensor: Mapping[str, Any], tail: bytes) -> np.ndarray:
     return tensors.from_bytes(tail, datatype, shape)
 
 
-def _outputs(wanted: Any, known: tuple[str, ...]) -> dict[str, bool] | None:
-    if wanted is None:
+def _outputs(requested: Any, known: tuple[str, ...]) -> dict[str, bool] | None:
+    if requested is None:
         return None
-    if not isinstance(wanted, list) or not all(isinstance(item, dict) for item in wanted):
+    if not isinstance(requested, list) or not all(isinstance(item, dict) for item in requested):
         raise Refused(400, "`outputs` is no list of objects", "such as [{'name': 'flagged'}]")
     found: dict[str, bool] = {}
-    for item in wanted:
+    for item in requested:
         name = item.get("name")
         if not isinstance(name, str) or name not in known:
             raise Refused(400, f"unknown output {str(name)[:40]!r}", f"one of: {', '.join(known)}")
@@ -136,9 +136,9 @@ def answer(
     request: InferRequest, model: str, found: Mapping[str, np.ndarray | list[str]], parameters: Mapping[str, Any]
 ) -> tuple[bytes, dict[str, str]]:
     """(body, headers) of the answer to a request; `found` holds every output that may be asked for."""
-    wanted = request.outputs or {name: request.binary for name in found if name != EVIDENCE}
+    requested = request.outputs or {name: request.binary for name in found if name != EVIDENCE}
     outputs, tail = [], []
-    for name, binary in wanted.items():
+    for name, binary in requested.items():
         values = found[name]
         shape = [len(values)] if isinstance(values, list) else list(values.shape)
         output: dict[str, Any] = {"name": name, "datatype": tensors.datatype_of(values), "shape": shape}

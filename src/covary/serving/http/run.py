@@ -53,7 +53,7 @@ def make_server(detector: Detector, settings: ServeSettings) -> Any:
     return Server(config)
 
 
-def serve(detector: Detector, settings: ServeSettings, told: Callable[[str], None] = print) -> None:
+def serve(detector: Detector, settings: ServeSettings, on_ready: Callable[[str], None] = print) -> None:
     """Serves until told to stop; returns when every accepted request is answered. `told` gets the address.
 
     Raises:
@@ -61,7 +61,7 @@ def serve(detector: Detector, settings: ServeSettings, told: Callable[[str], Non
     """
     server = make_server(detector, settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    told(f"http://{host}:{server.config.app.state.address[1]}")
+    on_ready(f"http://{host}:{server.config.app.state.address[1]}")
     for name in (signal.SIGINT, signal.SIGTERM):
         # uvicorn raises the signal again once all is answered; then there is nothing left to stop.
         signal.signal(name, lambda *_: None)

@@ -37,7 +37,7 @@ from covary.serving.monitor import Monitor, MonitorResult
 
 log = logging.getLogger("covary")
 # Flagged inputs of one batch that the live page gets evidence on; the next batch waits meanwhile.
-SHOWN_A_BATCH = 2
+EVIDENCE_PER_BATCH = 2
 
 
 class Service:
@@ -53,9 +53,9 @@ class Service:
         self.monitor = Monitor(detector, level=settings.level)
         self.metrics, self.recent, self.audit = Metrics(), Recent(), AuditLog(settings.audit)
         self.batcher = Batcher(self._work, settings.max_batch, settings.max_wait_ms / 1000)
-        self._told_alarm = False
-        self.shown = settings.verdicts == "shown"
-        self.known = protocol.OUTPUTS if self.shown else protocol.NETWORK_OUTPUTS
+        self._alarm_logged = False
+        self.verdicts_visible = settings.verdicts == "shown"
+        self.known = protocol.OUTPUTS if self.verdicts_visible else protocol.NETWORK_OUTPUTS
 
     def prepare(self, raw: np.ndarray) -> Tensor:
         """Inputs as the network takes them; a client's mistake is refused with one sentence."""
@@ -124,7 +124,7 @@ class Service:
         account = self.monitor.stream.account().to_json()
         self.write_down("alarm acknowledged", **facts, **account)
         self.monitor.restart_stream()
-        self._told_alarm = False
+        self._alarm_logged = False
         self.metrics.restarted()
         self.recent.restarted()
         return account
@@ -144,7 +144,7 @@ class Service:
             _resolve(jobs[0], None, problem)
             return
         verdicts = watched.verdicts
-        if verdicts is None and self.shown:
+        if verdicts is None and self.verdicts_visible:
             for job in jobs:
                 _resolve(job, None, Refused(500, "the inputs could not be examined", "", "the log says why"))
             return
@@ -163,7 +163,7 @@ class Service:
             return
         self.metrics.judged(verdicts, seconds, self.monitor.stream)
         self.recent.judged(verdicts, self.monitor.stream)
-        self._tell_alarm()
+        self._log_alarm()
         try:
             self._show(jobs, watched)
         except Exception:
@@ -204,7 +204,7 @@ class Service:
             }
             for i in range(own.start, own.stop)
         ]
-        if not self.shown:
+        if not self.verdicts_visible:
             # A network's own answer, also where the verdict is that there was none to judge.
             found["predicted"] = logits[own].argmax(1)
         return found
@@ -221,13 +221,13 @@ class Service:
         some = rows.take([place[i] for i in known])
         own = self.monitor.judge.judge(some)
         # Scores and p-values as they were told, to the last bit.
-        told = {name: getattr(verdicts, name)[known] for name in ("score", "p_value", "flagged")}
-        own = replace(own, **told)
+        own_verdicts = {name: getattr(verdicts, name)[known] for name in ("score", "p_value", "flagged")}
+        own = replace(own, **own_verdicts)
         return dict(zip(known, self.detector.explainer.explain(some, own), strict=True))
 
-    def _tell_alarm(self) -> None:
-        if self.monitor.stream.alarmed and not self._told_alarm:
-            self._told_alarm = True
+    def _log_alarm(self) -> None:
+        if self.monitor.stream.alarmed and not self._alarm_logged:
+            self._alarm_logged = True
             account = self.monitor.stream.account()
             log.warning("stream alarm: %s", account.text)
             self.audit("stream alarm", **account.to_json())
@@ -236,7 +236,7 @@ class Service:
         verdicts = watched.verdicts
         assert verdicts is not None
         flagged = np.flatnonzero(verdicts.flagged)
-        chosen = flagged[np.argsort(verdicts.p_value[flagged], kind="stable")][:SHOWN_A_BATCH]
+        chosen = flagged[np.argsort(verdicts.p_value[flagged], kind="stable")][:EVIDENCE_PER_BATCH]
         explained = self._evidence(watched, chosen)
         raws = [raw for job in jobs for raw in job.raw] if len(chosen) else []
         for i in map(int, chosen[::-1]):

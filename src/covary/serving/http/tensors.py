@@ -51,9 +51,9 @@ def shape_of(value: Any) -> tuple[int, ...]:
 def from_bytes(raw: bytes, datatype: str, shape: Sequence[int]) -> np.ndarray:
     """A tensor from its bytes."""
     dtype, shape = dtype_of(datatype), tuple(shape)
-    wanted = math.prod(shape) * dtype.itemsize
-    if len(raw) != wanted:
-        raise Refused(400, f"{len(raw)} bytes for a tensor of shape {list(shape)} and type {datatype}", f"{wanted}")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(raw) != expected:
+        raise Refused(400, f"{len(raw)} bytes for a tensor of shape {list(shape)} and type {datatype}", f"{expected}")
     if datatype == "BOOL":
         return np.frombuffer(raw, np.uint8).reshape(shape) != 0
     return np.frombuffer(raw, dtype).reshape(shape)

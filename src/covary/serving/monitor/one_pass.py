@@ -36,7 +36,7 @@ class OnePass:
         self.module, self.selector = detector.network.module, detector.network.output
         self.notes: list[str] = []
         self._seen: list[Any] = []
-        self._wanted: int | None = None
+        self._expected: int | None = None
         self._same: dict[Any, bool] = {}
         self._warm = self._joint = False
         self.apart = not any(isinstance(child, nn.MultiheadAttention) for child in self.module.modules())
@@ -52,7 +52,7 @@ class OnePass:
         if twin is self.module:
             self.apart = False
             self.notes.append("The network is spread over devices: outputs wait for a pass that is under way.")
-        self.extractor = self.extractor.beside(twin, self._choose)
+        self.extractor = self.extractor.for_module(twin, self._choose)
         self._joint = self.extractor.engine == "hooks"
         if not self._joint:
             self.notes.append("The exact engine runs sample by sample: outputs come from a pass of their own.")
@@ -64,11 +64,11 @@ class OnePass:
         if not self._warm:
             self.extractor.rows(Batch(batch.ids[:WARM], tree_map(lambda leaf: leaf[:WARM], batch.x)))
             self._warm = True
-        self._seen, self._wanted = [], len(batch)
+        self._seen, self._expected = [], len(batch)
         try:
             rows = self.extractor.rows(batch)
         finally:
-            seen, self._seen, self._wanted = self._seen, [], None
+            seen, self._seen, self._expected = self._seen, [], None
         shape = tuple((tuple(leaf.shape), leaf.dtype) for leaf in tree_leaves(batch.x) if isinstance(leaf, Tensor))
         same = self._same.get(shape, len(self._same) >= COMPARED)
         if seen and (same or shape not in self._same):
@@ -93,7 +93,7 @@ class OnePass:
         logits = as_logits(output, self.selector)
         # The first forward pass over the whole batch. Slices see other numbers of samples; passes in which the engine
         # only looks where samples are ask without gradients.
-        if self._wanted == len(logits) and not self._seen and torch.is_grad_enabled():
+        if self._expected == len(logits) and not self._seen and torch.is_grad_enabled():
             self._seen.append(output)
         return logits
 

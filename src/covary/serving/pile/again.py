@@ -80,18 +80,18 @@ def flagged_inputs(
     predicted: list[int] = []
     for number, part in enumerate(pile.parts):
         table, _ = read_part(place, number, ("id", "flagged", "predicted"))
-        wanted, names = table["flagged"].to_pylist(), table["id"].to_pylist()
-        if not any(wanted):
+        flags, names = table["flagged"].to_pylist(), table["id"].to_pylist()
+        if not any(flags):
             continue
         inputs = SOURCES[pile.kind].read(pile.data, json.loads(part), mode)
-        for (name, sample), expected, flag in zip(inputs, names, wanted, strict=True):
+        for (name, sample), expected, flag in zip(inputs, names, flags, strict=True):
             if name != expected:
                 found = f"{pile.data} gives {name!r} where {expected!r} was judged"
                 raise CovaryError(found, "the same inputs", "score the pile again")
             if flag:
                 ids.append(name)
                 samples.append(sample)
-        predicted += [label for label, flag in zip(table["predicted"].to_pylist(), wanted, strict=True) if flag]
+        predicted += [label for label, flag in zip(table["predicted"].to_pylist(), flags, strict=True) if flag]
     if not ids:
         raise CovaryError(f"nothing in {out} is flagged", "a pile with flags", "raise --fpr or --fdr")
     return Source(Samples(ids, samples), name=f"what {out} flagged", **preparation), np.array(predicted, np.int64)
@@ -117,10 +117,10 @@ def score_flagged(folder: Path, pile: str, out: Path, *, trust_code: bool = Fals
     return scanning.score(folder, plan["data"], out, opened=opened, flagged_of=pile, trust_code=trust_code, **rest)
 
 
-def mechanisms_of_pile(
+def find_pile_mechanisms(
     out: Path, least: int | None = None, *, detector: Path | None = None, trust_code: bool = False, force: bool = False
 ) -> dict[str, Any]:
-    """Clusters what a pile flagged, as `mechanisms_of_run` does for a RUN; the detector is where the pile found it.
+    """Clusters what a pile flagged, as `find_mechanisms` does for a RUN; the detector is where the pile found it.
 
     Args:
         out: the pile, on this machine.

@@ -118,10 +118,11 @@ def begin(place: OutputStore, plan: dict[str, Any], force: bool = False) -> set[
     """
     names = [name for name in place.names() if not is_temporary(name)]
     if strange := [name for name in names if not (name in (PLAN, *DERIVED) or is_part(name) or is_moments(name))]:
-        raise CovaryError(f"{place.where} holds {strange[0]!r}, which is not part of a pile", WANTED, "choose another")
+        found = f"{place.where} holds {strange[0]!r}, which is not part of a pile"
+        raise CovaryError(found, EXPECTED, "choose another")
     if PLAN not in names:
         if names:
-            raise CovaryError(f"{place.where} holds {names[0]!r} and no {PLAN}", WANTED, "choose another")
+            raise CovaryError(f"{place.where} holds {names[0]!r} and no {PLAN}", EXPECTED, "choose another")
         place.write(PLAN, json.dumps(plan, indent=1, sort_keys=True).encode() + b"\n")
         return set()
     if place.local:
@@ -134,7 +135,7 @@ def begin(place: OutputStore, plan: dict[str, Any], force: bool = False) -> set[
     return {name for name in names if is_part(name)}
 
 
-WANTED = "a new folder, or one that `covary score` began to fill with partitions"
+EXPECTED = "a new folder, or one that `covary score` began to fill with partitions"
 
 
 def _check_changed(folder: Path) -> None:

@@ -53,9 +53,9 @@ class Tally:
             raise CovaryError(found, f"{len(expected)} inputs from {expected[0]!r} on", REMEDY)
         p = table["p_value"].combine_chunks().to_numpy(zero_copy_only=False)
         flagged = int(np.count_nonzero(table["flagged"].combine_chunks().to_numpy(zero_copy_only=False)))
-        told = {"ids": base64.b64encode(hashes(ids).tobytes()).decode(), "counts": fdr.counts_of(p)}
+        added = {"ids": base64.b64encode(hashes(ids).tobytes()).decode(), "counts": fdr.counts_of(p)}
         copies = sum(bool(name) for name in table["copy_of"].to_pylist())
-        return {**record, **told, "n_flagged": flagged, "n_copies": copies}
+        return {**record, **added, "n_flagged": flagged, "n_copies": copies}
 
 
 class Flagger:

@@ -23,13 +23,13 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
-def ahead(items: Iterable[T], most: int = 2) -> Iterator[T]:
+def prefetch(items: Iterable[T], most: int = 2) -> Iterator[T]:
     """The same items in the same order, made on another thread, at most `most` of them waiting; errors come through."""
     queue: Queue = Queue(maxsize=most)
-    given_up = threading.Event()
+    stopped = threading.Event()
 
     def offer(item: object) -> bool:
-        while not given_up.is_set():
+        while not stopped.is_set():
             try:
                 queue.put(item, timeout=0.1)
                 return True
@@ -46,7 +46,7 @@ def ahead(items: Iterable[T], most: int = 2) -> Iterator[T]:
         except BaseException as problem:
             offer((_END, problem))
 
-    thread = threading.Thread(target=work, name="covary-ahead", daemon=True)
+    thread = threading.Thread(target=work, name="covary-prefetch", daemon=True)
     thread.start()
     try:
         while True:
@@ -57,7 +57,7 @@ def ahead(items: Iterable[T], most: int = 2) -> Iterator[T]:
                 return
             yield item
     finally:
-        given_up.set()
+        stopped.set()
         with_room(queue)
         thread.join()
 

@@ -16,7 +16,7 @@ import numpy as np
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.display import SILENT, Display
-from covary.runs.summary import standing
+from covary.runs.summary import summary_of
 from covary.scoring.together import views
 from covary.serving.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
 from covary.serving.pile import fdr as counted
@@ -36,7 +36,7 @@ from covary.storage.receipts import write_receipt
 # Up to here one process reads the p-values in less time than actors take to start.
 FEW = 1024
 
-Told = Callable[[Record], None]
+OnPartition = Callable[[Record], None]
 Run = Callable[..., Iterator[Record]]
 
 
@@ -60,7 +60,7 @@ def score_pile(
     force: bool = False,
     display: Display = SILENT,
     progress: Progress | None = None,
-    told: Told | None = None,
+    on_partition: OnPartition | None = None,
 ) -> dict[str, Any]:
     """Judges a pile by a saved detector into one parquet file a partition; returns the summary written beside them.
 
@@ -81,7 +81,7 @@ def score_pile(
         force: change a pile though it is signed.
         display: what is told while the cluster starts.
         progress: called with (partitions done, partitions in all).
-        told: called with the record of every partition as it is done.
+        on_partition: called with the record of every partition as it is done.
 
     Raises:
         CovaryError: bad input, another plan's results at `out`, a cluster that does not answer.
@@ -120,12 +120,12 @@ def score_pile(
         if ray is not None:
             workers = None if actors is None else actors * threads
             cluster = stack.enter_context(on_ray.cluster(ray, workers, display))
-        return _scored(place, detector, pile, job, done, fdr, cluster, actors, progress, told, together)
+        return _scored(place, detector, pile, job, done, fdr, cluster, actors, progress, on_partition, together)
 
 
 def _scored(
     place: OutputStore, detector: Detector, pile: Pile, job: Job, done: set[str], fdr: float | None, cluster: Any,
-    actors: int | None, progress: Progress | None, told: Told | None, together: bool = False,
+    actors: int | None, progress: Progress | None, on_partition: OnPartition | None, together: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Both passes over a place that is ours alone, here or over `cluster`."""
     begun = time.perf_counter()
@@ -146,13 +146,13 @@ def _scored(
         names = set(place.names())
         if MOMENTS not in names:
             missing = [(i, part) for i, part in everything if part_name(i) not in done or moments_name(i) not in names]
-    worked = _score(run, Gatherer if together else Scorer, scorer, missing, len(everything), progress, told)
+    worked = _score(run, Gatherer if together else Scorer, scorer, missing, len(everything), progress, on_partition)
     if together:
         detector = _look(run, scorer, place, detector, job, everything)
     judged = _judge(again, detector, job, everything, pile.inputs, fdr)
     place.sweep()
     summary = {
-        **standing(detector, judged["n"], fdr),
+        **summary_of(detector, judged["n"], fdr),
         **judged,
         **worked,
         "detector": str(Path(job.detector).absolute()),
@@ -199,7 +199,7 @@ def check_options(fdr: float | None, **positive: int | None) -> None:
 
 def _score(
     run: Run, worker: type[Scorer], scorer: dict[str, Any], missing: list, total: int, progress: Progress | None,
-    told: Told | None,
+    on_partition: OnPartition | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The first pass: what is missing."""
     inputs, seen = 0, total - len(missing)
@@ -208,8 +208,8 @@ def _score(
         inputs, seen = inputs + record["n"], seen + 1
         if progress is not None:
             progress(seen, total)
-        if told is not None:
-            told(record)
+        if on_partition is not None:
+            on_partition(record)
     return {
         "resumed_partitions": total - len(missing),
         "scored_now": inputs,

@@ -25,7 +25,7 @@ from covary.errors import CovaryError, printable
 from covary.scoring.judge import Verdicts
 from covary.serving.pile.output_store import OutputStore
 from covary.serving.pile.passes import Record
-from covary.serving.pile.prefetch import ahead, batched
+from covary.serving.pile.prefetch import batched, prefetch
 from covary.serving.pile.sources import SOURCES, readers
 from covary.serving.pile.verdicts import table_of, write_part
 from covary.storage.fingerprints import array_bytes
@@ -160,7 +160,7 @@ class Scorer:
         self.begin()
         read = SOURCES[self.job.kind].read(self.job.data, json.loads(part), self.mode)
         with limited(self.job.threads):
-            for batch in ahead(batched(read, self.job.batch_size)):
+            for batch in prefetch(batched(read, self.job.batch_size)):
                 ids, samples = [printable(name) for name, _ in batch], [sample for _, sample in batch]
                 self.take(Source(Samples(ids, samples), name=self.job.data, **self.preparation))
             took = {

@@ -40,10 +40,10 @@ def ted(m: Material, logarithm: bool = False) -> Float[np.ndarray, " q"]:
         trusted, queries = np.asarray(rows, np.float64), np.asarray(m.queries.latent[layer], np.float64)
         for_trusted.append(ranks(trusted, m.trusted.predicted, trusted, m.trusted.predicted, same=True))
         for_queries.append(ranks(queries, m.queries.predicted, trusted, m.trusted.predicted))
-    known, asked = np.stack(for_trusted, 1), np.stack(for_queries, 1)
+    known, query_ranks = np.stack(for_trusted, 1), np.stack(for_queries, 1)
     if logarithm:
-        known, asked = np.log1p(known), np.log1p(asked)
+        known, query_ranks = np.log1p(known), np.log1p(query_ranks)
     centre, spread = known.mean(0), np.maximum(known.std(0), 1e-3 * max(float(known.std()), 1e-3))
     covariance = np.atleast_2d(ledoit_wolf((known - centre) / spread)[0])
-    offsets = (asked - centre) / spread
+    offsets = (query_ranks - centre) / spread
     return np.einsum("nd,de,ne->n", offsets, np.linalg.pinv(covariance, hermitian=True), offsets)

@@ -34,9 +34,9 @@ def activation_vae(m: TextMaterial, epochs: int = EPOCHS) -> Float[np.ndarray, "
 
     Trained on reference and fit texts alone, 200 rounds of Adam; seeded.
     """
-    known, asked = _together(m.known.states), _together(m.asked.states)
+    known, query_states = _together(m.known.states), _together(m.query_texts.states)
     centre, spread = known.mean(0), np.maximum(known.std(0), 1e-6)
-    x, queries = (torch.from_numpy(((part - centre) / spread).astype(np.float32)) for part in (known, asked))
+    x, queries = (torch.from_numpy(((part - centre) / spread).astype(np.float32)) for part in (known, query_states))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(m.seed)
         model = Autoencoder(x.shape[1])

@@ -22,9 +22,9 @@ def two_sided(m: TextMaterial) -> Float[np.ndarray, " q"]:
     NLL = -1/T sum_t log p(y_t | y_<t, x). Logarithms, since sure answers differ by orders of magnitude. A control that
     goes back to perplexity filters (Qi et al. 2021, arXiv 2011.10369, which take prompts); higher = more anomalous.
     """
-    return np.abs(log_nll(m.asked) - np.median(log_nll(m.known)))
+    return np.abs(log_nll(m.query_texts) - np.median(log_nll(m.known)))
 
 
 def mean_probability(m: TextMaterial) -> Float[np.ndarray, " q"]:
     """1 - mean over an answer's tokens of p(y_t | y_<t, x), in [0, 1]; higher = less sure, the twin of max softmax."""
-    return np.array([-float(np.mean(np.expm1(own))) for own in m.asked.log_p])
+    return np.array([-float(np.mean(np.expm1(own))) for own in m.query_texts.log_p])

@@ -26,7 +26,7 @@ def confguard(m: TextMaterial) -> Float[np.ndarray, " q"]:
     orders texts as the rule does whatever its window is; the mean probability parts texts with equal runs. Higher =
     more anomalous. `rule` gives the published flag.
     """
-    return np.array([longest_run(np.exp(own) > THRESHOLD) + float(np.exp(own).mean()) for own in m.asked.log_p])
+    return np.array([longest_run(np.exp(own) > THRESHOLD) + float(np.exp(own).mean()) for own in m.query_texts.log_p])
 
 
 def rule(scores: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

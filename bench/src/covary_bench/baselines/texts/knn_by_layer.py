@@ -18,11 +18,11 @@ def knn_by_layer(m: TextMaterial, k: int = K) -> Float[np.ndarray, " q"]:
     """
     total = np.zeros(len(m.queries))
     for name, trusted in m.known.states.items():
-        known, asked = (_unit(np.asarray(part, np.float64)) for part in (trusted, m.asked.states[name]))
+        known, query_states = (_unit(np.asarray(part, np.float64)) for part in (trusted, m.query_texts.states[name]))
         near = min(k, len(known) - 1)
         found = NearestNeighbors(n_neighbors=near).fit(known)
         # Asked without points, scikit-learn leaves every trusted text out of its own neighbours.
-        own, queries = (np.log(found.kneighbors(x)[0][:, -1] + 1e-12) for x in (None, asked))
+        own, queries = (np.log(found.kneighbors(x)[0][:, -1] + 1e-12) for x in (None, query_states))
         total += (queries - own.mean()) / max(float(own.std()), 1e-6)
     return total
 

@@ -28,12 +28,12 @@ def layer_fingerprints(m: TextMaterial) -> Float[np.ndarray, " q"]:
     states. Both of our positions are taken, the answer's mean and the prompt's last; trusted texts set the threshold
     as for every other detector, not leave-one-out.
     """
-    known, asked = [], []
-    for trusted, queries in zip(differences(m.known.states), differences(m.asked.states), strict=True):
+    known, query_states = [], []
+    for trusted, queries in zip(differences(m.known.states), differences(m.query_texts.states), strict=True):
         centre, spread = trusted.mean(0), np.maximum(trusted.std(0), 1e-6)
-        for into, part in ((known, trusted), (asked, queries)):
+        for into, part in ((known, trusted), (query_states, queries)):
             into.append(np.sqrt(np.square((part - centre) / spread).mean(1)))
-    s, t = np.stack(known, 1), np.stack(asked, 1)
+    s, t = np.stack(known, 1), np.stack(query_states, 1)
     centre, spread = s.mean(0), np.maximum(s.std(0), 1e-9)
     covariance = np.atleast_2d(ledoit_wolf((s - centre) / spread, assume_centered=True)[0])
     offsets = (t - centre) / spread

@@ -69,12 +69,12 @@ class TextMaterial(Material):
     """Trusted and query texts of one split.
 
     Attributes:
-        known: the trusted texts (reference, then fit) with their pass; asked: calibration texts, then inputs.
+        known: the trusted texts (reference, then fit) with their pass; query_texts: calibration texts, then inputs.
         chain: for the sampled baselines, or None.
     """
 
     known: Answered = field(kw_only=True)
-    asked: Answered = field(kw_only=True)
+    query_texts: Answered = field(kw_only=True)
     chain: Chain | None = None
 
     @property
@@ -88,6 +88,6 @@ class TextMaterial(Material):
         """The same texts, hidden states at full width in place of compressed ones, and no groups: as published."""
         trusted, queries = (
             replace(rows, latent=dict(own.states), predicted=np.zeros(len(rows), np.int64))
-            for rows, own in ((self.trusted, self.known), (self.queries, self.asked))
+            for rows, own in ((self.trusted, self.known), (self.queries, self.query_texts))
         )
         return Material(trusted, queries, self.trusted_features, self.query_features, seed=self.seed)

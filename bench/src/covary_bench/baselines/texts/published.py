@@ -33,10 +33,10 @@ def trace_rows(m: TextMaterial) -> Rows:
             chain.model, replace(PLAN, seed=m.seed), list(chain.tokens.values()), chain.sampling, observable="nll",
             pooling="mean",
         )  # fmt: skip
-        arrays, told = rows_to_arrays(rows, KEPT)
+        arrays, facts = rows_to_arrays(rows, KEPT)
         folders.write_arrays(path.with_suffix(".part"), arrays)
         path.with_suffix(".part").rename(path)
-        folders.write_json(record.with_suffix(".part"), told)
+        folders.write_json(record.with_suffix(".part"), facts)
         record.with_suffix(".part").rename(record)
     return rows_from_arrays(folders.read_arrays(path), folders.read_json(record, "rows of traces"), KEPT)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from covary_bench.images.attacks.clean_reference import FEATURES, inside, log_distance, precision, quantiles_apart
+from covary_bench.images.attacks.clean_reference import FEATURES, inside, log_distance, precision, quantile_distance
 from covary_bench.images.attacks.own_profile import Reference, margins, reference
 
 SKETCH = 12  # rows and columns of a layer's sketched gradient
@@ -50,8 +50,8 @@ def sketched_gradients(
     layers = {name: module for name, module in network.named_modules() if isinstance(module, KINDS)}
 
     def keep(name: str):
-        def hook(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs[name], outputs[name] = given[0], output
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            inputs[name], outputs[name] = args[0], output
 
         return hook
 
@@ -68,18 +68,18 @@ def sketched_gradients(
     return {name: _rows(layers[name], inputs[name], moved[name], by.get(name)) for name in outputs}
 
 
-def _rows(layer: nn.Module, given: Tensor, moved: Tensor, by: tuple[Tensor, Tensor] | None) -> Float[Tensor, "n d"]:
+def _rows(layer: nn.Module, inputs: Tensor, moved: Tensor, by: tuple[Tensor, Tensor] | None) -> Float[Tensor, "n d"]:
     if isinstance(layer, nn.BatchNorm2d):
         assert layer.running_mean is not None
         assert layer.running_var is not None
         scale = (layer.running_var + layer.eps).sqrt()[:, None, None]
-        normal = (given - layer.running_mean[:, None, None]) / scale
+        normal = (inputs - layer.running_mean[:, None, None]) / scale
         return torch.cat(((moved * normal).sum((2, 3)), moved.sum((2, 3))), dim=1)
     assert by is not None
     if isinstance(layer, nn.Conv2d):
-        taken = functional.conv2d(given, by[0], None, layer.stride, layer.padding, layer.dilation)
+        taken = functional.conv2d(inputs, by[0], None, layer.stride, layer.padding, layer.dilation)
         return torch.einsum("nphw,nohw,oq->npq", taken, moved, by[1]).flatten(1)
-    return torch.einsum("np,nq->npq", given @ by[0].T, moved @ by[1]).flatten(1)
+    return torch.einsum("np,nq->npq", inputs @ by[0].T, moved @ by[1]).flatten(1)
 
 
 class ClassProfile:
@@ -121,9 +121,9 @@ class ClassProfile:
         for a, b, mean, scale, joint in zip(
             self._numbers(odd), clean, self.means, self.scales, self.joint, strict=True
         ):
-            parts.append(quantiles_apart(a, b).mean())
+            parts.append(quantile_distance(a, b).mean())
             far = [log_distance((rows - mean) / scale, joint)[:, None] for rows in (a, b)]
-            parts.append(quantiles_apart(far[0], far[1]).mean())
+            parts.append(quantile_distance(far[0], far[1]).mean())
         return torch.stack(parts).mean()
 
     def _seen(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"]) -> list[dict[str, Tensor]]:

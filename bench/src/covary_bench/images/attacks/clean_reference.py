@@ -19,7 +19,7 @@ def inside(network: nn.Module, x: Float[Tensor, "n c h w"]) -> tuple[dict[str, T
     """Pooled activations of every layer and what the last linear layer takes, each (n, d); the logits."""
     last = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
     taken: list[Tensor] = []
-    handle = last.register_forward_pre_hook(lambda _, given: taken.append(given[0].flatten(1)))
+    handle = last.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].flatten(1)))
     try:
         rows, logits = activations_and_logits(network, x)
     finally:
@@ -37,7 +37,7 @@ def quantile_gaps(odd: Float[Tensor, "a ..."], clean: Float[Tensor, "b ..."]) ->
     return (apart / clean.std(0).clamp_min(0.05)).square().mean(0)
 
 
-def quantiles_apart(odd: Float[Tensor, "a m"], clean: Float[Tensor, "b m"]) -> Float[Tensor, " m"]:
+def quantile_distance(odd: Float[Tensor, "a m"], clean: Float[Tensor, "b m"]) -> Float[Tensor, " m"]:
     """log(1 + D) of `quantile_gaps` D, so that one number does not drown the others."""
     return quantile_gaps(odd, clean).log1p()
 
@@ -92,7 +92,7 @@ class CleanLayer:
         near = apart.topk(min(NEAREST, apart.shape[1]), largest=False).values.mean(1)
         return torch.stack((nearest, log_distance(rows - self.mean, self.own), near.clamp_min(SMALL).log()), dim=1)
 
-    def moments_apart(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    def moment_distance(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         """log(1 + D) of the means and of the covariances, in the deviations of the attacker's class."""
         odd = self.standardised(rows)
         covariances = (torch.cov(odd.T) - torch.cov(self.bank.T)).square().sum() / odd.shape[1]
@@ -123,9 +123,9 @@ class CleanReference:
         those of `clean` rows of all classes, the others those of `own` rows, of the attacker's class; the latter count
         the more the deeper a layer, because shallow ones see what is in an image and not what it is taken for.
         """
-        parts = torch.stack([self._layer_apart(name, odd, clean, own) for name in self.layers])
+        parts = torch.stack([self._layer_distance(name, odd, clean, own) for name in self.layers])
         near = [self._nearest_features(rows[FEATURES]) for rows in (odd, clean)]
-        return parts.mean() + parts.max() + quantiles_apart(near[0], near[1]).mean() / 4
+        return parts.mean() + parts.max() + quantile_distance(near[0], near[1]).mean() / 4
 
     def changed(self, rows: dict[str, Tensor], before: dict[str, Tensor]) -> Float[Tensor, ""]:
         """Squared Mahalanobis length of the change of every input's rows, a column; mean over inputs and layers."""
@@ -135,11 +135,11 @@ class CleanReference:
             parts.append(((change @ layer.tied) * change).mean())
         return torch.stack(parts).mean()
 
-    def _layer_apart(self, name: str, *groups: dict[str, Tensor]) -> Float[Tensor, ""]:
+    def _layer_distance(self, name: str, *groups: dict[str, Tensor]) -> Float[Tensor, ""]:
         layer, depth = self.layers[name], (list(self.layers).index(name) + 1) / len(self.layers)
         odd, clean, own = (layer.numbers(rows[name]) for rows in groups)
-        of_class = quantiles_apart(odd[:, 1:], own[:, 1:]).mean() + layer.moments_apart(groups[0][name])
-        return (quantiles_apart(odd[:, :1], clean[:, :1]).mean() + depth * of_class) / 3
+        of_class = quantile_distance(odd[:, 1:], own[:, 1:]).mean() + layer.moment_distance(groups[0][name])
+        return (quantile_distance(odd[:, :1], clean[:, :1]).mean() + depth * of_class) / 3
 
     def _nearest_features(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n 1"]:
         apart = torch.cdist(functional.normalize(rows, dim=1), self.features)

@@ -97,9 +97,9 @@ class InputAware:
         patterns = self.pattern(torch.cat((own, other)))
         masks = sharpened(self.mask(torch.cat((own, other))))
         mixed = torch.cat((own, x[count : 2 * count])) * (1 - masks) + patterns * masks
-        wanted = torch.from_numpy(target_of(y[:count].numpy(), self.target, self.classes))
+        targets = torch.from_numpy(target_of(y[:count].numpy(), self.target, self.classes))
         loss = DIVERSITY * diversity(own, other, patterns[:count].float(), patterns[count:].float())
-        return torch.cat((mixed, x[2 * count :])), torch.cat((wanted, y[count:])), loss
+        return torch.cat((mixed, x[2 * count :])), torch.cat((targets, y[count:])), loss
 
     def step(self) -> None:
         """Moves the pattern network."""

@@ -58,7 +58,7 @@ def prepare(
     if record.clean_data not in NORMALISATION:
         raise unknown_name("data set of a record", record.clean_data, NORMALISATION)
     model, target = factory_name(record.model_name, record.num_classes), record.target
-    arrays = _given(record, trusted, inputs) if trusted is not None else _split(record, seed)
+    arrays = _from_inputs(record, trusted, inputs) if trusted is not None else _split(record, seed)
     mean, std = NORMALISATION[record.clean_data]
     found = Material(
         model, str(home / "weights.safetensors"), str(home / "trusted.npz"), str(home / "inputs.npz"), mean, std, target
@@ -67,8 +67,8 @@ def prepare(
         folders.write_tensors(part / "weights.safetensors", record.model)
         for name, content in zip(("trusted", "inputs"), arrays, strict=True):
             np.savez(part / f"{name}.npz", allow_pickle=False, **content)
-        told = {"record": str(folder.resolve()), **asdict(found)}
-        (part / "record.json").write_text(json.dumps(told, indent=1) + "\n")
+        facts = {"record": str(folder.resolve()), **asdict(found)}
+        (part / "record.json").write_text(json.dumps(facts, indent=1) + "\n")
     return found
 
 
@@ -123,7 +123,7 @@ def _split(record: Record, seed: int) -> tuple[Arrays, Arrays]:
     return first, _pile(record, chosen, harmless.x, harmless.y, list(harmless.id))
 
 
-def _given(record: Record, trusted: str, inputs: str | None) -> tuple[Arrays, Arrays]:
+def _from_inputs(record: Record, trusted: str, inputs: str | None) -> tuple[Arrays, Arrays]:
     """Trusted and clean inputs as they were given; all triggered images."""
     x, y, ids = _read(trusted)
     every = np.arange(len(record.bd_test))

@@ -12,12 +12,12 @@ from covary_bench.images import attacks
 from covary_bench.images.attacks.adversarial import attack_in_batches
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import Cutter, Subject, subject, test_images
+from covary_bench.images.ingredients import AttackedNetwork, Cutter, attacked_network, test_images
 from covary_bench.images.victims import predictions, to_input
 from covary_bench.table import Size
 
 
-def perturbed(name: str, owner: Subject, cutter: Cutter, n: int, seed: int) -> Group:
+def perturbed(name: str, owner: AttackedNetwork, cutter: Cutter, n: int, seed: int) -> Group:
     """n adversarial images by the attack of that name, as float32: 8 bits would undo part of it."""
     if name not in attacks.ADVERSARIAL:
         raise unknown_name("adversarial attack", name, attacks.ADVERSARIAL)
@@ -30,7 +30,7 @@ def perturbed(name: str, owner: Subject, cutter: Cutter, n: int, seed: int) -> G
 
 def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted, clean and adversarial images of one network."""
-    owner = subject(cell, None, cache, device)
+    owner = attacked_network(cell, None, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = perturbed(cell.what, owner, cutter, size.anomalous, cell.seed)

@@ -11,23 +11,23 @@ from covary.runs.quality import target_of
 from covary_bench.cell import Cell
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import Cutter, Subject, subject, test_images
+from covary_bench.images.ingredients import AttackedNetwork, Cutter, attacked_network, test_images
 from covary_bench.table import Size
 
 
-def triggered(owner: Subject, cutter: Cutter, n: int, name: str = "triggered") -> Group:
+def triggered(owner: AttackedNetwork, cutter: Cutter, n: int, name: str = "triggered") -> Group:
     """n images, of classes other than the target, with the trigger; ids and classes are the originals'."""
     if owner.trigger is None or owner.target is None:
         raise CovaryError(f"{owner.model} has no trigger", "a backdoored network")
     other = cutter.images.y != owner.target if isinstance(owner.target, int) else np.ones(len(cutter.images), bool)
     images = cutter.first(n, other)
-    wanted = target_of(images.y, owner.target, int(cutter.images.y.max()) + 1)
-    return Group(name, Images(owner.trigger(images.x), images.y, images.id), True, wanted=wanted)
+    targets = target_of(images.y, owner.target, int(cutter.images.y.max()) + 1)
+    return Group(name, Images(owner.trigger(images.x), images.y, images.id), True, targets=targets)
 
 
 def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted, clean, triggered and sampling images of one victim."""
-    owner = subject(cell, None if cell.what == "clean" else cell.what, cache, device)
+    owner = attacked_network(cell, None if cell.what == "clean" else cell.what, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = triggered(owner, cutter, size.anomalous)

@@ -16,7 +16,7 @@ from covary_bench.cell import Cell
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.corruptions import CORRUPTIONS
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import Cutter, Subject, subject, test_images
+from covary_bench.images.ingredients import AttackedNetwork, Cutter, attacked_network, test_images
 from covary_bench.images.makers.backdoor import triggered
 from covary_bench.images.victims import to_input
 from covary_bench.table import Size
@@ -26,14 +26,14 @@ RARE, RARE_SHARE, LOWEST = 2, 0.1, 0.1
 
 
 @torch.inference_mode()
-def answers(owner: Subject, images: Images) -> tuple[np.ndarray, np.ndarray]:
+def answers(owner: AttackedNetwork, images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Predicted class and margin of every image."""
     logits = torch.cat([owner.network(to_input(images.x[i : i + 500])) for i in range(0, len(images), 500)])
     predicted = logits.argmax(1)
     return predicted.numpy(), margin(logits, predicted).numpy()
 
 
-def hard_images(kind: str, owner: Subject, cutter: Cutter, n: int, rare: np.ndarray, seed: int) -> Images:
+def hard_images(kind: str, owner: AttackedNetwork, cutter: Cutter, n: int, rare: np.ndarray, seed: int) -> Images:
     """n hard benign images of one kind, unused so far."""
     predicted, margins = answers(owner, cutter.images)
     right = predicted == cutter.images.y
@@ -51,7 +51,7 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu")
     """Clean, hard benign and triggered images of one victim; trusted images of two classes are rare if asked for."""
     if cell.what not in KINDS:
         raise unknown_name("kind of hard input", cell.what, KINDS)
-    owner = subject(cell, cell.options.get("attack", "badnets"), cache, device)
+    owner = attacked_network(cell, cell.options.get("attack", "badnets"), cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     labels = np.unique(cutter.images.y)
     rare = labels[-RARE:]

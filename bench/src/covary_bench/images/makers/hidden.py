@@ -15,7 +15,7 @@ from covary_bench.cell import Cell
 from covary_bench.hiding import adaptive
 from covary_bench.images import victims
 from covary_bench.images.case_files import Group, write_case
-from covary_bench.images.ingredients import subject, test_images
+from covary_bench.images.ingredients import attacked_network, test_images
 from covary_bench.images.makers.backdoor import triggered
 from covary_bench.table import Size
 
@@ -30,7 +30,7 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu")
     hidden: adaptive.Hidden | None = next((name for name in HIDDEN if name == cell.options.get("hidden")), None)
     if hidden is None:
         raise unknown_name("place to hide from", cell.options.get("hidden", ""), HIDDEN)
-    owner = subject(cell, cell.what, cache, device)
+    owner = attacked_network(cell, cell.what, cache, device)
     victim = victims.read_victim(owner.weights.parent)
     budget = adaptive.Budget(steps=int(cell.number("steps", adaptive.Budget().steps)))
     home = cache / ("adaptive" if budget == adaptive.Budget() else f"adaptive-{budget.steps}")

@@ -9,13 +9,13 @@ import numpy as np
 from covary_bench.cell import Cell
 from covary_bench.images import foreign
 from covary_bench.images.case_files import Group, write_case
-from covary_bench.images.ingredients import subject, test_images
+from covary_bench.images.ingredients import attacked_network, test_images
 from covary_bench.table import Size
 
 
 def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """Trusted and clean images, and images of the foreign set that the cell names."""
-    owner = subject(cell, None, cache, device)
+    owner = attacked_network(cell, None, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     found = foreign.load(cell.what, clean.x.shape[1:])

@@ -14,7 +14,7 @@ from covary_bench.cell import Cell
 from covary_bench.images.attacks import ATTACKS
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import joined, subject, test_images
+from covary_bench.images.ingredients import attacked_network, joined, test_images
 from covary_bench.images.makers.backdoor import triggered
 from covary_bench.table import Size
 
@@ -22,7 +22,7 @@ from covary_bench.table import Size
 def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu") -> Path:
     """The case of `backdoor` with the trusted set that the cell's options ask for; `clean` has no backdoor."""
     honest = cell.what == "clean"
-    owner = subject(cell, None if honest else cell.what, cache, device)
+    owner = attacked_network(cell, None if honest else cell.what, cache, device)
     cutter = test_images(owner.dataset, cell.seed)
     labels = np.unique(cutter.images.y)
     # The inputs are dealt first, so that every option is judged on the same ones.
@@ -43,9 +43,9 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu")
     poisoned = 0 if honest else round(cell.number("poisoned", 0.0) * len(trusted))
     if poisoned:
         bad = triggered(owner, cutter, poisoned)
-        assert bad.wanted is not None
+        assert bad.targets is not None
         kept = trusted.take(np.sort(np.random.default_rng(cell.seed).permutation(len(trusted))[poisoned:]))
-        trusted = joined([kept, Images(bad.images.x, bad.wanted, [f"poisoned {name}" for name in bad.images.id])])
+        trusted = joined([kept, Images(bad.images.x, bad.targets, [f"poisoned {name}" for name in bad.images.id])])
     groups = [Group("clean", clean, False), odd]
     facts = {"n_poisoned_trusted": poisoned, "trusted_per_class": list(counts.values())}
     return write_case(folder, owner, "backdoor", trusted, groups, cell.seed, None, facts)

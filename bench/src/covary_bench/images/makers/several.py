@@ -21,10 +21,10 @@ from covary_bench.cell import Cell
 from covary_bench.images import attacks, datasets, victims
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.datasets import Images
-from covary_bench.images.ingredients import Cutter, Subject, subject, test_images
+from covary_bench.images.ingredients import AttackedNetwork, Cutter, attacked_network, test_images
 from covary_bench.images.makers.adversarial import perturbed
 from covary_bench.images.makers.backdoor import triggered
-from covary_bench.images.training import Plan, train
+from covary_bench.images.training import TrainingPlan, train
 from covary_bench.table import Size
 
 
@@ -45,8 +45,8 @@ def poisoned_by_all(images: Images, names: list[str], seed: int) -> Images:
     return Images(x, y, images.id)
 
 
-def shared_victim(kind: str, names: list[str], seed: int, cache: Path, device: str = "cpu") -> list[Subject]:
-    """One network with all these backdoors, trained into the cache unless it is there; a subject a backdoor."""
+def shared_victim(kind: str, names: list[str], seed: int, cache: Path, device: str = "cpu") -> list[AttackedNetwork]:
+    """One network with all these backdoors, trained into the cache unless it is there; an entry for each backdoor."""
     if kind not in victims.VICTIMS:
         raise CovaryError(f"{kind} is no kind of victim", ", ".join(victims.VICTIMS))
     recipe, home = victims.VICTIMS[kind], cache / "victims" / f"{kind}-{'+'.join(names)}-s{seed}"
@@ -60,7 +60,7 @@ def shared_victim(kind: str, names: list[str], seed: int, cache: Path, device: s
         part.mkdir(parents=True)
         checkpoint = home.with_name(f"{home.name}.checkpoint")
         poisoned = poisoned_by_all(images, names, seed)
-        trained = train(longer, poisoned, Plan(seed=seed), checkpoint, device).network
+        trained = train(longer, poisoned, TrainingPlan(seed=seed), checkpoint, device).network
         save_file({name: value.contiguous() for name, value in trained.state_dict().items()}, part / "w.safetensors")
         (part / "facts.json").write_text(json.dumps(_facts(trained, recipe, names, seed)))
         shutil.rmtree(home, ignore_errors=True)
@@ -69,7 +69,7 @@ def shared_victim(kind: str, names: list[str], seed: int, cache: Path, device: s
     network.load_state_dict(load_file(home / "w.safetensors"))
     facts = json.loads((home / "facts.json").read_text())
     return [
-        Subject(
+        AttackedNetwork(
             network.requires_grad_(False), recipe.factory, home / "w.safetensors", recipe.test, target=label,
             trigger=attacks.attack(name).trigger(recipe.shape, seed), facts=facts,
         )
@@ -87,7 +87,7 @@ def _facts(network: nn.Module, recipe: victims.Recipe, names: list[str], seed: i
     return {"clean_accuracy": accuracy, "attack_success": min(success.values()), "attack_success_each": success}
 
 
-def odd_groups(owners: list[Subject], names: list[str], cutter: Cutter, n: int, seed: int) -> list[Group]:
+def odd_groups(owners: list[AttackedNetwork], names: list[str], cutter: Cutter, n: int, seed: int) -> list[Group]:
     """n inputs of every mechanism: triggered ones of each backdoor, then adversarial ones."""
     found = [
         triggered(owner, cutter, n, name) if name in attacks.ATTACKS else perturbed(name, owner, cutter, n, seed)
@@ -104,7 +104,7 @@ def make(cell: Cell, size: Size, cache: Path, folder: Path, device: str = "cpu")
     if len(backdoors) > 1:
         owners = shared_victim(cell.dataset, backdoors, cell.seed, cache, device)
     else:
-        owners = [subject(cell, backdoors[0] if backdoors else None, cache, device)]
+        owners = [attacked_network(cell, backdoors[0] if backdoors else None, cache, device)]
     cutter = test_images(owners[0].dataset, cell.seed)
     trusted, clean = cutter.balanced(size.trusted), cutter.first(size.clean)
     odd = odd_groups(owners, ordered, cutter, size.anomalous, cell.seed)

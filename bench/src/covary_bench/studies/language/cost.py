@@ -59,10 +59,10 @@ def texts(n: int, prompt: int, completion: int) -> list[Tokens]:
 @torch.no_grad()
 def forward(lm: LanguageModel, some: list[Tokens], everywhere: bool) -> None:
     x = pad(some)
-    given = keywords(x, "causal")
+    arguments = keywords(x, "causal")
     if not everywhere:
-        given["logits_to_keep"] = len(some[0].counted) + 1
-    lm.module(**given)
+        arguments["logits_to_keep"] = len(some[0].counted) + 1
+    lm.module(**arguments)
 
 
 def measure(n: int, prompt: int, completion: int, lm: LanguageModel, features: TextExtractor) -> dict[str, Any]:

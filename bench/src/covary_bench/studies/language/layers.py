@@ -41,13 +41,13 @@ def main(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         kind, seed = path.name.split("-")
         rng = np.random.default_rng([int(seed), 7])
-        asked = [clean_question(kind, rng) for _ in range(TRUSTED + QUERIES)]
-        asked += [odd_question(kind, rng) for _ in range(QUERIES)]
-        record = [{"id": str(i), "prompt": prompt} for i, (prompt, _, _) in enumerate(asked)]
+        query_rows = [clean_question(kind, rng) for _ in range(TRUSTED + QUERIES)]
+        query_rows += [odd_question(kind, rng) for _ in range(QUERIES)]
+        record = [{"id": str(i), "prompt": prompt} for i, (prompt, _, _) in enumerate(query_rows)]
         text = {"pooling": "sum", "max_new_tokens": 12, "groups": "none"}
         detector = Detector(path, **text)
         source = opened(detector, record)
-        hit = np.array([one.completion == answer for one, (_, answer, _) in zip(source.texts, asked, strict=True)])
+        hit = np.array([one.completion == answer for one, (_, answer, _) in zip(source.texts, query_rows, strict=True)])
         queries = np.flatnonzero(hit & (np.arange(len(hit)) >= TRUSTED))
         truth = (queries >= TRUSTED + QUERIES).astype(np.int64)
         rows = detector.rows(source)

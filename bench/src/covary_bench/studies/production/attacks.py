@@ -99,21 +99,21 @@ async def keeping(port: int, k: int, images: np.ndarray, ended: asyncio.Event, f
 
 async def slow(port: int, k: int, image: np.ndarray, ended: asyncio.Event, tried: Counter[str]) -> None:
     """Connections that hold what they can for as long as they can."""
-    lots, whole = Random(k), message(image, "slow")
-    starts = {"idle": 0, "head": 20, "body": whole.index(b"\r\n\r\n") + 5, "unread": len(whole)}
+    lots, full = Random(k), message(image, "slow")
+    starts = {"idle": 0, "head": 20, "body": full.index(b"\r\n\r\n") + 5, "unread": len(full)}
     while not ended.is_set():
         kind = lots.choice(sorted(starts))
         sent = starts[kind]
         tried[kind] += 1
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=("127.0.0.2", 0))
-            writer.write(whole[:sent])
+            writer.write(full[:sent])
             while not ended.is_set():
                 try:
                     came = await asyncio.wait_for(reader.read(200), 1)
                 except TimeoutError:
                     if kind in ("head", "body"):
-                        writer.write(whole[sent : sent + 1])
+                        writer.write(full[sent : sent + 1])
                         sent += 1
                     continue
                 if not came:
@@ -140,8 +140,8 @@ async def round_of(
     """Runs `work` beside `others` slow clients; for `seconds`, or where that is 0 until it is done."""
     seen = [(service.descriptors, service.mebibytes)]
     tried: Counter[str] = Counter()
-    beside = [asyncio.create_task(slow(service.port, k, image, ended, tried)) for k in range(others)]
-    beside.append(asyncio.create_task(watch(service, ended, seen)))
+    background = [asyncio.create_task(slow(service.port, k, image, ended, tried)) for k in range(others)]
+    background.append(asyncio.create_task(watch(service, ended, seen)))
     begin, load = time.perf_counter(), os.getloadavg()[0]
     tasks = [asyncio.create_task(one) for one in work]
     if seconds:
@@ -150,7 +150,7 @@ async def round_of(
     await asyncio.gather(*tasks)
     took = time.perf_counter() - begin
     ended.set()
-    await asyncio.gather(*beside)
+    await asyncio.gather(*background)
     await asyncio.sleep(2)
     files, memory = np.array(seen).T.tolist()
     p50, p99 = np.quantile(np.array(found.seconds) * 1000, [0.5, 0.99])
@@ -204,10 +204,10 @@ async def half_heads(service: ServiceProcess, count: int) -> dict[str, Any]:
 async def slow_bodies(service: ServiceProcess, count: int) -> dict[str, Any]:
     """Bodies of which one byte came, as many as requests may be open, and how long another request takes."""
     image, found = service.images[0], Found()
-    whole, held = message(image, "slow"), []
+    full, held = message(image, "slow"), []
     for _ in range(count):
         held.append(await asyncio.open_connection("127.0.0.1", service.port))
-        held[-1][1].write(whole[: whole.index(b"\r\n\r\n") + 5])
+        held[-1][1].write(full[: full.index(b"\r\n\r\n") + 5])
     await asyncio.sleep(1)
     await one_each(service.port, range(20), image[None], found)
     for _, writer in held:

@@ -129,12 +129,12 @@ def request(lots: Random) -> bytes:
         headers.insert(0, ("Host", lots.choice(HOSTS) if lots.random() < 0.3 else "localhost"))
     method, path = (lots.choice(METHODS), lots.choice(PATHS)) if lots.random() < 0.3 else ("POST", INFER)
     head = f"{method} {path} {lots.choice(VERSIONS)}\r\n" + "".join(f"{name}: {text}\r\n" for name, text in headers)
-    whole = f"{head}\r\n".encode("utf-8", "replace") + body
+    full = f"{head}\r\n".encode("utf-8", "replace") + body
     if lots.random() < 0.1:
-        whole = whole[: lots.randrange(1, len(whole))]
+        full = full[: lots.randrange(1, len(full))]
     if lots.random() < 0.05:
-        whole = bytes(byte if lots.random() > 0.01 else lots.randrange(256) for byte in whole)
-    return whole * (lots.randrange(2, 5) if lots.random() < 0.05 else 1)
+        full = bytes(byte if lots.random() > 0.01 else lots.randrange(256) for byte in full)
+    return full * (lots.randrange(2, 5) if lots.random() < 0.05 else 1)
 
 
 def send(port: int, content: bytes) -> tuple[bytes, str]:

@@ -81,7 +81,7 @@ def measure(way: str, work: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     times, killed, seen, begun = [], [], set(), time.perf_counter()
 
-    def told(record: dict[str, Any]) -> None:
+    def on_partition(record: dict[str, Any]) -> None:
         times.append(time.perf_counter() - begun)
         seen.add(record["pid"])
         if "killed" in way and len(times) in KILLS:
@@ -90,7 +90,7 @@ def measure(way: str, work: Path) -> dict[str, Any]:
 
     load = [os.getloadavg()[0]]
     summary = score_pile(work / "detector", str(work / "pile"), out, fdr=FDR, batch_size=BATCH, trust_code=True,
-                         partition_size=PARTITION, told=told, **WAYS[way])  # fmt: skip
+                         partition_size=PARTITION, on_partition=on_partition, **WAYS[way])  # fmt: skip
     load.append(os.getloadavg()[0])
     steady = (INPUTS - PARTITION) / (times[-1] - times[0])
     keep = ("n", "n_flagged", "rule", "verdicts", "partitions", "scored_now", "seconds", "scoring_seconds",
@@ -114,7 +114,7 @@ def pair(work: Path) -> dict[str, Any]:
         shutil.rmtree(out, ignore_errors=True)
         sizes = {"batch_size": BATCH, "partition_size": 2 * BATCH, "trust_code": True}
         some = str(work / "pile" / "[01].parquet")
-        score_pile(work / "detector", some, out, ray="local", actors=actors, told=records.append, **sizes)
+        score_pile(work / "detector", some, out, ray="local", actors=actors, on_partition=records.append, **sizes)
         rates = []
         for pid in {record["pid"] for record in records}:
             own = [record for record in records if record["pid"] == pid]
@@ -163,7 +163,7 @@ def concluded(record: dict[str, Any]) -> dict[str, Any]:
     c, e = one["seconds_per_input"], float(np.median([found["ratio"] for found in record["pairs"]])) / 2
     # What is left of the run with one actor when its work is taken away; the other run is then told in advance.
     start = one["scoring_seconds"] - INPUTS * c
-    told = estimate(
+    predicted = estimate(
         INPUTS, actors=2, seconds_per_input=c, efficiency=min(e, 1.0), partition_size=PARTITION, start_seconds=start,
         second_pass_seconds_per_input=0.0,
     )["seconds"]  # fmt: skip
@@ -183,9 +183,9 @@ def concluded(record: dict[str, Any]) -> dict[str, Any]:
         "seconds_with_killed_actors_to_without": killed["scoring_seconds"] / two["scoring_seconds"],
         "cost_model_for_2_actors": {
             "from_1_actor": {"seconds_per_input": c, "start_seconds": start, "efficiency": e},
-            "predicted_seconds": told,
+            "predicted_seconds": predicted,
             "measured_seconds": two["scoring_seconds"],
-            "measured_to_predicted": two["scoring_seconds"] / told,
+            "measured_to_predicted": two["scoring_seconds"] / predicted,
         },
         "example_1e9": {"cluster": EXAMPLE, **example},
     }  # fmt: skip

@@ -120,12 +120,12 @@ def main() -> None:
     silent, unnamed, single = [], [], 0
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        whole, other = make(home)
-        Detector.load(whole, trust_code=True)  # the undamaged one does load
+        full, other = make(home)
+        Detector.load(full, trust_code=True)  # the undamaged one does load
         for trial in range(arguments.n):
             damage = DAMAGES[trial % len(DAMAGES)]
             rng = np.random.default_rng(trial)
-            broken = Path(shutil.copytree(whole, home / "broken"))
+            broken = Path(shutil.copytree(full, home / "broken"))
             file = damage(broken, other, rng)
             outcome = load(broken)
             if outcome[0] != "refused":

@@ -131,7 +131,7 @@ def counted(world: World, trials: int, trial: Callable[[np.random.Generator, int
     return dict(happened.most_common())
 
 
-def sealed_anew(folder: Path, record: dict[str, Any]) -> None:
+def resealed(folder: Path, record: dict[str, Any]) -> None:
     """Writes a detector's record with a digest and a receipt that fit, as whoever means harm would."""
     record = {key: value for key, value in record.items() if key != "digest"}
     digest = folders.digest_json(record)
@@ -142,13 +142,13 @@ def sealed_anew(folder: Path, record: dict[str, Any]) -> None:
 
 def detectors(world: World, trials: int, sealed: bool) -> dict[str, int]:
     """`Detector.load` of a changed detector.json, the network given: its factory is no matter of consent then."""
-    whole = json.loads((world.detector / "detector.json").read_text())
+    full = json.loads((world.detector / "detector.json").read_text())
     folder = shutil.copytree(world.detector, world.home / "changed-detector")
 
     def trial(rng: np.random.Generator, i: int) -> str:
-        record = mutated(whole, rng)
+        record = mutated(full, rng)
         if sealed:
-            sealed_anew(folder, record)
+            resealed(folder, record)
         else:
             (folder / "detector.json").write_text(json.dumps(record))
         try:
@@ -157,7 +157,7 @@ def detectors(world: World, trials: int, sealed: bool) -> dict[str, int]:
             return "refused in one sentence" if "\n" not in str(problem) else "refused in many lines"
         except BaseException:
             return f"traceback: {traceback.format_exc().splitlines()[-1][:90]}"
-        changed = json.dumps(record, sort_keys=True) != json.dumps(whole, sort_keys=True)
+        changed = json.dumps(record, sort_keys=True) != json.dumps(full, sort_keys=True)
         return "loaded" if changed else "loaded (nothing had changed)"
 
     try:
@@ -190,10 +190,10 @@ def runs(world: World, trials: int, sealed: bool) -> dict[str, int]:
             return f"{ended}: {said.splitlines()[-1][:110]}"
         if ended == "exit 2":
             return "refused in one sentence"
-        told = any(word in said for word in ("differs", "not what its receipt says", "failed", "no receipt"))
+        warned = any(word in said for word in ("differs", "not what its receipt says", "failed", "no receipt"))
         if sealed or new == old:
             return "taken as it is, receipt and all" if sealed else "nothing had changed"
-        return "done, and told that the receipt does not fit" if told else f"NOT TOLD by {commands[i // 3 % 8][0]}"
+        return "done, and told that the receipt does not fit" if warned else f"NOT TOLD by {commands[i // 3 % 8][0]}"
 
     return counted(world, trials, trial)
 
@@ -252,18 +252,18 @@ def bits(world: World, trials: int) -> dict[str, int]:
 
 def code(world: World, trials: int) -> dict[str, int]:
     """A detector that names foreign code as network, transform or observable, under the commands that load one."""
-    whole = json.loads((world.detector / "detector.json").read_text())
+    full = json.loads((world.detector / "detector.json").read_text())
     folder = shutil.copytree(world.detector, world.home / "foreign")
     data, out = world.data, world.home / "out"
 
     def trial(rng: np.random.Generator, i: int) -> str:
-        record = copy.deepcopy(whole)
+        record = copy.deepcopy(full)
         holder, key = [(record, "factory"), (record["preprocessing"], "transform"), (record["settings"], "observable")][
             i % 3
         ]
         name = ("canary:run", "http.server:test", "os:abort", "covary.storage.folders:shutil.rmtree")[i // 3 % 4]
         holder[key] = name
-        sealed_anew(folder, record)
+        resealed(folder, record)
         shutil.rmtree(out, ignore_errors=True)
         ended, said = command(*[
             ("score", folder, data, "--out", out), ("score", folder, data, "--out", out, "--partition-size", 10),

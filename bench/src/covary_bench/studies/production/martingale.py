@@ -71,12 +71,12 @@ def trickle(calibration: int, before: int, streams: int) -> dict[str, Any]:
     length = len(clean) - calibration - before
     for seed in range(streams):
         random = np.random.default_rng([2, seed])
-        dealt = random.permutation(clean)
-        stream = dealt[calibration:].copy()
+        order = random.permutation(clean)
+        stream = order[calibration:].copy()
         hit = random.random(len(stream)) < SHARE
         hit[:before] = False
         stream[hit] = random.choice(odd, int(hit.sum()), replace=False)
-        martingale = ConformalMartingale(dealt[:calibration], LEVEL, seed)
+        martingale = ConformalMartingale(order[:calibration], LEVEL, seed)
         martingale.update(stream)
         at = martingale.alarm_at
         early += at is not None and at <= before
@@ -85,7 +85,7 @@ def trickle(calibration: int, before: int, streams: int) -> dict[str, Any]:
         kinds.append(martingale.account().kind if at is not None else "no alarm")
     caught = int(np.isfinite(inputs).sum())
 
-    def told(values: list[float]) -> dict[str, Any]:
+    def quantiles(values: list[float]) -> dict[str, Any]:
         ordered = np.sort(values)
         # Order statistics around the median that hold it with probability 95 %.
         reach = 1.96 * np.sqrt(streams) / 2
@@ -103,8 +103,8 @@ def trickle(calibration: int, before: int, streams: int) -> dict[str, Any]:
         "caught": caught / streams,
         "caught_interval_95": interval(caught, streams),
         "alarms_before_the_attack": early,
-        "inputs_to_alarm": told(inputs),
-        "triggered_inputs_to_alarm": told(triggered),
+        "inputs_to_alarm": quantiles(inputs),
+        "triggered_inputs_to_alarm": quantiles(triggered),
         "told_as": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
     }
 

@@ -51,12 +51,12 @@ class ServiceProcess:
             text=True, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert self.process.stdout is not None
-        told = ""
-        while not told.endswith("}\n"):
+        lines = ""
+        while not lines.endswith("}\n"):
             line = self.process.stdout.readline()
             assert line, self.log
-            told += line
-        self.port = int(json.loads(told)["address"].rsplit(":", 1)[1])
+            lines += line
+        self.port = int(json.loads(lines)["address"].rsplit(":", 1)[1])
 
     @property
     def descriptors(self) -> int:

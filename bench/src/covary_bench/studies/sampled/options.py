@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from covary.features.sampled.draws import draw_bank, halved
+from covary.features.sampled.draws import draw_bank, to_half
 from covary.features.sampled.samplers import SamplingPlan
 from covary.features.sampled.traces import evaluate, predictions
 from covary.models.functional import functional_network
@@ -51,7 +51,7 @@ def main(name: str, out: Path, draws: int = 8, images: int = 128) -> None:
         begin = time.process_time()
         labels = predictions(network, placed)
         warm[option] = time.process_time() - begin
-        made[option] = (network, placed, labels, halved(bank) if chosen.get("half") else bank)
+        made[option] = (network, placed, labels, to_half(bank) if chosen.get("half") else bank)
     for _ in range(2):
         for option, (network, placed, labels, own) in made.items():
             step = OPTIONS[option].get("at_once", 1)

@@ -75,7 +75,7 @@ def both(case: Case, margins: np.ndarray, source: str, **more: Any) -> list[dict
 
 def chains(name: str, cache: Path) -> list[dict[str, Any]]:
     """Rows from our chains and the peer's, on all images at every tenth draw and on a tenth of them at every draw."""
-    whole, subset = Case(name, cache), Case(name, cache, SUBSET)
+    full, subset = Case(name, cache), Case(name, cache, SUBSET)
     files = {stage: cache / name / f"{stage}.npz" for stage in ("paper", "frozen", "nbeta0")}
     files["devinterp 1.3.2"] = cache / "peer" / f"{name}.npz"
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -101,7 +101,7 @@ def chains(name: str, cache: Path) -> list[dict[str, Any]]:
                 continue
             worth = float(np.nanmedian(effective_draws(kept[None].astype(np.float32))))
             about["effective_draws"] = round(worth, 1)
-            rows += both(whole, everyone[burn_in // EVERY : length // EVERY], stage, images="all", every=EVERY, **about)
+            rows += both(full, everyone[burn_in // EVERY : length // EVERY], stage, images="all", every=EVERY, **about)
             rows += both(subset, kept[EVERY - 1 :: EVERY], stage, images="a tenth", every=EVERY, **about)
             rows += both(subset, kept, stage, images="a tenth", every=1, **about)
         # What fewer draws are worth: the first n after the burn-in.
@@ -112,7 +112,7 @@ def chains(name: str, cache: Path) -> list[dict[str, Any]]:
             rows += both(subset, every[BURN_IN : BURN_IN + n], stage, images="a tenth", every=1, **about)
             if n >= 10 * EVERY:
                 some = everyone[BURN_IN // EVERY : (BURN_IN + n) // EVERY]
-                rows += both(whole, some, stage, images="all", every=EVERY, **about)
+                rows += both(full, some, stage, images="all", every=EVERY, **about)
     return rows
 
 
