@@ -22,9 +22,9 @@ def test_figures_and_settings_have_flat_names(run):
     assert found["covary/flag_rate"] == summary["n_flagged"] / summary["n"]
     assert found["covary/auroc"] == summary["auroc"]
     assert all(isinstance(value, float) for value in found.values())
-    told = trackers.parameters(run)
-    assert told["covary/preprocessing/mean"] == "[0.485, 0.456, 0.406]"
-    assert max(map(len, told.values())) <= trackers.LONGEST
+    message = trackers.parameters(run)
+    assert message["covary/preprocessing/mean"] == "[0.485, 0.456, 0.406]"
+    assert max(map(len, message.values())) <= trackers.LONGEST
 
 
 @pytest.mark.filterwarnings("ignore")

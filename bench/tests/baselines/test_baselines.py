@@ -70,9 +70,9 @@ def halves() -> tuple[Material, np.ndarray]:
     probe = Probe(
         module, trusted, torch.cat([clean, triggered]), labels, sampling=sampling, sampling_labels=sampling_y
     )  # fmt: skip
-    known, asked = rows_of(probe, probe.trusted, "t"), rows_of(probe, probe.queries, "q")
+    known, query_rows = rows_of(probe, probe.trusted, "t"), rows_of(probe, probe.queries, "q")
     material = Material(
-        known, asked, features(probe, probe.trusted), features(probe, probe.queries), known.take(np.arange(30)),
+        known, query_rows, features(probe, probe.trusted), features(probe, probe.queries), known.take(np.arange(30)),
         known.take(np.arange(30, 60)), probe,
     )  # fmt: skip
     return material, np.repeat([0, 1], 40)
@@ -165,9 +165,9 @@ def test_confidence():
 def test_knn_by_hand():
     material, _ = strange()
     trusted = np.array([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
-    asked = replace(material, trusted_features=trusted, query_features=np.array([[5.0, 0.0]]))
-    assert baseline("KNN on features")(asked, k=2)[0] == pytest.approx(np.sqrt(2))
-    assert baseline("KNN on features")(asked, k=1)[0] == pytest.approx(0)
+    query_rows = replace(material, trusted_features=trusted, query_features=np.array([[5.0, 0.0]]))
+    assert baseline("KNN on features")(query_rows, k=2)[0] == pytest.approx(np.sqrt(2))
+    assert baseline("KNN on features")(query_rows, k=1)[0] == pytest.approx(0)
 
 
 def test_mahalanobis_is_the_distance_to_the_nearest_class():
@@ -281,19 +281,19 @@ def test_gram_numbers_by_a_loop():
     found = gram_numbers(maps, (1, 2))
     for i, image in enumerate(maps.double()):
         scale = image.abs().max()
-        wanted = []
+        expected = []
         for order in (1, 2):
             powered = (image / scale).sign() * (image / scale).abs() ** order
             for a in range(3):
                 entries = [float(powered[a] @ powered[b]) for b in range(3)]
-                wanted.append(float(scale**2) * sum(np.sign(e) * abs(e) ** (1 / order) for e in entries))
-        np.testing.assert_allclose(found[i], wanted, rtol=1e-6)
+                expected.append(float(scale**2) * sum(np.sign(e) * abs(e) ** (1 / order) for e in entries))
+        np.testing.assert_allclose(found[i], expected, rtol=1e-6)
 
 
 def test_ranks_by_hand():
     trusted, classes = np.array([[0.0], [1.0], [2.0], [9.0]]), np.array([0, 0, 1, 1])
-    asked = np.array([[0.1], [1.9], [0.1], [0.1]])
-    np.testing.assert_array_equal(ranks(asked, np.array([0, 0, 1, 7]), trusted, classes), [0, 1, 2, 4])
+    query_rows = np.array([[0.1], [1.9], [0.1], [0.1]])
+    np.testing.assert_array_equal(ranks(query_rows, np.array([0, 0, 1, 7]), trusted, classes), [0, 1, 2, 4])
     np.testing.assert_array_equal(ranks(trusted, classes, trusted, classes, same=True), [0, 0, 2, 0])
 
 
@@ -301,8 +301,8 @@ def test_ranks_by_hand():
 def test_the_published_method_resumes_to_the_same_scores(coupling, tmp_path, monkeypatch):
     material, truth = halves()
     plan = replace(PLAN, steps=60, burn_in=20, thinning=2)
-    whole = published(material, coupling, plan)
-    assert whole.shape == truth.shape
+    full = published(material, coupling, plan)
+    assert full.shape == truth.shape
     in_folder = replace(material, probe=replace(material.network, folder=tmp_path))
 
     class Killed(Exception):
@@ -321,7 +321,7 @@ def test_the_published_method_resumes_to_the_same_scores(coupling, tmp_path, mon
     with pytest.raises(Killed):
         published(in_folder, coupling, plan)
     monkeypatch.setattr(traces, "run_block", real)
-    np.testing.assert_allclose(published(in_folder, coupling, plan), whole, rtol=1e-6)
+    np.testing.assert_allclose(published(in_folder, coupling, plan), full, rtol=1e-6)
 
 
 def test_published_scores_by_two_loops():

@@ -60,7 +60,7 @@ def trainer_callback(pile: HeldPile) -> Any:
         def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             epoch = max(round(state.epoch) - 1, 0)
             if model is not None and pile.due(epoch) and state.is_world_process_zero:
-                told = {"epoch": state.epoch, "step": state.global_step}
-                state.log_history.append({**metrics(pile.judge(model, epoch)), **told})
+                record = {"epoch": state.epoch, "step": state.global_step}
+                state.log_history.append({**metrics(pile.judge(model, epoch)), **record})
 
     return JudgeHeldPile()

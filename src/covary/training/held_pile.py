@@ -121,6 +121,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)  # noqa: NPY002
         for module, training in modes.items():
             module.training = training
-        for parameter, gradient, wanted in gradients:
+        for parameter, gradient, expected in gradients:
             parameter.grad = gradient
-            parameter.requires_grad_(wanted)
+            parameter.requires_grad_(expected)
