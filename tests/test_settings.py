@@ -131,7 +131,8 @@ def test_what_no_extractor_of_the_kind_reads_cannot_be_written_down(kind):
     others = {name for own in OF_EXTRACTOR.values() for name in own.model_fields} - set(OF_EXTRACTOR[kind].model_fields)
     values = {**ARGUMENTS, "estimator": "sgld", "pooling": "sum", "groups": "none", "max_new_tokens": 3,
               "max_length": 9,
-              "dtype": "bfloat16", "adapter": "fresh:2", "side": "left", "preconditioner": "diagonal", "damping": 0.4,
+              "dtype": "bfloat16", "adapter": "fresh:2", "judge": "prompt", "at_equal_length": False,
+              "side": "left", "preconditioner": "diagonal", "damping": 0.4,
               "engine": "exact", "evidence": "thorough", "output": "y", "channels_last": True}  # fmt: skip
     for name in others - {"estimator"}:
         with pytest.raises(CovaryError, match=f"{name} says nothing to"):

@@ -29,7 +29,7 @@ from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.quantise import quantise
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.together import judge_together, views
-from covary.settings import Settings
+from covary.settings import Settings, as_before
 from covary.storage import detector as saved
 from covary.storage.fingerprints import digest_json
 from covary.text.pipelines import is_pipeline, of_pipeline
@@ -483,7 +483,8 @@ class Detector(OutlierMethods):
             # Without stored weights the factory may still set the right ones, as the fingerprint will tell.
             weights = folder / saved.WEIGHTS if saved.WEIGHTS in record["files"] else None
         with saved.as_written(folder):
-            settings = Settings.checked(**{**what.settings, **changes})
+            kept = {**what.settings, **changes}
+            settings = Settings.checked(**{name: as_before(value) for name, value in kept.items()})
         own = {name: getattr(settings, name) for name in Settings.model_fields}
         detector = Detector(place if model is None else model, weights=weights, **own)
         with saved.as_written(folder):

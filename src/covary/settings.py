@@ -182,6 +182,9 @@ class TextSettings(ExtractorSettings):
             kept with the detector.
         adapter: `fresh:R` or a folder of peft's, or None.
         side: where batches are padded; changes no score.
+        judge: what is judged: the `prompt` before anything is answered, the `answer`, or `both`, each with a pass of
+            its own. Of classifiers always their one pass.
+        at_equal_length: compare numbers with those of trusted texts of like length (see `AtEqualLengths`).
     """
 
     kind: Literal["text"] = "text"  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -199,7 +202,25 @@ class TextSettings(ExtractorSettings):
     adapter: str | None = option(
         None, "Folder of a trained adapter, or fresh:R for new LoRA adapters of rank R.", TEXT_PANEL
     )
+    judge: Literal["prompt", "answer", "both"] = option(
+        "both", "What is judged: prompt (before anything is answered), answer, or both.", TEXT_PANEL
+    )
+    at_equal_length: bool = option(
+        True, "Compare with trusted texts of like length, or of any.", TEXT_PANEL,
+        flag="--at-equal-length/--at-any-length",
+    )  # fmt: skip
     side: Literal["right", "left"] = option("right", "Where batches are padded; changes no score.", TEXT_PANEL)
+
+
+# What settings of texts meant before they could be set otherwise.
+_BEFORE = {"judge": "answer", "at_equal_length": False}
+
+
+def as_before(extractor: Any) -> Any:
+    """Settings of an extractor as they were kept, with what later ones would choose otherwise put in."""
+    if isinstance(extractor, Mapping) and extractor.get("kind") == "text":
+        return {**_BEFORE, **extractor}
+    return extractor
 
 
 # By kind; the same keys as `EXTRACTORS`.

@@ -19,7 +19,8 @@ from covary.text.groups import GROUPINGS, Grouping, k_means
 from covary.text.pretrained import load_language_model
 from covary.text.token_evidence import TokenExplainer
 
-TEXT = {"max_new_tokens": 6}
+# Prompts are judged in `test_prompts`.
+TEXT = {"max_new_tokens": 6, "judge": "answer"}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +185,8 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
     clean = [{**one, "truth": 0} for one in texts.records(20, 3, "clean")]
     inputs = write("inputs.jsonl", [*clean, *strange(10), hostile])
     out = tmp_path / "run"
-    usual = ["scan", "--hf", folder, "--trusted", trusted, "--inputs", inputs, "--max-new-tokens", 6, "--fpr", 0.1]
+    usual = ["scan", "--hf", folder, "--trusted", trusted, "--inputs", inputs, "--max-new-tokens", 6, "--fpr", 0.1,
+             "--judge", "answer"]  # fmt: skip
     code, printed, errors = run_cli(*usual, "--out", out)
     assert (code, errors) == (0, "")
     assert "of 31 inputs flagged" in printed

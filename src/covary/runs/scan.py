@@ -34,6 +34,7 @@ from covary.settings import (
     SampledSettings,
     Settings,
     TextSettings,
+    as_before,
     estimator_named,
     wrong_value,
 )
@@ -116,6 +117,9 @@ class ScanPlan(PileSettings):
         text = values.pop("text", None)
         if text is not None:
             values["settings"] = {**values["settings"], "extractor": {**text, "kind": "text"}}
+        if isinstance(values.get("settings"), dict) and "extractor" in values["settings"]:
+            kept = values["settings"]
+            values["settings"] = {**kept, "extractor": as_before(kept["extractor"])}
         return values
 
     @model_validator(mode="after")

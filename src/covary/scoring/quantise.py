@@ -37,4 +37,7 @@ def quantise(rows: Rows) -> Rows:
         return result
 
     features = None if rows.features is None else each({"": rows.features})[""]
-    return replace(rows, functional=each(rows.functional), latent=each(rows.latent), features=features)
+    prompt = None if rows.prompt is None else quantise(rows.prompt)
+    return replace(
+        rows, functional=each(rows.functional), latent=each(rows.latent), features=features, prompt=prompt
+    )

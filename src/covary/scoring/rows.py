@@ -33,6 +33,9 @@ class Rows:
             nats; None where it was not asked for.
         sigma: what functional rows are multiplied by before their products are covariances: a weight's standard
             deviation for gradients, 1 for traces, which carry that of their draws.
+        prompt: the same of what was asked alone, before anything is answered; None where inputs are no prompts.
+        lengths: what the numbers are to be told of at equal values (see `AtEqualLengths`), such as tokens of prompt
+            and answer, (n, c); None where nothing is.
     """
 
     ids: Sequence[str]
@@ -45,6 +48,8 @@ class Rows:
     features: Float[np.ndarray, "n k"] | None = None
     survival: Float[np.ndarray, "n depths"] | None = None
     sigma: float = SIGMA
+    prompt: Rows | None = None
+    lengths: Float[np.ndarray, "n c"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -64,13 +69,16 @@ class Rows:
             confidence={name: values[index] for name, values in self.confidence.items()},
             features=None if self.features is None else memmap.take(self.features, index),
             survival=None if self.survival is None else self.survival[index],
+            prompt=None if self.prompt is None else self.prompt.take(index),
+            lengths=None if self.lengths is None else self.lengths[index],
         )
 
     @property
     def bytes(self) -> int:
         """What functional and latent rows and features take."""
         features = [] if self.features is None else [self.features]
-        return sum(rows.nbytes for rows in (*self.functional.values(), *self.latent.values(), *features))
+        own = sum(rows.nbytes for rows in (*self.functional.values(), *self.latent.values(), *features))
+        return own + (0 if self.prompt is None else self.prompt.bytes)
 
     @staticmethod
     def gather(parts: Iterable[Rows], n: int) -> Rows:
@@ -102,6 +110,7 @@ class Rows:
     def concatenate(parts: Sequence[Rows]) -> Rows:
         """Rows of several batches, in order."""
         first = parts[0]
+        prompts = [part.prompt for part in parts if part.prompt is not None]
         return replace(
             first,
             ids=[name for part in parts for name in part.ids],
@@ -113,6 +122,8 @@ class Rows:
             confidence={name: np.concatenate([p.confidence[name] for p in parts]) for name in first.confidence},
             features=_joined([part.features for part in parts]),
             survival=_joined([part.survival for part in parts]),
+            prompt=Rows.concatenate(prompts) if prompts else None,
+            lengths=_joined([part.lengths for part in parts]),
         )
 
 

@@ -32,11 +32,13 @@ Numbers = Float[np.ndarray, "n d"]
 Blocks = Mapping[str, Float[np.ndarray, "n _"]]
 Sums = list[dict[str, SecondMoment]]
 
+OF_PROMPTS = ("prompt functional", "prompt latent", "prompt confidence")
 # view of the pile -> the kinds of numbers that it looks at; kinds that rows lack are left out.
 VIEWS: dict[str, tuple[str, ...]] = {
-    "pile": ("functional", "latent", "confidence", "survival", "features"),
+    "pile": ("functional", "latent", "confidence", *OF_PROMPTS, "survival", "features"),
     "pile functional": ("functional",),
     "pile latent": ("latent",),
+    "pile prompt": OF_PROMPTS,
     "pile features": ("features",),
 }
 # Kinds that are standardised here; of the others the combined score gives residuals.

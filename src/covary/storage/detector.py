@@ -249,7 +249,14 @@ def rows_to_arrays(rows: Rows, prefix: str, half: bool = False) -> tuple[dict[st
         arrays |= _pair(f"{prefix}.features", rows.features, half)
     if rows.survival is not None:
         arrays[f"{prefix}.survival"] = rows.survival
-    names = {"functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)}
+    if rows.lengths is not None:
+        arrays[f"{prefix}.lengths"] = rows.lengths
+    names: dict[str, Any] = {
+        "functional": list(rows.functional), "latent": list(rows.latent), "confidence": list(rows.confidence)
+    }  # fmt: skip
+    if rows.prompt is not None:
+        more, names["prompt"] = rows_to_arrays(rows.prompt, f"{prefix}.prompt", half)
+        arrays |= more
     return arrays, {"ids": list(rows.ids), "sigma": rows.sigma, **names}
 
 
@@ -266,6 +273,8 @@ def rows_from_arrays(arrays: Mapping[str, np.ndarray], record: Mapping[str, Any]
         features=_part(arrays, f"{prefix}.features") if f"{prefix}.features" in arrays else None,
         survival=arrays.get(f"{prefix}.survival"),
         sigma=record.get("sigma", SIGMA),
+        prompt=rows_from_arrays(arrays, record["prompt"], f"{prefix}.prompt") if "prompt" in record else None,
+        lengths=arrays.get(f"{prefix}.lengths"),
     )
 
 

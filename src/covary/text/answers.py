@@ -5,8 +5,9 @@ The labels are the answer's own tokens, a classifier's its own predictions at w*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,11 +24,46 @@ from covary.text.tokens import Padded, keywords, parameters_of
 POOLINGS = ("root", "sum", "mean")
 
 
+# Tokens whose logits are in float32 at once: a large vocabulary over a long prompt would take gigabytes.
+ROWS_AT_ONCE = 128
+
+
 def token_margin(logits: Float[Tensor, "m V"], targets: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-    """Log-odds of every token, log p - log(1 - p) in nats; the larger, the surer the network; never saturates."""
-    own = logits.gather(-1, targets.unsqueeze(-1))
-    rest = logits.scatter(-1, targets.unsqueeze(-1), -torch.inf)
-    return own.squeeze(-1) - rest.logsumexp(-1)
+    """Log-odds of every token, log p - log(1 - p) in nats; the larger, the surer the network; never saturates.
+
+    In float32 whatever the logits are in, some tokens at a time.
+    """
+    return _Margin.apply(logits, targets)  # type: ignore[return-value]
+
+
+class _Margin(torch.autograd.Function):
+    """z_y - logsumexp over the others; its gradient is 1 at y and minus the softmax over the others elsewhere."""
+
+    @staticmethod
+    def forward(logits: Tensor, targets: Tensor) -> Tensor:
+        return torch.cat([own - rest.logsumexp(-1) for _, own, rest in _pieces(logits, targets)])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, targets = ctx.saved_tensors
+        found = torch.empty_like(logits)
+        for some, _, rest in _pieces(logits, targets):
+            weight = grads[0][some].unsqueeze(-1)
+            slope = (rest.softmax(-1) * -weight).scatter(-1, targets[some].unsqueeze(-1), weight)
+            found[some] = slope.to(logits.dtype)
+        return found, None
+
+
+def _pieces(logits: Tensor, targets: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(which tokens, their own logit, the logits of all others) of some tokens at a time, float32."""
+    for start in range(0, max(len(targets), 1), ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
+        part, place = logits[some].float(), targets[some].unsqueeze(-1)
+        yield some, part.gather(-1, place).squeeze(-1), part.scatter(-1, place, -torch.inf)
 
 
 def token_nll(logits: Float[Tensor, "m V"], targets: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
@@ -120,7 +156,7 @@ class Answers:
             return Answer(value, *self._confidence(logits.float(), labels), ones, labels)
         targets = x["targets"]
         counted, targets = counted[:, start:stop], targets[:, start:stop]
-        chosen = logits[counted].float()
+        chosen = logits[counted]
         labels = targets[counted] if self.model.task == "causal" else chosen.detach().argmax(-1)
         counts = counted.sum(1)
         value = pooled(self.observe(chosen, labels), counts, self.pooling)
@@ -129,4 +165,5 @@ class Answers:
     def _confidence(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = logits.detach()
-            return token_margin(logits, labels), -logits.logsumexp(-1)
+            energy = torch.cat([-part.float().logsumexp(-1) for part in logits.split(ROWS_AT_ONCE)])
+            return token_margin(logits, labels), energy

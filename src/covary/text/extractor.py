@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,15 @@ from covary.text.hidden_states import blocks, hidden_states, looked_up_per_text,
 from covary.text.inputs import TextInputs
 from covary.text.pretrained import AUTO, LanguageModel, load_language_model
 from covary.text.spaces import text_parameters
-from covary.text.tokens import Side, Tokens, pad
+from covary.text.tokens import Side, Tokens, pad, prompt_alone
 
 ENGINES = ("hooks", "exact")
 # What functional evidence counts as one layer.
 PER = ("auto", "block", "layer")
+# What is judged.
+JUDGED = ("answer", "prompt", "both")
+# States over a prompt's tokens, called by what they are of.
+AS_PROMPT = ("@ answer", "@ prompt")
 # More layers than this count by block: their numbers would outgrow trusted sets of a few hundred texts.
 MOST_LAYERS = 64
 # Numbers kept of every hidden state; it takes part in latent evidence alone, which has few layers.
@@ -52,6 +57,10 @@ class TextExtractor(TextInputs):
         side: where batches are padded.
         per: `block` puts the rows of a transformer block's layers side by side as one layer; `layer` leaves them
             apart; `auto` = block where there are more than 64.
+        judge: `answer`; `prompt`, which gives the rows of prompts alone; or `both`, which keeps those of prompts
+            beside those of answers (`Rows.prompt`). A prompt is read as an answer is: the gradient of its own
+            log-odds, hidden states over its tokens and at its last one, its mean margin and energy.
+        at_equal_length: whether rows tell the lengths of prompt and answer, at which numbers are then compared.
 
     Attributes:
         layers: parameters by layer, as projected.
@@ -70,12 +79,16 @@ class TextExtractor(TextInputs):
         amp: str | None = None,
         side: Side = "right",
         per: str = "auto",
+        judge: str = "answer",
+        at_equal_length: bool = False,
     ) -> None:
-        for kind, name, table in (("engine", engine, ENGINES), ("layers", per, PER)):
+        for kind, name, table in (("engine", engine, ENGINES), ("layers", per, PER), ("judge", judge, JUDGED)):
             if name not in table:
                 raise unknown_name(kind, name, table)
         self.model, self.seed, self.engine, self.amp = model, seed, engine, amp
         self.side: Side = side
+        # A classifier's one pass is all there is.
+        self.judge, self.at_equal_length = (judge, at_equal_length) if model.task == "causal" else ("answer", False)
         self.observable = None
         self.answers = Answers(model, observable, pooling)
         self.layers = text_parameters(model.module, space)
@@ -117,7 +130,7 @@ class TextExtractor(TextInputs):
             settings = settings.model_copy(update={"extractor": pinned})
         self = cls(
             model, observable=settings.observable, pooling=own.pooling, space=settings.space, seed=settings.seed,
-            engine=own.engine, amp=settings.amp, side=own.side,
+            engine=own.engine, amp=settings.amp, side=own.side, judge=own.judge, at_equal_length=own.at_equal_length,
         )  # fmt: skip
         self._start(Network(model.module), settings)
         return self
@@ -130,6 +143,25 @@ class TextExtractor(TextInputs):
     def rows(self, batch: Batch) -> Rows:
         """The rows of one batch of `Tokens`, in order."""
         texts: Sequence[Tokens] = batch.x
+        if self.judge == "prompt":
+            rows = self._prompt_rows(texts)
+        else:
+            rows = self._rows(texts)
+            if self.at_equal_length:
+                rows = replace(rows, lengths=np.array([[_long(one), len(one.targets)] for one in texts], np.float64))
+            if self.judge == "both":
+                rows = replace(rows, prompt=self._prompt_rows(texts))
+        rows = replace(rows, ids=list(batch.ids))
+        return rows if self.grouping is None else self.grouping(rows, batch.y)
+
+    def _prompt_rows(self, texts: Sequence[Tokens]) -> Rows:
+        """Rows of what was asked alone."""
+        rows = self._rows([prompt_alone(text) for text in texts])
+        latent = {name.replace(*AS_PROMPT): states for name, states in rows.latent.items()}
+        lengths = np.array([[_long(text)] for text in texts], np.float64) if self.at_equal_length else None
+        return replace(rows, latent=latent, lengths=lengths)
+
+    def _rows(self, texts: Sequence[Tokens]) -> Rows:
         # Texts of like length share a pass: less padding, and logits over a narrower window.
         order = sorted(range(len(texts)), key=lambda i: (texts[i].anchor, len(texts[i])))
         parts, some = [], []
@@ -140,9 +172,7 @@ class TextExtractor(TextInputs):
                 some = []
             some.append(i)
         parts.append(self._pass_rows([texts[j] for j in some]))
-        rows = Rows.concatenate(parts).take(np.argsort(order))
-        rows = Rows(**{**vars(rows), "ids": list(batch.ids)})
-        return rows if self.grouping is None else self.grouping(rows, batch.y)
+        return Rows.concatenate(parts).take(np.argsort(order))
 
     def token_values(self, texts: Sequence[Tokens]) -> list[dict[str, Float[np.ndarray, " m"]]]:
         """Per text, `margin`, `nll` and `energy` of every token that counts, in nats."""
@@ -166,7 +196,8 @@ class TextExtractor(TextInputs):
         if self.engine == "exact" or self._fast.one_by_one:
             return 1.0
         if not self._bytes_per_token:
-            x = self._padded([first])
+            # With logits at every position, as prompts have them.
+            x = self._padded([first if self.judge == "answer" else prompt_alone(first)])
             self._fast.samples_at_once(x)
             self._bytes_per_token = self._fast.bytes_per_sample / x["ids"].shape[1]
         return PASS_BYTES["cpu" if self.device.type == "cpu" else "gpu"] / (KEPT * max(self._bytes_per_token, 1.0))
@@ -249,6 +280,11 @@ class TextExtractor(TextInputs):
             made = orthogonal_rows(STATE_NUMBERS, wide, self.seed, "hidden states") if narrow else None
             self._state_projections[wide] = made
         return _numpy(compress(states, self._state_projections[wide]))
+
+
+def _long(text: Tokens) -> int:
+    """Tokens of the prompt's own."""
+    return text.anchor + 1 - text.start
 
 
 def grouped_layers(layers: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[str]]:

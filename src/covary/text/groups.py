@@ -66,7 +66,9 @@ class Grouping:
 
     def __call__(self, rows: Rows, labels: Groups | None) -> Rows:
         """The same rows with their groups in place of `predicted`."""
-        return replace(rows, predicted=self.assign_(rows, labels))
+        groups = self.assign_(rows, labels)
+        prompt = None if rows.prompt is None else replace(rows.prompt, predicted=groups)
+        return replace(rows, predicted=groups, prompt=prompt)
 
 
 def k_means(units: Float[np.ndarray, "n d"], k: int, seed: int) -> Float[np.ndarray, "k d"]:

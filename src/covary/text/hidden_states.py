@@ -40,8 +40,8 @@ def watched(module: nn.Module) -> dict[str, nn.Module]:
 def hidden_states(layers: Mapping[str, nn.Module], x: Padded) -> Iterator[dict[str, Float[Tensor, "n C"]]]:
     """Collects `layer @ position` of the forward pass that runs inside, float32, for each of `POSITIONS`."""
     result: dict[str, Tensor] = {}
-    counted = x["counted"].float()
-    share = counted / counted.sum(1, keepdim=True)
+    pooled = x["pooled"].float()
+    share = pooled / pooled.sum(1, keepdim=True)
     anchor = x["anchor"]
 
     def hook(name: str) -> Any:

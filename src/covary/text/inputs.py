@@ -18,7 +18,7 @@ from covary.text.groups import Grouping
 from covary.text.pretrained import LanguageModel
 from covary.text.records import Text, read_texts
 from covary.text.source import TextReader, TextSource, label_numbers
-from covary.text.tokens import Tokens, tokenise, tokens_from_json
+from covary.text.tokens import Tokens, opening, tokenise, tokenise_prompt, tokens_from_json
 
 if TYPE_CHECKING:
     from covary.text.token_evidence import TokenEvidence, TokenExplainer
@@ -97,13 +97,17 @@ class TextInputs:
 
     def _source(self, texts: Sequence[Text], name: str) -> TextSource:
         own = self.own
-        texts = completed(
-            self.model, list(texts), max_new_tokens=own.max_new_tokens, max_length=own.max_length,
-            progress=self.answering,
-        )  # fmt: skip
+        alone = own.judge == "prompt" and self.model.task == "causal"
+        if not alone:
+            texts = completed(
+                self.model, list(texts), max_new_tokens=own.max_new_tokens, max_length=own.max_length,
+                progress=self.answering,
+            )  # fmt: skip
         names = self.class_names or self.labels_known
         reader = TextReader(texts, label_numbers(texts, names, self.model), names or None)
-        return TextSource(reader, [tokenise(self.model, text, own.max_length) for text in texts], name)
+        begins = opening(self.model)
+        read = tokenise_prompt if alone else tokenise
+        return TextSource(reader, [read(self.model, text, own.max_length, begins) for text in texts], name)
 
     def look(self, trusted: Source) -> None:
         """See `Extractor`: a model says of itself how many classes it has."""

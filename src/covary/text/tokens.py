@@ -31,6 +31,9 @@ class Tokens:
         targets: for a causal model, the answer's tokens, one per counted position; else empty.
         anchor: where the network has read its question: the prompt's last position (causal), the first position else.
         cut: how many tokens did not fit and were left out.
+        start: the first token of the prompt's own: before it stands what every prompt begins with, such as the chat
+            template's opening.
+        pooled: positions whose states are averaged; None = the counted ones.
     """
 
     id: str
@@ -39,6 +42,8 @@ class Tokens:
     targets: tuple[int, ...]
     anchor: int
     cut: int = 0
+    start: int = 0
+    pooled: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -51,7 +56,40 @@ class Tokens:
 def tokens_from_json(record: Mapping[str, Any]) -> Tokens:
     """Tokens as `vars` gave them, after JSON has made lists of tuples."""
     ids, counted, targets = (tuple(record[key]) for key in ("ids", "counted", "targets"))
-    return Tokens(str(record["id"]), ids, counted, targets, int(record["anchor"]), int(record["cut"]))
+    start = int(record.get("start", 0))
+    return Tokens(str(record["id"]), ids, counted, targets, int(record["anchor"]), int(record["cut"]), start)
+
+
+def prompt_alone(text: Tokens) -> Tokens:
+    """The prompt of a text as a text of its own, in which each of its tokens but the opening's is to be foreseen.
+
+    Counted are the positions that predict the prompt's own tokens; pooled are those tokens themselves. The very first
+    token, which nothing predicts and on which attention piles up, is never among them, save in a prompt of one token.
+    """
+    ids = text.ids[: text.anchor + 1]
+    first = min(max(text.start, 1), len(ids) - 1)
+    if first == 0:
+        return replace(text, ids=ids, counted=(0,), targets=ids, anchor=0, pooled=(0,))
+    counted, own = tuple(range(first - 1, text.anchor)), tuple(range(first, text.anchor + 1))
+    return replace(text, ids=ids, counted=counted, targets=ids[first:], pooled=own)
+
+
+def opening(model: LanguageModel) -> tuple[int, ...]:
+    """Tokens with which every prompt begins: those of the chat template before the first word, or the starting one."""
+    if getattr(model.tokenizer, "chat_template", None):
+        try:
+            blank = model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=False
+            )
+            return _ids(model, blank, False)
+        except Exception:  # a template of its own mind, which wants other turns
+            return ()
+    start = model.tokenizer.bos_token_id
+    return () if start is None else (int(start),)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def prompt_tokens(model: LanguageModel, text: Text) -> tuple[int, ...]:
@@ -67,12 +105,12 @@ def prompt_tokens(model: LanguageModel, text: Text) -> tuple[int, ...]:
     return ids
 
 
-def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) -> Tokens:
+def tokenise(model: LanguageModel, text: Text, max_length: int | None = None, begins: Sequence[int] = ()) -> Tokens:
     """A text in tokens, the answer marked.
 
     The prompt loses tokens from its left (a starting token stays) until both fit `max_length` positions; only an answer
     too long on its own is cut, on its right. That depends on the text alone, never on its batch. The end-of-text token
-    counts where the answer has nothing else.
+    counts where the answer has nothing else. `begins` is what every prompt begins with (see `opening`).
     """
     limit = model.longest if max_length is None else min(max_length, model.longest or max_length)
     if model.task != "causal":
@@ -95,11 +133,24 @@ def tokenise(model: LanguageModel, text: Text, max_length: int | None = None) ->
             prompt = (prompt[:1] + prompt[len(prompt) - room + 1 :]) if first else prompt[len(prompt) - room :]
     ids = prompt + answer
     counted = tuple(range(len(prompt) - 1, len(ids) - 1))
-    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, length - len(ids))
+    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, length - len(ids), _common(prompt, begins))
+
+
+def tokenise_prompt(
+    model: LanguageModel, text: Text, max_length: int | None = None, begins: Sequence[int] = ()
+) -> Tokens:
+    """A prompt in tokens, whatever is answered; one too long loses tokens from its left as ever."""
+    limit = model.longest if max_length is None else min(max_length, model.longest or max_length)
+    prompt = whole = prompt_tokens(model, text)
+    if limit is not None and len(prompt) > limit:
+        first = prompt[0] == model.tokenizer.bos_token_id and limit > 1
+        prompt = (prompt[:1] + prompt[len(prompt) - limit + 1 :]) if first else prompt[len(prompt) - limit :]
+    cut, start = len(whole) - len(prompt), _common(prompt, begins)
+    return prompt_alone(Tokens(text.id, prompt, (), (), len(prompt) - 1, cut, start))
 
 
 def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
-    """A batch of equal lengths: `ids`, `mask`, `counted`, `targets` each (n, T), and `anchor` (n,).
+    """A batch of equal lengths: `ids`, `mask`, `counted`, `pooled`, `targets` each (n, T), and `anchor` (n,).
 
     `targets` holds the token that a counted position should give, -100 elsewhere.
     """
@@ -107,7 +158,7 @@ def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
     n, longest = len(texts), max(2, *map(len, texts))
     ids = torch.full((n, longest), fill, dtype=torch.long)
     mask = torch.zeros(n, longest, dtype=torch.bool)
-    counted = torch.zeros(n, longest, dtype=torch.bool)
+    counted, pooled = torch.zeros(n, longest, dtype=torch.bool), torch.zeros(n, longest, dtype=torch.bool)
     targets = torch.full((n, longest), -100, dtype=torch.long)
     anchor = torch.zeros(n, dtype=torch.long)
     for row, text in enumerate(texts):
@@ -116,10 +167,11 @@ def pad(texts: Sequence[Tokens], side: Side = "right", fill: int = 0) -> Padded:
         mask[row, shift : shift + len(text)] = True
         places = torch.tensor(text.counted) + shift
         counted[row, places] = True
+        pooled[row, places if text.pooled is None else torch.tensor(text.pooled) + shift] = True
         if text.targets:
             targets[row, places] = torch.tensor(text.targets)
         anchor[row] = text.anchor + shift
-    return {"ids": ids, "mask": mask, "counted": counted, "targets": targets, "anchor": anchor}
+    return {"ids": ids, "mask": mask, "counted": counted, "pooled": pooled, "targets": targets, "anchor": anchor}
 
 
 def parameters_of(module: Any) -> set[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from covary.errors import unknown_name
+from covary.scoring.lengths import AtEqualLengths
 from covary.scoring.rows import Rows
 from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
 from covary.scoring.scores.layers import LayerProfile
@@ -63,6 +64,11 @@ def confidence_numbers(rows: Rows) -> Float[np.ndarray, "n c"]:
     return np.stack([np.asarray(values, np.float64) for values in rows.confidence.values()], axis=1)
 
 
+def _asked(rows: Rows) -> Rows:
+    assert rows.prompt is not None
+    return rows.prompt
+
+
 # In the order of columns. Activations of different layers depend less on each other than gradients do, and what is odd
 # in a few of them drowns in the whole: hence `top_layers`.
 PARTS: dict[str, EvidencePart] = {
@@ -98,6 +104,32 @@ PARTS: dict[str, EvidencePart] = {
         sides="one",
         apart=True,
     ),
+    # Of prompts, before anything is answered. The answer's gradient is blind to them, so they stand apart.
+    "prompt functional": EvidencePart(
+        "Prompt, functional",
+        "the prompt's gradient",
+        "How the prompt itself depends on the weights: the gradient of its own log-odds, layer by layer, before "
+        "anything is answered.",
+        layers=lambda rows: {} if rows.prompt is None else rows.prompt.functional,
+        norms=lambda rows: _asked(rows).functional_norms,
+        apart=True,
+    ),
+    "prompt latent": EvidencePart(
+        "Prompt, latent",
+        "the prompt's activations",
+        "What the prompt does to the layers: their states over its tokens, and at its last one.",
+        layers=lambda rows: {} if rows.prompt is None else rows.prompt.latent,
+        centred=True,
+        top_layers=True,
+        apart=True,
+    ),
+    "prompt confidence": EvidencePart(
+        "Prompt, confidence",
+        "the prompt's perplexity",
+        "How well the network foresees the prompt, against trusted prompts; unusual in either direction counts.",
+        numbers=lambda rows: None if rows.prompt is None else confidence_numbers(rows.prompt),
+        apart=True,
+    ),
     # What a pile shows on its inputs (see `covary.scoring.together`): no numbers of one input's own.
     "pile": EvidencePart(
         "Pile",
@@ -110,6 +142,9 @@ PARTS: dict[str, EvidencePart] = {
     ),
     "pile latent": EvidencePart(
         "Pile, latent", "the pile's activations", "The same by the numbers of the latent part alone.", sides="one"
+    ),
+    "pile prompt": EvidencePart(
+        "Pile, prompt", "the pile's prompts", "The same by the numbers of the prompts alone.", sides="one"
     ),
     "pile features": EvidencePart(
         "Pile, features", "the pile's last features", "The same by what the last linear layer takes.", sides="one"
@@ -133,8 +168,9 @@ class Part:
         part = self.part
         if part.layers is not None:
             norms = None if part.norms is None else part.norms(rows)
-            return self.profile_.numbers(part.layers(rows), rows.predicted, norms)
-        found = None if part.numbers is None else part.numbers(rows)
+            found = self.profile_.numbers(part.layers(rows), rows.predicted, norms)
+        else:
+            found = None if part.numbers is None else part.numbers(rows)
         assert found is not None
         return found
 
@@ -145,6 +181,8 @@ class Part:
                 self.part.layers(reference), reference.predicted
             )
         numbers = self.numbers(fit)
+        self.equal_ = None if fit.lengths is None else AtEqualLengths().fit(numbers, fit.lengths)
+        numbers = numbers if self.equal_ is None else self.equal_.fit_
         if self.part.sides == "one":
             self.standardised_ = Standardised().fit(numbers[:, 0])
             self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.standardised_.fit_[:, None]
@@ -160,6 +198,8 @@ class Part:
     def measure(self, rows: Rows) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d"]]:
         """Standardised log distance (about 0 and spread 1 on trusted samples; higher = odder) and the residuals."""
         numbers = self.numbers(rows)
+        if self.equal_ is not None and rows.lengths is not None:
+            numbers = self.equal_(numbers, rows.lengths)
         if self.part.sides == "one":
             found = self.standardised_(numbers[:, 0])
             return found, found[:, None]
