@@ -21,6 +21,7 @@ def on_config(config: Any) -> Any:
     """Drops pages that are not there from the table of contents and appends those it does not name."""
     there = {path.relative_to(config.docs_dir).as_posix() for path in Path(config.docs_dir).rglob("*.md")}
     there |= set(GENERATED)
+    there |= {path.with_suffix(".md").name for path in Path(config.docs_dir).glob("*.ipynb")}
     named: set[str] = set()
 
     def kept(entries: list[Any]) -> list[Any]:
