@@ -83,9 +83,9 @@ def test_signs(fitted, odd):
     assert is_outlier_detector(fitted)
 
 
-@pytest.mark.parametrize("per_class", [False, True])
-def test_with_five_scores_the_sign_is_still_the_verdict(per_class, odd):
-    detector = Detector(tiny.trained(), conformal="cross", fpr=0.05, per_class=per_class).fit(few())
+def test_with_five_scores_the_sign_is_still_the_verdict(odd):
+    detector = Detector(tiny.trained(), conformal="cross", fpr=0.2, per_class=True).fit(few())
+    assert len(set(detector.judge.groups_.values())) > 1
     odd = odd[60:140]
     np.testing.assert_array_equal(detector.decision_function(odd) < 0, detector.score(odd).flagged)
 

@@ -9,7 +9,6 @@ from importlib import metadata
 import numpy as np
 import pytest
 
-from covary.detector import Detector
 from covary.runs import doctor
 
 
@@ -36,18 +35,13 @@ def test_the_command_prints_it_and_ends_with_0(run_cli, tried, monkeypatch):
     assert "Self-test: odd inputs are flagged" in out
 
 
-def test_a_detector_that_flags_nothing_fails(run_cli, monkeypatch, tried):
-    real = Detector.score
-
-    def nothing(self, inputs, **options):
-        found = real(self, inputs, **options)
-        found.flagged[:] = False
-        return found
-
-    monkeypatch.setattr(Detector, "score", nothing)
-    findings, _ = doctor.self_test()
-    assert [finding.level for finding in findings] == ["error", "ok", "ok"]
-    monkeypatch.setattr(doctor, "self_test", lambda device: (findings, {}))
+@pytest.mark.parametrize(
+    ("shares", "wrong"), [((0.0, 0.0, 0.2, True), 0), ((1.0, 0.5, 0.2, True), 1), ((1.0, 0.0, 0.2, False), 2)]
+)
+def test_each_fault_fails(run_cli, monkeypatch, shares, wrong):
+    found = doctor.findings(*shares)
+    assert [finding.level == "error" for finding in found] == [i == wrong for i in range(3)]
+    monkeypatch.setattr(doctor, "self_test", lambda device: (found, {}))
     assert run_cli("doctor")[0] == 1
 
 

@@ -32,14 +32,14 @@ Digits = UInt8[np.ndarray, "n 8 8"]
 def examine(device: str = "cpu") -> CheckReport:
     """All findings, in the order they are made; an error among them where the self-test fails."""
     started = time.perf_counter()
-    findings = [_versions(), _devices(device), *_extras()]
+    found = [_versions(), _devices(device), *_extras()]
     try:
         more, figures = self_test(device)
     except Exception as problem:
         text = f"It ended with {type(problem).__name__}: {problem}"
-        return CheckReport([*findings, Finding("error", "Self-test", text, "Install covary and torch again.")])
+        return CheckReport([*found, Finding("error", "Self-test", text, "Install covary and torch again.")])
     figures["seconds"] = round(time.perf_counter() - started, 3)
-    return CheckReport([*findings, *more], figures)
+    return CheckReport([*found, *more], figures)
 
 
 def _versions() -> Finding:
@@ -107,17 +107,21 @@ def self_test(device: str = "cpu") -> tuple[list[Finding], dict[str, float]]:
     with tempfile.TemporaryDirectory() as place:
         again = Detector.load(detector.save(Path(place) / "detector"), detector.network.module, device=device)
         same = bool(np.array_equal(again.score(x[clean]).score, verdicts.score[:CLEAN]))
+    return findings(caught, alarms, most, same), {"caught": caught, "false_alarms": alarms}
+
+
+def findings(caught: float, alarms: float, most: float, same: bool) -> list[Finding]:
+    """What the self-test's shares mean: of odd digits flagged, of clean ones, and of these at most by chance."""
     tests = [
         ("odd inputs are flagged", caught >= LEAST_CAUGHT, f"{caught:.0%} of {ODD} digits under a checkerboard"),
         ("clean ones pass", alarms <= most, f"{alarms:.0%} of {CLEAN} flagged, {most:.0%} at most by chance"),
         ("a saved detector judges alike", same, "the same scores" if same else "other scores"),
     ]
-    findings = [
+    return [
         Finding("ok" if passed else "error", f"Self-test: {name}", f"{found}.",
                 "" if passed else "Try another version of torch, and tell us of this one.")
         for name, passed, found in tests
     ]  # fmt: skip
-    return findings, {"caught": caught, "false_alarms": alarms}
 
 
 def _digits() -> tuple[Digits, Int[np.ndarray, " n"]]:
