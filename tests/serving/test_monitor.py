@@ -275,7 +275,7 @@ def test_an_error_of_the_network_is_the_networks(fitted, x):
 
 def test_a_failing_judge_costs_verdicts_alone(fitted, x, monkeypatch, caplog):
     monitor = Monitor(fitted)
-    monkeypatch.setattr(monitor.judge, "judge", lambda rows: 1 / 0)
+    monkeypatch.setattr(monitor.judge, "verdicts", lambda *_: 1 / 0)
     outputs, verdicts = monitor(x[:4])
     assert verdicts is None
     assert bits(outputs, fitted.network.module, x[:4])
@@ -347,3 +347,34 @@ def test_rows_of_the_first_batch_come_from_a_checked_engine(fitted, x):
     assert not one_pass._warm
     one_pass(Batch(["a", "b"], x[:2]))
     assert one_pass._warm
+
+
+def test_a_window_tells_what_the_latest_inputs_show_beside_the_verdict(fitted, x):
+    plain, monitor = Monitor(fitted, window=0), Monitor(fitted, window=50)
+    assert len(plain(x)[1].window_p) == 0
+    verdicts = monitor(x)[1]
+    assert monitor.window.n == 50
+    assert ((verdicts.window_p > 0) & (verdicts.window_p <= 1)).all()
+    np.testing.assert_allclose(verdicts.p_value, plain(x)[1].p_value)
+    assert monitor.counts.flagged_by_window == int((verdicts.window_p <= monitor.window.fpr_in_force).sum())
+    odd = tiny.inputs()[2] == 1
+    assert verdicts.window_p[odd].mean() < verdicts.window_p[~odd].mean()
+
+
+def test_the_stream_alarm_is_the_same_with_a_window_and_without(fitted, x):
+    with_one, without = Monitor(fitted, seed=3), Monitor(fitted, seed=3, window=0)
+    for part in x.split(13):
+        with_one(part)
+        without(part)
+    assert with_one.stream.log_capital == without.stream.log_capital
+    assert with_one.stream.alarm_at == without.stream.alarm_at
+
+
+def test_a_failing_window_is_given_up_and_loses_no_verdict(fitted, x, monkeypatch, caplog):
+    monitor = Monitor(fitted)
+    monkeypatch.setattr(monitor.window, "_enter", lambda *_: 1 / 0)
+    verdicts = monitor(x[:8])[1]
+    assert len(verdicts) == 8
+    assert len(verdicts.window_p) == 0
+    assert monitor.window is None
+    assert "the window is given up" in caplog.text

@@ -41,6 +41,9 @@ def serve(
     level: Annotated[
         float, Option("--level", help="Chance that the stream alarm is ever raised falsely, at most.")
     ] = 0.01,
+    window: Annotated[
+        int, Option("--window", min=0, help="Latest inputs looked at together, beside the verdict on each; 0 = none.")
+    ] = 1000,
     max_batch: Annotated[int, Option("--max-batch", min=1, help="Inputs in a pass.", rich_help_panel=LIMITS)] = 64,
     max_wait_ms: Annotated[
         float, Option("--max-wait-ms", min=0, help="An input waits for company at most so long.",
@@ -80,7 +83,7 @@ def serve(
         max_inputs=max_inputs, max_requests=max_requests, max_connections=max_connections,
         max_connections_per_address=max_connections_per_address, api_key=_key(api_key_file, KEY_VARIABLE),
         operator_key=_key(operator_key_file, OPERATOR_VARIABLE), verdicts=verdicts, audit=audit,
-        audit_failure=audit_failure, level=level,
+        audit_failure=audit_failure, level=level, window=window,
     )  # fmt: skip
     fitted = Detector.load(detector, model, weights=weights, **settings(machine, consent))
     if not chosen.loopback and chosen.api_key is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from covary.errors import CovaryError
 from covary.scoring.conformal import benjamini_hochberg
 from covary.scoring.directions import far_ends, leading
 from covary.scoring.judge import Judge
@@ -107,10 +108,10 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
 
     The second moment of calibration samples and pile gives `MOST` leading directions. Varimax turns them towards axes
     on which few inputs lie far out, as inputs of one mechanism do. Per end of an axis the statistic is the mean of
-    squared projections over the pile, less that over calibration samples; relabelling which samples calibrate, fold
-    by fold, gives its law and that of the smallest p-value of all ends (Westfall and Young 1993). All of it is
-    symmetric in calibration samples and clean inputs, so with one split the level is exact; with cross-conformal
-    folds a lot gives every input one fold to be looked at by, and the level is near.
+    squared projections over the pile, less that over calibration samples; relabelling which samples calibrate gives
+    its law and that of the smallest p-value of all ends (Westfall and Young 1993). All of it is symmetric in
+    calibration samples and clean inputs, so the level is exact. Where calibration is cross-conformal the trusted
+    inputs are split once more for that (see `one_split`).
 
     Members are chosen along the axis by Benjamini-Hochberg at `BY_CHANCE`, by tails that go on beyond the furthest
     calibration sample. An input of several axes is of the one along which it lies furthest out; then every member
@@ -129,9 +130,9 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
     """
     rng = np.random.default_rng([seed, 24])
     kept = np.flatnonzero(~judge.copies_.find(rows).copies)
-    looked = _Look(judge, rows.take(kept), rng)
+    looked = _Look(one_split(judge), rows.take(kept))
     scores = looked.project(leading(looked.moment(), MOST))
-    ends, p = far_ends(scores, looked.in_pile, looked.folds, rng, PERMUTATIONS)
+    ends, p = far_ends(scores, looked.in_pile, rng, PERMUTATIONS)
     members: dict[int, Values] = {}
     for end in np.flatnonzero(p <= level).tolist():
         log_p = Tail().fit(ends[~looked.in_pile, end]).log_p(ends[looked.in_pile, end])
@@ -152,20 +153,35 @@ def find_cards(judge: Judge, rows: Rows, level: float = LEVEL, seed: int = 0) ->
     return Cards(cards, len(rows), looked.n_calibration, level)
 
 
-class _Look:
-    """Calibration samples and a pile, each seen by a split's views that have not learned from it.
+def one_split(judge: Judge) -> Judge:
+    """A judge of one split of the same trusted inputs; the first fold's where they are too few to be split.
 
-    Calibration samples stand before the pile's inputs, split by split.
+    Directions learned over several folds would not do: each fold's calibration samples have taught the others, in
+    whose directions they are then too short.
+    """
+    if len(judge.scores_) == 1:
+        return judge
+    trusted = Rows.concatenate([own for _, own in judge.held_])
+    right = np.isin(trusted.ids, judge.reference.ids)
+    try:
+        return Judge(judge.score, judge.coupling, judge.fpr, seed=judge.seed, conformal="split").fit(
+            trusted, np.where(right, trusted.predicted, -1)
+        )
+    except CovaryError:
+        return judge
+
+
+class _Look:
+    """Calibration samples and a pile, seen by the first split's views, which have learned from neither.
+
+    Calibration samples stand before the pile's inputs.
     """
 
-    def __init__(self, judge: Judge, rows: Rows, rng: np.random.Generator) -> None:
-        self.views, self.scores = views(judge), judge.scores_
-        own = [held for _, held in judge.held_]
-        lots = rng.integers(len(own), size=len(rows))
-        self.rows, self.calibration = rows, Rows.concatenate(own)
+    def __init__(self, judge: Judge, rows: Rows) -> None:
+        self.view, self.score = views(judge)[0], judge.scores_[0]
+        self.rows, self.calibration = rows, judge.held_[0][1]
         self.n_calibration = len(self.calibration)
-        self.folds = np.concatenate([np.repeat(np.arange(len(own)), [len(one) for one in own]), lots])
-        self.in_pile = np.arange(len(self.folds)) >= self.n_calibration
+        self.in_pile = np.arange(self.n_calibration + len(rows)) >= self.n_calibration
 
     def moment(self) -> SecondMoment:
         """Of everything."""
@@ -173,7 +189,7 @@ class _Look:
 
     def project(self, vectors: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "n k"]:
         """Everything along some directions."""
-        found = np.empty((len(self.folds), vectors.shape[1]))
+        found = np.empty((len(self.in_pile), vectors.shape[1]))
         for where, whitened, _ in self._pieces():
             found[where] = whitened @ vectors
         return found
@@ -203,7 +219,7 @@ class _Look:
             off = np.square((sums[True][kind] / len(members) - mean) / spread)
             parts[kind] = float(np.sqrt(off.mean()))
             if kind in PARTS and PARTS[kind].layers is not None:
-                names = self.scores[0].parts_[kind].profile_.names_  # pyright: ignore[reportAttributeAccessIssue]
+                names = self.score.parts_[kind].profile_.names_  # pyright: ignore[reportAttributeAccessIssue]
                 for name, value in zip(names, off.reshape(3, -1).mean(0), strict=True):
                     by_layer[name] = max(by_layer.get(name, 0.0), float(value))
         parts = dict(sorted(parts.items(), key=lambda item: -item[1]))
@@ -213,15 +229,14 @@ class _Look:
         self, chosen: Bool[np.ndarray, " n"] | None = None
     ) -> Iterator[tuple[Int[np.ndarray, " m"], Float[np.ndarray, "m d"], Blocks]]:
         """Positions, whitened numbers and plain ones of a few samples at a time."""
-        chosen = np.ones(len(self.folds), bool) if chosen is None else chosen
-        for fold, (evidence, score) in enumerate(zip(self.views, self.scores, strict=True)):
-            for pile, rows, first in ((False, self.calibration, 0), (True, self.rows, self.n_calibration)):
-                every = np.flatnonzero(chosen & (self.folds == fold) & (self.in_pile == pile))
-                for start in range(0, len(every), AT_ONCE):
-                    where = every[start : start + AT_ONCE]
-                    some = rows.take(where - first)
-                    numbers = evidence.numbers(some, score.measure(some))
-                    yield where, evidence.whitened(VIEW, numbers), numbers
+        chosen = np.ones(len(self.in_pile), bool) if chosen is None else chosen
+        for pile, rows, first in ((False, self.calibration, 0), (True, self.rows, self.n_calibration)):
+            every = np.flatnonzero(chosen & (self.in_pile == pile))
+            for start in range(0, len(every), AT_ONCE):
+                where = every[start : start + AT_ONCE]
+                some = rows.take(where - first)
+                numbers = self.view.numbers(some, self.score.measure(some))
+                yield where, self.view.whitened(VIEW, numbers), numbers
 
     def _rank(self, name: str, members: Int[np.ndarray, " m"]) -> float | None:
         if name not in self.rows.confidence:

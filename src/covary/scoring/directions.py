@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.linalg import eigh
 
 from covary.scoring.pile import SecondMoment
@@ -41,7 +41,6 @@ def varimax(scores: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "k k"]:
 def far_ends(
     scores: Float[np.ndarray, "n k"],
     in_pile: Bool[np.ndarray, " n"],
-    folds: Int[np.ndarray, " n"],
     rng: np.random.Generator,
     permutations: int,
 ) -> tuple[Float[np.ndarray, "n ends"], Float[np.ndarray, " ends"]]:
@@ -50,25 +49,23 @@ def far_ends(
     Args:
         scores: along directions learned from all samples alike.
         in_pile: which samples are the pile; the others are calibration samples.
-        folds: of every sample.
         rng: gives the deals.
         permutations: number of deals.
     """
     turned = scores @ varimax(scores)
     ends = np.concatenate([turned, -turned], axis=1)
-    return ends, min_p(np.square(np.maximum(ends, 0.0)), in_pile, folds, rng, permutations)
+    return ends, min_p(np.square(np.maximum(ends, 0.0)), in_pile, rng, permutations)
 
 
 def min_p(
     values: Float[np.ndarray, "n a"],
     in_pile: Bool[np.ndarray, " n"],
-    folds: Int[np.ndarray, " n"],
     rng: np.random.Generator,
     permutations: int,
 ) -> Float[np.ndarray, " a"]:
     """Permutation p-values of "the pile's mean is larger", one a column, that hold over all columns together.
 
-    Which samples are the pile is dealt anew within each fold. A column's own p-value is its rank among the deals; the
+    Which samples are the pile is dealt anew. A column's own p-value is its rank among the deals; the
     p-value told is the share of deals whose smallest own p-value is as small (Westfall and Young 1993, min P). In
     [1 / (permutations + 1), 1]: P(any column <= a) <= a where pile and the rest are exchangeable.
     """
@@ -80,12 +77,11 @@ def min_p(
     def statistic(rest: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"]:
         return (total - rest) / n_pile - rest / n_rest
 
-    groups = [(np.flatnonzero(folds == fold), int((~in_pile & (folds == fold)).sum())) for fold in np.unique(folds)]
     found = np.empty((permutations + 1, values.shape[1]))
     found[0] = statistic(values[~in_pile].sum(0))
     for row in range(1, permutations + 1):
-        drawn = [rng.choice(own, size, replace=False, shuffle=False) for own, size in groups]
-        found[row] = statistic(values[np.concatenate(drawn)].sum(0))
+        drawn = rng.choice(len(values), n_rest, replace=False, shuffle=False)
+        found[row] = statistic(values[drawn].sum(0))
     # Ties, which rounding would else break by chance, count against the pile.
     found = np.round(found, 12)
     ranks = np.empty_like(found)

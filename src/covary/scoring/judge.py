@@ -42,6 +42,7 @@ class Verdicts(VerdictTable):
         kind: what kind of oddness stands out most, whether it is flagged or not (see `Kinds`); empty where the score
             or the network cannot tell.
         kind_p: chance at most that a clean input shows any kind as clearly, (0, 1].
+        window_p: p-value by what the latest inputs of a stream show together (see `Window`); of a monitor alone.
     """
 
     ids: list[str]
@@ -56,6 +57,7 @@ class Verdicts(VerdictTable):
     stream_score: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
     kind: list[str] = field(default_factory=list)
     kind_p: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
+    window_p: Float[np.ndarray, " _"] = field(default_factory=lambda: np.empty(0))
 
     def __len__(self) -> int:
         return len(self.ids)

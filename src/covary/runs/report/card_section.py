@@ -47,7 +47,10 @@ def cards(run: RunFolder) -> dict[str, Any] | None:
     if not found:
         return None
     level, chance = number(run.cards.get("level")), number(run.cards.get("by_chance"))
-    lead = "Directions in which the pile lies further out than trusted inputs do, and the inputs along each of them."
+    lead = (
+        "Directions in which the pile lies further out than trusted inputs do, and the inputs along each of them. "
+        "Bars: how far those stand off trusted inputs by each kind of numbers, in trusted standard deviations."
+    )
     if level is not None and chance is not None:
         lead += (
             f" A pile like the trusted inputs shows any card with a chance of {percent(level)} at most; about "
@@ -72,11 +75,11 @@ def _card(run: RunFolder, card: dict[str, Any]) -> dict[str, Any]:
         "text": _text(card, run.class_name, run.layer_kinds),
         "bars": [
             {
-                "name": str(run.parts.get(kind, {}).get("title") or kind),
+                "name": str(run.parts.get(kind, {}).get("title") or kind.capitalize()),
                 "bar": charts.bar(value / most if most else 0.0, css="accent"),
                 "value": signed(value),
             }
-            for kind, value in known.items()
+            for kind, value in sorted(known.items(), key=lambda item: -item[1])
         ],
         "shown": [{"id": str(item.get("id")), "thumbnail": image(item.get("thumbnail")) or ""} for item in members],
         "more": count(n - len(members)) if n > len(members) else "",

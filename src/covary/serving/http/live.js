@@ -130,6 +130,7 @@
       ["Answers, median", milliseconds(data.latency.p50)],
       ["Answers, 99 of 100 within", milliseconds(data.latency.p99)],
       ["Stream evidence", capital < 6 ? `${count(Number((10 ** capital).toPrecision(2)))} : 1` : `10^${capital.toFixed(0)} : 1`],
+      ...(data.window ? [[`Flagged by the last ${count(data.window.size)} together`, count(data.window.flagged)]] : []),
       ["Stream alarm", account.alarm ? "raised" : "quiet"],
     ];
     byId("figures").replaceChildren(...facts.map(([name, value]) => make("div", account.alarm && name === "Stream alarm" ? "alarm" : "", null, make("dt", null, name), make("dd", null, value))));

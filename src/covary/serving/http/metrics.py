@@ -37,6 +37,7 @@ class Metrics:
         self._pass = made(histogram, "pass_seconds", "One pass: outputs and verdicts of a batch.", buckets=SECONDS)
         self._batch = made(histogram, "batch_inputs", "Inputs that shared a pass.", buckets=SIZES)
         self._inputs = made(counter, "inputs", "Inputs by verdict.", labelnames=["verdict"])
+        self._by_window = made(counter, "inputs_flagged_by_window", "Inputs that the window flags, beside verdicts.")
         self._p = made(histogram, "p_value", "p-values; uniform on inputs like the trusted ones.", buckets=P_VALUES)
         self._waiting = made(gauge, "requests_open", "Requests accepted and not answered yet.")
         self._capital = made(gauge, "stream_log10_capital", "Stream alarm: decimal logarithm of the capital.")
@@ -52,8 +53,9 @@ class Metrics:
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
-    def judged(self, verdicts: Verdicts, seconds: float, stream: ConformalMartingale) -> None:
-        """One batch has been judged."""
+    def judged(self, verdicts: Verdicts, seconds: float, stream: ConformalMartingale, by_window: int = 0) -> None:
+        """One batch has been judged, so many of it flagged by the window."""
+        self._by_window.inc(by_window)
         flagged = int(verdicts.flagged.sum())
         self._inputs.labels("flagged").inc(flagged)
         self._inputs.labels("passed").inc(len(verdicts) - flagged)

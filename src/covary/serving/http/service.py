@@ -50,7 +50,7 @@ class Service:
 
     def __init__(self, detector: Detector, settings: ServeSettings) -> None:
         self.detector, self.settings = detector, settings
-        self.monitor = Monitor(detector, level=settings.level)
+        self.monitor = Monitor(detector, level=settings.level, window=settings.window)
         self.metrics, self.recent, self.audit = Metrics(), Recent(), AuditLog(settings.audit)
         self.batcher = Batcher(self._work, settings.max_batch, settings.max_wait_ms / 1000)
         self._alarm_logged = False
@@ -161,7 +161,8 @@ class Service:
                 _resolve(job, None, problem)
         if verdicts is None:
             return
-        self.metrics.judged(verdicts, seconds, self.monitor.stream)
+        by_window = 0 if watched.window is None else int(watched.window.flagged.sum())
+        self.metrics.judged(verdicts, seconds, self.monitor.stream, by_window)
         self.recent.judged(verdicts, self.monitor.stream)
         self._log_alarm()
         try:
@@ -201,6 +202,7 @@ class Service:
                 "score": float(found["score"][i - own.start]),
                 "p_value": float(verdicts.p_value[i]),
                 "flagged": bool(verdicts.flagged[i]),
+                **({"window_p_value": float(verdicts.window_p[i])} if len(verdicts.window_p) else {}),
             }
             for i in range(own.start, own.stop)
         ]
@@ -287,6 +289,9 @@ class Service:
             "flagged": counts.flagged,
             "fpr": judge.fpr_in_force,
             "calibration": len(judge.calibration_scores),
+            "window": None if (window := self.monitor.window) is None else {
+                "size": window.size, "n": window.n, "fpr": window.fpr_in_force, "flagged": counts.flagged_by_window,
+            },
             **self.recent.to_json(self.monitor.stream),
         }
 

@@ -44,6 +44,7 @@ class ServeSettings:
         audit: file that gets one JSON line an event, `-` = stdout, None = none.
         audit_failure: what happens where it cannot be written, a key of `AUDIT_FAILURES`.
         level: bound on the chance that the stream alarm is ever raised falsely, in (0, 1).
+        window: latest inputs that are looked at together, beside the verdict on each alone; 0 = none.
     """
 
     name: str = "detector"
@@ -65,6 +66,7 @@ class ServeSettings:
     audit: str | Path | None = None
     audit_failure: str = "refuse"
     level: float = 0.01
+    window: int = 1000
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_bytes", "max_inputs", "max_requests", "max_connections",

@@ -25,6 +25,7 @@ from covary.errors import CovaryError
 from covary.scoring.judge import Verdicts
 from covary.scoring.martingale import ConformalMartingale
 from covary.scoring.rows import Batch, Rows
+from covary.scoring.window import SIZE, Seen, window_of
 from covary.serving.monitor.deferred import BackgroundWorker
 from covary.serving.monitor.one_pass import OnePass
 
@@ -44,12 +45,14 @@ class MonitorResult:
         rows: of the inputs at `judged`, for evidence; None where there are none.
         judged: positions of the inputs on which network and gradient are finite. The others are flagged with an
             infinite score and the smallest p-value there is.
+        window: what the latest inputs show together on those at `judged`; None without a window.
     """
 
     outputs: Any
     verdicts: Verdicts | None = None
     rows: Rows | None = None
     judged: Int[np.ndarray, " _"] | None = None
+    window: Seen | None = None
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Counts:
         seen: handed to the monitor.
         judged: with a verdict.
         flagged: of these.
+        flagged_by_window: of those that the window judged; beside the verdicts, and no part of them.
         unsampled: not examined because of the sampling rate.
         dropped: not examined because too many batches were waiting.
         failed: not examined because examining them failed; the log says why.
@@ -68,6 +72,7 @@ class Counts:
     seen: int = 0
     judged: int = 0
     flagged: int = 0
+    flagged_by_window: int = 0
     unsampled: int = 0
     dropped: int = 0
     failed: int = 0
@@ -88,6 +93,9 @@ class Monitor:
         backlog: in deferred mode, batches that may wait; more are answered but not examined, and counted as dropped.
         level: bound on the chance that the stream alarm is ever raised falsely, in (0, 1).
         seed: of the lots.
+        window: latest inputs that are looked at together, beside the verdict on each alone (see `Window`); 0 = none,
+            as with a score that looks at no piles. `Verdicts.window_p` tells what it shows; the stream alarm goes by
+            single scores as ever.
 
     Attributes:
         stream: the stream alarm on the scores of all examined inputs, a `ConformalMartingale`. Of a detector with
@@ -105,6 +113,7 @@ class Monitor:
         backlog: int = 16,
         level: float = 0.01,
         seed: int = 0,
+        window: int = SIZE,
     ) -> None:
         if not 0 < rate <= 1:
             raise CovaryError(f"a sampling rate of {rate}", "a number above 0, at most 1")
@@ -118,6 +127,7 @@ class Monitor:
         self.detector, self.judge, self.rate = detector, detector.judge, rate
         self._level, self._starts = level, seed
         self.stream = self._new_stream()
+        self.window = window_of(self.judge, window)
         self.counts = Counts()
         self._pass = OnePass(detector)
         self._lots = np.random.default_rng(seed)
@@ -197,7 +207,7 @@ class Monitor:
         with self._working:
             try:
                 outputs, rows = self._pass(batch) if answer else (None, self._pass.extractor.rows(batch))
-                watched = MonitorResult(outputs, self.judge.judge(rows), rows, np.arange(len(batch)))
+                watched = self._judged(outputs, rows)
             except CovaryError:
                 # Some input has no finite gradient; the others are judged all the same.
                 outputs = self._pass.bare(batch.x) if answer else None
@@ -212,6 +222,23 @@ class Monitor:
                 flagged = int(watched.verdicts.flagged.sum())
                 self._count(judged=len(watched.verdicts), flagged=flagged)
             return watched
+
+    def _judged(self, outputs: Any, rows: Rows) -> MonitorResult:
+        measured = [score.measure(rows) for score in self.judge.scores_]
+        found = self.judge.copies_.find(rows)
+        verdicts = self.judge.verdicts(rows.ids, rows.predicted, measured, found)
+        watched = MonitorResult(outputs, verdicts, rows, np.arange(len(rows)))
+        if self.window is None:
+            return watched
+        try:
+            seen = self.window(rows, measured[0], found)
+        except Exception:
+            # Verdicts on single inputs go on without it.
+            log.exception("the window is given up")
+            self.window = None
+            return watched
+        self._count(flagged_by_window=int(seen.flagged.sum()))
+        return replace(watched, verdicts=replace(verdicts, window_p=seen.p_value), window=seen)
 
     def _one_by_one(self, batch: Batch) -> MonitorResult:
         found: dict[int, Rows] = {}
