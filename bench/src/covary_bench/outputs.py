@@ -10,7 +10,7 @@ from typing import Any
 
 from covary_bench.page import cells_of_ours, page
 from covary_bench.records import write_record
-from covary_bench.scoring import OURS
+from covary_bench.scoring import EVERY_WAY, OURS
 from covary_bench.summary import mark_of
 
 COLUMNS = ("cell", "detector", "view", "auroc", "auroc_low", "auroc_high", "tpr_at_1", "tpr_at_5", "tpr", "fpr",
@@ -127,7 +127,7 @@ def _row(name: str, cell: Mapping[str, Any]) -> list[str]:
     masked, same, rating = ours["masked"], ours["same_class"], ours["der"]
     low, high = masked["auroc_interval"] or (None, None)
     auroc = _number(masked["auroc"], 4) + ("" if low is None else f" ({low:.3f} to {high:.3f})")
-    others = {other: found["masked"]["auroc"] for other, found in cell["detectors"].items() if other != OURS}
+    others = {other: found["masked"]["auroc"] for other, found in cell["detectors"].items() if other not in EVERY_WAY}
     others = {other: value for other, value in others.items() if value is not None}
     best = max(others, key=lambda other: others[other]) if others else ""
     return [

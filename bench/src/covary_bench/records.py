@@ -141,10 +141,10 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
             abouts.append(cell["about"])
     yield "{"
     for name, value in rounded(head).items():
-        yield f" {_json(name)}: {_json(value)},"
-    yield f' "columns": {_json([*every, *ours])},'
-    yield f' "about": {_json(abouts)},'
-    yield ' "cells": {'
+        yield f"{_json(name)}:{_json(value)},"
+    yield f'"columns":{_json([*every, *ours])},'
+    yield f'"about":{_json(abouts)},'
+    yield '"cells":{'
     for last, (name, cell) in _ended(cells.items()):
         detectors = cell.get("detectors", {})
         facts = {key: cell[key] for key in kept.facts if cell.get(key) not in (None, {}, [])}
@@ -154,7 +154,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
         if "about" in cell:
             facts["about"] = abouts.index(cell["about"])
         facts = {key: value for key, value in facts.items() if value not in (None, {}, [])}
-        yield f'  {_json(name)}: {{"facts": {_json(rounded(facts))}, "detectors": {{'
+        yield f'{_json(name)}:{{"facts":{_json(rounded(facts))},"detectors":{{'
         for end, (detector, one) in _ended(detectors.items()):
             values = [_at(one, kept.every[column]) for column in every]
             values += [_at(one, kept.ours[column]) for column in ours] if detector == OURS else []
@@ -162,14 +162,14 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
                 values.pop()
             names = [*every, *ours]
             values = [_short(rounded(value, names[i])) for i, value in enumerate(values)]
-            yield f"   {_json(detector)}: {_json(values)}{'' if end else ','}"
-        yield "  }}" + ("" if last else ",")
-    yield " }"
+            yield f"{_json(detector)}:{_json(values)}{'' if end else ','}"
+        yield "}}" + ("" if last else ",")
+    yield "}"
     yield "}"
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ": "))
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _short(value: float | None) -> float | int | None:

@@ -75,6 +75,8 @@ def together_thorough(prepared: Prepared) -> Scored:
 
 # Further ways to score a case by covary itself, for tables that ask for them (see `Size.ways`).
 WAYS: dict[str, Callable[[Prepared], Scored]] = {THOROUGH: thorough, TOGETHER: together, BOTH: together_thorough}
+# All that is covary in a record; what else stands there is a baseline.
+EVERY_WAY = (OURS, *WAYS)
 
 
 def _judged(prepared: Prepared, looked: Callable[[Judge], Judge]) -> Scored:

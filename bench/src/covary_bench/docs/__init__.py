@@ -24,6 +24,8 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
     "benchmark.md": {
         "vision detectors": ("vision-small", images.detectors),
         "vision cells": ("vision-small", images.cells),
+        "vision ways": ("vision-small", images.ways),
+        "vision ways by cell": ("vision-small", images.ways_by_cell),
         "vision deals": ("vision-small-deals", images.deals),
         "vision deals of cells": ("vision-small-deals", images.deals_of_cells),
         "vision published": (

@@ -6,12 +6,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from covary_bench.baselines.images import BASELINES
-from covary_bench.scoring import OURS
+from covary_bench.scoring import EVERY_WAY, OURS
 from covary_bench.summary import FIGURES, mark_of, value
 
 Record = Mapping[str, Any]
 AUROC = FIGURES["mean_auroc_masked"]
+CONTROLS = (
+    "pile on features", "pile on activations", "pile on gradients", "survival", "Spectral Signatures in the pool",
+)  # fmt: skip
+RIVALS = ("Mahalanobis", "Spectral Signatures", "IBD-PSC", "profile on activations", "KNN on features")
+FIGURES_OF_WAYS = ("auroc", "tpr_at_1", "der_calibrated", "der_right", "der_best", "fpr")
 PUBLISHED = ("published (Class CCC)", "published (CLC)", "published offline")
 
 
@@ -27,14 +34,20 @@ def number(found: float | None, digits: int = 3) -> str:
 
 
 def detectors(record: Record) -> str:
-    """One line a detector: plain means over held-out cells whose attack works; those with fewer cells come last."""
+    """One line a detector: plain means over held-out cells whose attack works; those with fewer cells come last.
+
+    Ways of covary and controls have a table of their own, `ways`.
+    """
     counted = {name: cell for name, cell in record["cells"].items()
                if name not in record["tuning"]["cells"] and not mark_of(cell)}  # fmt: skip
     rows = []
-    for name in [OURS, *record["baselines"]]:
+    for name in [OURS, *(name for name in record["baselines"] if name not in (*EVERY_WAY, *CONTROLS))]:
         own = record if name == OURS else record["baselines"][name]
         means = own["measured"]
         n = sum(value(cell, name, AUROC) is not None for cell in counted.values())
+        # A mean over other cells than its neighbours' would be compared with them all the same.
+        right = sum(value(cell, name, FIGURES["mean_der_right"]) is not None for cell in counted.values())
+        means = means if right == n else {**means, "mean_der_right": None}
         rows.append((n < len(counted), -(means["mean_der_calibrated"] or 0), name, n, means))
     cells_ = [
         [f"**{name}**" if name == OURS else name, number(means["mean_der_calibrated"]),
@@ -54,7 +67,7 @@ def cells(record: Record) -> str:
             rows.append([f"{name} (missing)", *[""] * 6])
             continue
         mine, victim = cell["detectors"][OURS]["masked"], cell["victim"]
-        best = max((other for other in cell["detectors"] if other != OURS), default="",
+        best = max((other for other in cell["detectors"] if other not in EVERY_WAY), default="",
                    key=lambda other: value(cell, other, AUROC) or 0)  # fmt: skip
         marks = [mark for mark in ("tuning" if name in record["tuning"]["cells"] else "", mark_of(cell)) if mark]
         low, high = mine["auroc_interval"] or (None, None)
@@ -78,7 +91,7 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
                 continue
             mine = cell["detectors"][OURS]["masked"]
             cells_ = [number(value(cell, detector, AUROC)) for detector in (OURS, *names)]
-            others = [other for other in cell["detectors"] if other not in (OURS, *names)]
+            others = [other for other in cell["detectors"] if other not in (*EVERY_WAY, *names)]
             best = max(others, default="", key=lambda other: value(cell, other, AUROC) or 0)
             mark = f" ({mark_of(cell)})" if mark_of(cell) else ""
             mark += " (tuning)" if name in record["tuning"]["cells"] else ""
@@ -88,6 +101,42 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
         return markdown(heads, rows)
 
     return made
+
+
+def ways(record: Record) -> str:
+    """One line a way of covary, a control of it and a rival: means over held-out cells where all ways were measured."""
+    counted = _scored_together(record)
+    shown = []
+    for name in (*EVERY_WAY, *CONTROLS, *RIVALS):
+        found = [[value(cell, name, ("masked", key)) for key in FIGURES_OF_WAYS] for cell in counted.values()]
+        # A detector is compared on all of these cells or not at all.
+        if not found or any(figure is None for row in found for figure in row):
+            continue
+        auroc, *others = np.array(found, float).mean(0)
+        shown.append([f"**{name}**" if name in EVERY_WAY else name, number(auroc, 4), *map(number, others)])
+    if not shown:
+        return ""
+    heads = ["detector", "AUROC", "TPR at 1 %", "DER calibrated", "DER on right answers", "DER best", "false alarms"]
+    return markdown(heads, shown) + f"\nCells: {', '.join(counted)}.\n"
+
+
+def ways_by_cell(record: Record) -> str:
+    """One line a cell where all ways were measured, tuning cells as well: masked AUROC and what is caught at 1 %."""
+    names = (*EVERY_WAY, *CONTROLS)
+    rows = []
+    for cell_name, cell in record["cells"].items():
+        if not has(EVERY_WAY[-1])(cell):
+            continue
+        pairs = [[value(cell, name, ("masked", key)) for key in ("auroc", "tpr_at_1")] for name in names]
+        marks = [mark for mark in ("tuning" if cell_name in record["tuning"]["cells"] else "", mark_of(cell)) if mark]
+        rows.append([cell_name + (f" ({', '.join(marks)})" if marks else ""),
+                     *(f"{number(auroc, 4)}, {number(caught)}" for auroc, caught in pairs)])  # fmt: skip
+    return markdown(["cell", *names], rows) if rows else ""
+
+
+def _scored_together(record: Record) -> Record:
+    return {name: cell for name, cell in record["cells"].items()
+            if has(EVERY_WAY[-1])(cell) and name not in record["tuning"]["cells"] and not mark_of(cell)}  # fmt: skip
 
 
 def has(name: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from covary_bench.baselines.texts import TEXT_BASELINES
 from covary_bench.records import write_record
-from covary_bench.scoring import OURS
+from covary_bench.scoring import EVERY_WAY, OURS
 from covary_bench.texts.record import keys
 
 Record = Mapping[str, Any]
@@ -90,7 +90,7 @@ def cells(record: Record) -> str:
         if "missing" in cell:
             continue
         victim, mine = cell["victim"], cell["detectors"][OURS]
-        others = {other: own["auroc"] for other, own in cell["detectors"].items() if other != OURS}
+        others = {other: own["auroc"] for other, own in cell["detectors"].items() if other not in EVERY_WAY}
         best = max(others, key=lambda other: others[other], default="")
         low, high = mine["interval"]
         accepted = {True: "accepted", False: "not accepted"}.get(victim.get("accepted"), "")
