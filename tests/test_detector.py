@@ -386,7 +386,7 @@ def test_memory_that_does_not_suffice_is_told(fitted, monkeypatch):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(fitted.extractor, "rows", full)
-    with pytest.raises(CovaryError, match=r"a batch of 64 does not fit .*; lower --batch-size"):
+    with pytest.raises(CovaryError, match=r"a batch of 64 does not fit .*; lower batch_size="):
         fitted.score(X)
 
 

@@ -81,3 +81,21 @@ def test_what_is_raised_is_one_of_them(case, fitted):
     message = caught.value.found
     patterns = {part for one in errors.sentences() for part in one.found.split(" / ") if part.strip("… ")}
     assert any(re.fullmatch(pattern(part), message, re.S) for part in patterns), message
+
+
+def test_the_library_names_arguments_of_python_and_leaves_options_to_the_command_line():
+    """Text that is no docstring, outside the commands and the findings of `covary check`, which are words of theirs."""
+    option = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
+    # Ray's own command, and the declaration of an option.
+    theirs = ("ray start --head", "--allow-missing-classes/--refuse-missing-classes")
+    found = []
+    for path in errors.SOURCE.rglob("*.py"):
+        if {"cli", "check"} & set(path.relative_to(errors.SOURCE).parts):
+            continue
+        tree = ast.parse(path.read_text("utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            text = node.value if isinstance(node, ast.Constant) and id(node) not in prose else None
+            if isinstance(text, str) and option.search(text) and not any(one in text for one in theirs):
+                found.append((path.name, node.lineno, text))
+    assert found == []

@@ -471,7 +471,7 @@ class Detector(OutlierMethods):
         place = what.state.get("folder") if what.kind == "text" else record["factory"]
         if model is None and place is None:
             found = f"{folder} does not know how to build its network"
-            remedy = "Detector.load(folder, network), or --model on the command line"
+            remedy = "Detector.load(folder, network): pass model="
             raise CovaryError(found, "the network or its factory", remedy)
         code = {
             "network": record["factory"] if model is None else None,
@@ -496,7 +496,7 @@ class Detector(OutlierMethods):
             raise CovaryError(
                 f"the network has fingerprint {self.network.fingerprint[:16]}",
                 f"{what.network[:16]}, the one the detector was fitted on",
-                "pass that network (--model, --weights), or fit again",
+                "pass that network (model=, weights=), or fit again",
             )
         if projection_fingerprint(self.settings.seed) != what.projection:
             raise CovaryError(

@@ -6,8 +6,8 @@ from __future__ import annotations
 class CovaryError(Exception):
     """Bad input or a broken file, told in one sentence; the command line turns it into exit code 2.
 
-    >>> CovaryError("the trusted set is empty", "at least 20 inputs", "pass --trusted with more inputs").args[0]
-    'the trusted set is empty; expected at least 20 inputs; pass --trusted with more inputs'
+    >>> CovaryError("the trusted set is empty", "at least 20 inputs", "pass trusted= with more inputs").args[0]
+    'the trusted set is empty; expected at least 20 inputs; pass trusted= with more inputs'
     """
 
     def __init__(self, found: str, expected: str = "", remedy: str = "") -> None:

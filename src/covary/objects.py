@@ -49,8 +49,8 @@ def check_consent(where: object, named: Mapping[str, object], trust_code: bool) 
         raise NotTrusted(
             f"{where} wants to run code: {', '.join(foreign)}",
             "your consent",
-            "read that code, then pass --trust-code (Python: trust_code=True), name the network yourself (--model), or "
-            "check the folder's signature (--public-key)",
+            "read that code, then pass trust_code=True, name the network yourself (model=), or "
+            "check the folder's signature (public_key=)",
         )
 
 

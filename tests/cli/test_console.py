@@ -144,12 +144,15 @@ def test_errors_are_one_line_and_brackets_are_not_markup(capsys):
     [
         ("pass weights=", "pass --weights"),
         ("or use estimator=first-order", "or use --estimator first-order"),
+        ("pass together=False", "pass --alone"),
+        ("raise fpr= or fdr=", "raise --fpr or fdr="),
         ("trust more, or pass allow_missing_classes=True", "trust more, or pass --allow-missing-classes"),
         ("found a=1 and x==weights", "found a=1 and x==weights"),
     ],
 )
 def test_arguments_of_python_are_told_as_options(sentence, said):
-    flags = {name: "--" + name.replace("_", "-") for name in ("weights", "estimator", "allow_missing_classes")}
+    flags = {name: "--" + name.replace("_", "-") for name in ("weights", "estimator", "allow_missing_classes", "fpr")}
+    flags |= {"together": "--together", "together=False": "--alone"}
     assert console.as_flags(sentence, flags) == said
 
 

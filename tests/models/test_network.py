@@ -269,7 +269,7 @@ def test_unusable_device():
     with pytest.raises(CovaryError, match="device 'nonsense' cannot be used"):
         load_network(nn.Linear(3, 2), device="nonsense")
     if not torch.cuda.is_available():
-        with pytest.raises(CovaryError, match=r"device 'cuda' cannot be used.*--device cpu"):
+        with pytest.raises(CovaryError, match=r"device 'cuda' cannot be used.*device=cpu"):
             load_network(nn.Linear(3, 2), device="cuda")
 
 

@@ -189,7 +189,7 @@ def test_no_inputs(tmp_path: Path) -> None:
 
 
 def test_missing_or_broken_files_give_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(CovaryError, match=r"no results.csv in .*; expected a folder written by `covary scan --out`"):
+    with pytest.raises(CovaryError, match=r"no results.csv in .*; expected a folder written by `covary scan`"):
         write_report(tmp_path)
     run = write_fake_run(tmp_path, n=30)
     (run / "summary.json").write_text("{")

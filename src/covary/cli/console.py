@@ -182,13 +182,16 @@ def print_json(value: Any) -> None:
 def as_flags(message: str, flags: Mapping[str, str]) -> str:
     """Python's arguments in a sentence as options of the command line: `space=last` becomes `--space last`.
 
-    The library names arguments `name=` or `name=value`; `flags` gives the option of each name.
+    The library names arguments `name=` or `name=value`; `flags` gives the option of each name, and that of
+    `name=False` where it has one of its own.
     """
 
     def flag(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
         if name not in flags:
             return found[0]
+        if value == "False" and f"{name}=False" in flags:
+            return flags[f"{name}=False"]
         return flags[name] if value in ("", "True") else f"{flags[name]} {value}"
 
     return re.sub(r"(?<![\w-])([a-z][a-z_]*)=([\w./:\[-]*)", flag, message)
@@ -223,7 +226,7 @@ def print_differences(found: Mapping[str, Any]) -> None:
         signed = f", signed with the key {found['signed_by']}" if found["signed_by"] else ""
         stdout.print(f"[green]intact[/] {escape(found['folder'])}: receipt {found['receipt']}{signed}")
     for note in found["notes"]:
-        stdout.print(f"  [dim]{escape(note)}[/]")
+        stdout.print(f"  [dim]{escape(as_flags(note, {'public_key': '--public-key'}))}[/]")
 
 
 def print_gate(found: Mapping[str, Any]) -> None:

@@ -451,6 +451,8 @@ def _flags(app: Typer) -> dict[str, str]:
         for parameter in command.params:
             if parameter.param_type_name == "option" and parameter.opts[-1].startswith("--"):
                 found[parameter.name] = parameter.opts[-1]
+                if parameter.secondary_opts:
+                    found[f"{parameter.name}=False"] = parameter.secondary_opts[-1]
     return found
 
 

@@ -109,5 +109,5 @@ def reverse_channels(image: torch.Tensor) -> torch.Tensor:
 
 def mixed_shapes(one: str, other: str, where: str) -> CovaryError:
     """The error for inputs of different shapes; `one` and `other` name two of them with their shapes."""
-    remedy = "bring them to one size, or pass --transform package.module:function that does"
+    remedy = "bring them to one size, or pass transform=package.module:function that does"
     return CovaryError(f"{one} and {other} in {where}", "inputs of one shape", remedy)

@@ -30,7 +30,7 @@ def check_labels(labels: Int[np.ndarray, " n"], classes: int, where: str) -> Non
 def check_target(target: int | str | None, classes: int) -> None:
     """Refuses an attacker's label that is no class of the network."""
     if isinstance(target, int) and not 0 <= target < classes:
-        raise CovaryError(f"--target is {target}", f"a class from 0 to {classes - 1}, or all-to-all")
+        raise CovaryError(f"target= is {target}", f"a class from 0 to {classes - 1}, or all-to-all")
 
 
 def check_missing_classes(counts: Int[np.ndarray, " classes"]) -> None:
@@ -42,7 +42,7 @@ def check_missing_classes(counts: Int[np.ndarray, " classes"]) -> None:
         raise CovaryError(
             f"no trusted input is answered with class {some} ({len(missing)} of {len(counts)} classes)",
             "trusted inputs of every class",
-            "trust inputs of these classes, or leave --refuse-missing-classes (allow_missing_classes=False) away",
+            "trust inputs of these classes, or pass allow_missing_classes=True",
         )
 
 
@@ -95,7 +95,7 @@ def network_at_work(batch: Batch) -> Iterator[None]:
         if not line and not isinstance(problem, RuntimeError | IndexError | ValueError | NotImplementedError):
             raise  # nothing of the network's: a fault of ours
         if "out of memory" in reason.lower() or "can't allocate" in reason.lower():
-            raise CovaryError(f"a batch of {len(batch)} does not fit ({reason})", "", "lower --batch-size") from problem
+            raise CovaryError(f"a batch of {len(batch)} does not fit ({reason})", "", "lower batch_size=") from problem
         if is_their_own(problem):
             raise CovaryError(f"the network's own code fails with {reason}; at {line}", "", "mend it") from problem
         leaf = tree_leaves(batch.x)[0]

@@ -210,7 +210,7 @@ def load_network(
     found_in = None if weights is None else load_weights(module, Path(weights))
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
-        raise CovaryError(f"{lazy[0]} has no shape yet (a lazy module)", "initialised weights", "pass --weights")
+        raise CovaryError(f"{lazy[0]} has no shape yet (a lazy module)", "initialised weights", "pass weights=")
     with device_at_work(device):
         # A module spread over devices by accelerate moves its inputs itself, and may not be moved.
         module = module if hasattr(module, "hf_device_map") else module.to(torch.device(device))
@@ -226,7 +226,7 @@ def device_at_work(device: str | torch.device) -> Iterator[None]:
         yield
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise CovaryError(f"device {str(device)!r} cannot be used: {reason}", "", "pass --device cpu") from error
+        raise CovaryError(f"device {str(device)!r} cannot be used: {reason}", "", "pass device=cpu") from error
 
 
 def check_device(device: str) -> None:
@@ -325,7 +325,7 @@ def select_output(output: Any, selector: str | int | None) -> Tensor:
 
 
 # What to do with one answer a pixel or a token.
-DENSE = "for an answer at each place pass --observable package.module:function, one number an input"
+DENSE = "for an answer at each place pass observable=package.module:function, one number an input"
 
 
 def as_logits(output: Any, selector: str | int | None = None) -> Float[Tensor, "n c"]:
@@ -352,5 +352,5 @@ def as_logits(output: Any, selector: str | int | None = None) -> Float[Tensor, "
 
 def _no_output(found: str, selector: str | int | None) -> CovaryError:
     choice = "" if selector is None else f", not {selector!r}"
-    remedy = "name it with --output KEY or INDEX"
+    remedy = "name it with output=KEY or its index"
     return CovaryError(f"the network returns {found}{choice}", "a tensor of logits", remedy)

@@ -79,11 +79,11 @@ def _matched(a: RunFolder, b: RunFolder, by_id: bool) -> tuple[np.ndarray, np.nd
     if by_id:
         for run in (a, b):
             if len(set(run.results.ids)) < len(run.results):
-                raise CovaryError(f"ids repeat in {run.path}", "one id an input", "leave --by-id away")
+                raise CovaryError(f"ids repeat in {run.path}", "one id an input", "leave by_id= away")
         place = {name: i for i, name in enumerate(b.results.ids)}
         both = [(i, place[name]) for i, name in enumerate(a.results.ids) if name in place]
         if not both:
-            raise CovaryError("no id is in both RUNs", "inputs in common", "leave --by-id away")
+            raise CovaryError("no id is in both RUNs", "inputs in common", "leave by_id= away")
         return tuple(np.array(both).T)  # type: ignore[return-value]
     mine, other = (section(run.run, "fingerprints").get("inputs") for run in (a, b))
     if mine is None or mine != other or len(a.results) != len(b.results):

@@ -141,7 +141,7 @@ def _receipt(run: Path, public_key: str | None) -> dict[str, Any]:
 def _kept(run: RunFolder, rule: Rule, limit: int | float) -> dict[str, Any]:
     value = rule.value(run.summary)
     if value is None:
-        raise CovaryError(f"{run.path} has no figure for {rule.figure}", "a RUN with known truth (--truth)", "")
+        raise CovaryError(f"{run.path} has no figure for {rule.figure}", "a RUN with known truth (truth=)", "")
     kept = value <= limit if rule.at_most else value >= limit
     return _rule(f"{rule.figure} at {'most' if rule.at_most else 'least'} {limit:g}", kept, f"{value:.6g}")
 

@@ -81,7 +81,7 @@ def read_cards(run: Path) -> dict[str, Any]:
         CovaryError: there is none, since inputs were judged alone, or it is not as covary writes it.
     """
     if not (run / FILE).is_file():
-        raise CovaryError(f"{run} has no {FILE}", WHAT, "scan again without --alone")
+        raise CovaryError(f"{run} has no {FILE}", WHAT, "scan again with together=True")
     record = folders.read_json(run / FILE, WHAT)
     cards = record.get("cards")
     if not isinstance(cards, list) or not all(isinstance(card, dict) and "ids" in card for card in cards):

@@ -340,7 +340,7 @@ def scan(
 def _scan(plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | None, force: bool) -> dict[str, Any]:
     started = time.perf_counter()
     if plan.inputs is None:
-        raise CovaryError("there is nothing to judge", "--inputs")
+        raise CovaryError("there is nothing to judge", "inputs=")
     if plan.offline and plan.settings.conformal == "auto":
         # One embedding has one score of each calibration input.
         plan = plan.model_copy(update={"settings": plan.settings.model_copy(update={"conformal": "split"})})
@@ -472,7 +472,7 @@ def replay(
     """Does again what an earlier RUN did and compares: the new summary, and whether the results are identical."""
     out = (out or replay_folder(run)).absolute()
     if out == run.absolute():
-        raise CovaryError(f"--out is {out.name}, the RUN to be replayed", "another folder", "leave --out away")
+        raise CovaryError(f"out= is {out.name}, the RUN to be replayed", "another folder", "leave out= away")
     old, plan = recorded(run, trust_code)
     if plan is None:
         raise CovaryError(f"{run} was made from a saved detector", "a RUN of `covary scan`", "use `covary score` again")

@@ -24,7 +24,7 @@ def source_differences(folder: Path, *, trust_code: bool = False) -> Iterator[tu
     """
     kind = kind_of(folder)
     if kind == "pile":
-        raise CovaryError(f"{folder} is a pile", "a detector or a RUN", "verify its detector with --sources")
+        raise CovaryError(f"{folder} is a pile", "a detector or a RUN", "verify the sources of its detector")
     if kind == "detector":
         try:
             Detector.load(folder, trust_code=trust_code)

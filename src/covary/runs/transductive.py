@@ -71,7 +71,7 @@ def judged_together(detector: Detector, inputs: Source, progress: Callable[[int,
         raise CovaryError(
             f"an offline run of a detector with {judge.mode} calibration",
             "one split, or a calibration set apart",
-            "fit with --conformal split, or leave --offline away",
+            "fit with conformal=split, or leave offline= away",
         )
     queries = detector.rows(inputs, progress)
     scores, calibration = offline_scores(judge, detector.trusted_rows, detector.calibration_rows, queries)

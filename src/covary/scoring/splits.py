@@ -171,7 +171,7 @@ def sampling_split(ids: Sequence[str], labels: Index | None, seed: int) -> tuple
     Raises:
         CovaryError: no labels, or fewer than 32 inputs to sample with.
     """
-    own_set = "give labelled inputs apart (--sampling), or use --estimator gaussian, which needs none"
+    own_set = "give labelled inputs apart (sampling=), or use estimator=gaussian, which needs none"
     if labels is None:
         raise CovaryError("the trusted inputs have no labels", "the true class of each, for chains to descend", own_set)
     known = np.flatnonzero(labels >= 0)

@@ -157,12 +157,13 @@ def can_look(judge: Judge) -> bool:
 def views(judge: Judge) -> list[PileEvidence]:
     """The views of every split, made on first use."""
     if not can_look(judge):
-        raise CovaryError(f"a pile judged together by the score {judge.score!r}", "the score combined", "use --alone")
+        found = f"a pile judged together by the score {judge.score!r}"
+        raise CovaryError(found, "the score combined", "pass together=False")
     if judge.views_ is None:
         pairs = zip(judge.scores_, judge.held_, strict=True)
         judge.views_ = [PileEvidence().fit(score, fit) for score, (fit, _) in pairs if isinstance(score, Combined)]
-    found: list[PileEvidence] = judge.views_
-    return found
+    made: list[PileEvidence] = judge.views_
+    return made
 
 
 def sums(judge: Judge, rows: Rows) -> Sums:

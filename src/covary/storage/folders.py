@@ -146,7 +146,7 @@ def check_replaceable(folder: Path, kind: str, *, force: bool = False) -> None:
 def check_unsigned(folder: Path, what: str, force: bool = False) -> None:
     """Refuses to touch a folder that somebody has signed unless that is said: the signature would no longer hold."""
     if not force and os.path.lexists(folder / SIGNATURE):
-        remedy = "choose another place, or pass --force (Python: force=True)"
+        remedy = "choose another place, or pass force=True"
         raise CovaryError(f"{folder} is signed and would be {what}", "an unsigned folder", remedy)
 
 

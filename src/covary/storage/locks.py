@@ -130,7 +130,7 @@ def _open(file: Path, folder: Path) -> int | None:
                 who = os.read(descriptor, 32).decode("ascii", "replace").strip()
             os.close(descriptor)
             by = f"process {who}" if who.isdigit() and int(who) != os.getpid() else "another writer"
-            remedy = "wait until it has ended, or choose another --out"
+            remedy = "wait until it has ended, or choose another out="
             raise CovaryError(f"{folder} is being written by {by}", "one writer at a time", remedy) from problem
         # The lock must be on the file that has the name now, not on one that its last holder has removed.
         with suppress(OSError):

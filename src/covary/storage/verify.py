@@ -187,7 +187,7 @@ def verify_folder(folder: Path, public_key: str | None = None) -> dict[str, Any]
         return {"folder": str(folder), "receipt": None, "signed_by": None, "differences": found, "notes": notes}
     key = None if signature is None or any(d["name"] == SIGNATURE for d in found) else signature["public_key"]
     if key is not None and public_key is None:
-        notes.append("The signature fits; pass --public-key to learn whose it is.")
+        notes.append("The signature fits; pass public_key= to learn whose it is.")
     for name, then, now in changed(record["versions"], versions()):
         notes.append(f"{name} was {then} when this was made and is {now} here.")
     return {

@@ -46,7 +46,7 @@ def completed(
     open_ones = [i for i, text in enumerate(texts) if text.completion is None and text.tokens is None]
     if open_ones and room is not None and room < 1:
         expected = f"less than the {longest} positions there are"
-        raise CovaryError(f"max_new_tokens is {max_new_tokens}", expected, "pass a smaller --max-new-tokens")
+        raise CovaryError(f"max_new_tokens is {max_new_tokens}", expected, "pass a smaller max_new_tokens=")
     prompts = {i: _fitting(model, prompt_tokens(model, texts[i]), room) for i in open_ones}
     lengths = {i: len(prompt) for i, prompt in prompts.items()}
     done = 0

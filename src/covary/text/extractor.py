@@ -306,5 +306,5 @@ def _check_non_finite(rows: Rows) -> None:
         name = rows.ids[int(np.flatnonzero(bad)[0])]
         raise CovaryError(
             f"the model's output or gradient on text {name!r} is not finite", "finite logits and gradients",
-            "load it with --dtype float32",
+            "load it with dtype=float32",
         )  # fmt: skip

@@ -36,7 +36,7 @@ class TextReader(Reader):
 
     def read(self, index: Int[np.ndarray, " n"]) -> list[np.ndarray]:
         """Texts hold no arrays."""
-        raise CovaryError("texts read as arrays", "a language detector (--hf)")
+        raise CovaryError("texts read as arrays", "a detector of a language model")
 
     def content(self, i: int) -> bytes:
         """Prompt, messages and completion."""

@@ -23,7 +23,7 @@ def text_parameters(module: nn.Module, space: str = "all") -> dict[str, list[str
     if space == "lora":
         moving = [name for name, _ in module.named_parameters() if any(f".{part}." in name for part in LORA)]
         if not moving:
-            raise CovaryError("the model has no LoRA adapters", "--adapter fresh:8 or an adapter's folder")
+            raise CovaryError("the model has no LoRA adapters", "adapter=fresh:8, or an adapter's folder")
         own = dict(module.named_parameters())
         fresh = all(not own[name].any() for name in moving if "_B." in name)
         chosen = [name for name in moving if "_B." in name] if fresh else moving

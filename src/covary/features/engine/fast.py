@@ -270,7 +270,7 @@ class FastEngine:
             raise CovaryError(
                 f"no fast rule knows {away[0]}, and its weights are offloaded",
                 "weights on a device, or a space without them",
-                f"pass --space, or keep {layer_of(away[0])} on a device",
+                f"pass space=, or keep {layer_of(away[0])} on a device",
             )
         size = sum(every[name].numel() for name in self.hooked.unknown)
         step = max(1, FULL_GRADIENT_BYTES // (4 * size))
@@ -329,7 +329,7 @@ class FastEngine:
             raise CovaryError(
                 f"no gradient reaches the weights that may move ({some_of(still, 4)})",
                 "an answer that depends on them, as autograd sees it",
-                "take torch.no_grad() and detach() out of the network's forward, or choose another --space",
+                "take torch.no_grad() and detach() out of the network's forward, or choose another space=",
             )
         if still:
             self.notes.append(f"Rows of zeros, for no gradient reached them on the first inputs: {some_of(still, 8)}.")

@@ -126,7 +126,7 @@ def _check_too_large(network: FunctionalNetwork, plan: SamplingPlan) -> None:
         raise CovaryError(
             f"{plan.draws * plan.chains:,} draws of {numbers:,} weights take {needed / 2**30:.1f} GB",
             f"at most the {free / 2**30:.1f} GB that are free",
-            "take fewer draws, move fewer weights (--space), or use --estimator first-order",
+            "take fewer draws, move fewer weights (space=), or use estimator=first-order",
         )
 
 

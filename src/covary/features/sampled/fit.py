@@ -36,7 +36,7 @@ def take_draws(
     if not extractor.needs_sampling:
         if sampling is not None:
             found = f"a sampling set for the estimator {s.estimator}, whose draws need none"
-            raise CovaryError(found, "no --sampling", "or choose --estimator paper or sgld")
+            raise CovaryError(found, "no sampling=", "or choose estimator=paper or estimator=sgld")
         data, ids = None, []
     else:
         if sampling is None:

@@ -100,7 +100,7 @@ def read_run(path: Path) -> RunFolder:
     if (path / RECORDS["pile"]).is_file():
         return _read_pile(path)
     if not (path / "results.csv").is_file():
-        raise CovaryError(f"no results.csv in {path}", "a folder written by `covary scan --out`", "check the path")
+        raise CovaryError(f"no results.csv in {path}", "a folder written by `covary scan`", "check the path")
     run = _read_json(path / "run.json")
     return RunFolder(
         path,

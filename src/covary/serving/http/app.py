@@ -184,7 +184,7 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
     @app.post("/v2/models/{name}/versions/{version}/acknowledge")
     async def acknowledge(request: Request, name: str, version: str = "1") -> Response:
         if not access.has_operator:
-            remedy = "start the service with --operator-key-file or --api-key-file"
+            remedy = "start the service with operator_key_file= or api_key_file="
             raise Refused(403, "acknowledging the stream alarm asks for a key, and the service has none", "", remedy)
         access.check_operator(request.headers.raw)
         known_model(name, version)

@@ -157,7 +157,7 @@ class Listener(socket.socket):
             self.close()
             where = f"{settings.host}:{settings.port}"
             raise CovaryError(
-                f"{where} cannot be listened on ({problem.strerror or problem})", "", "choose another --port"
+                f"{where} cannot be listened on ({problem.strerror or problem})", "", "choose another port="
             ) from None
         self._spare = os.open(os.devnull, os.O_RDONLY)
         self.listen()

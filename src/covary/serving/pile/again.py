@@ -93,7 +93,7 @@ def flagged_inputs(
                 samples.append(sample)
         predicted += [label for label, flag in zip(table["predicted"].to_pylist(), flags, strict=True) if flag]
     if not ids:
-        raise CovaryError(f"nothing in {out} is flagged", "a pile with flags", "raise --fpr or --fdr")
+        raise CovaryError(f"nothing in {out} is flagged", "a pile with flags", "raise fpr= or fdr=")
     return Source(Samples(ids, samples), name=f"what {out} flagged", **preparation), np.array(predicted, np.int64)
 
 
@@ -101,13 +101,13 @@ def score_flagged(folder: Path, pile: str, out: Path, *, trust_code: bool = Fals
     """Judges again what a pile flagged and writes a RUN of it, evidence and report included; returns the summary.
 
     Any detector may look again. `rest` is what `covary.runs.scan.score` takes. The inputs were chosen by a detector:
-    their p-values are no longer those of inputs that come as they may, and so flag nothing by --fdr.
+    their p-values are no longer those of inputs that come as they may, and so flag nothing by `fdr`.
 
     Raises:
         CovaryError: as of `flagged_inputs` and `score`, or an FDR over inputs that were chosen.
     """
     if rest.get("fdr") is not None:
-        raise CovaryError("--fdr over inputs that were chosen by their p-values", "no --fdr", "leave it away")
+        raise CovaryError("fdr= over inputs that were chosen by their p-values", "no fdr=", "leave it away")
     plan, _ = plan_and_summary(pile)
     check_consent(pile, {"inputs": plan["data"]}, trust_code)
 
@@ -150,7 +150,7 @@ def check_detector(plan: dict[str, Any], folder: Path) -> None:
     found, then = digest_json(saved.open_record(folder)), plan["detector"].get("digest")
     if found != then:
         expected = f"{str(then)[:16]}, which judged the pile"
-        raise CovaryError(f"{folder} is detector {found[:16]}", expected, "name that one (--detector)")
+        raise CovaryError(f"{folder} is detector {found[:16]}", expected, "name that one (detector=)")
 
 
 def pile_source_differences(out: Path, *, trust_code: bool = False) -> Iterator[tuple[str, str]]:

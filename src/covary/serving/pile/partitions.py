@@ -156,7 +156,7 @@ def _check_other_plan(place: OutputStore, plan: dict[str, Any]) -> None:
             raise CovaryError(
                 f"{place.where} was begun with {key} {then}",
                 f"{plan.get(key)}, as asked for now",
-                "finish it as it was begun, or choose another --out",
+                "finish it as it was begun, or choose another out=",
             )
 
 

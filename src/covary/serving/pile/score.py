@@ -191,7 +191,7 @@ def _look(
 def check_options(fdr: float | None, **positive: int | None) -> None:
     """Refuses rates outside (0, 1) and counts below 1."""
     if fdr is not None and not 0 < fdr < 1:
-        raise CovaryError(f"--fdr is {fdr}", "a number between 0 and 1")
+        raise CovaryError(f"fdr= is {fdr}", "a number between 0 and 1")
     for name, value in positive.items():
         if value is not None and value < 1:
             raise CovaryError(f"--{name.replace('_', '-')} is {value}", "at least 1")
@@ -238,7 +238,7 @@ def _judge(
             counts.update(counted.merged([[(p, times) for p, times in record["counts"]]]))
             repeated.add(np.frombuffer(base64.b64decode(record["ids"]), np.uint64))
         if inputs is not None and n != inputs:
-            raise CovaryError(f"{n} verdicts for {inputs} inputs", "one each", "remove --out and run again")
+            raise CovaryError(f"{n} verdicts for {inputs} inputs", "one each", "remove out= and run again")
         _check_repeated(OutputStore(job.out), len(parts), repeated)
     rule, limit = fixed_rule(detector.judge.fpr_in_force), detector.judge.fpr_in_force * (1 + 1e-9)
     if fdr is not None:
@@ -268,5 +268,5 @@ def _check_repeated(place: OutputStore, parts: int, repeated: Repeated) -> None:
     if found is not None:
         name, one, other = found
         where = f"twice in {one}" if one == other else f"in {one} and in {other}"
-        remedy = "mend the ids and choose a new --out"
+        remedy = "mend the ids and choose a new out="
         raise CovaryError(f"id {name!r} occurs {where}", "a unique id for every input", remedy)

@@ -150,7 +150,7 @@ class Scorer:
         opened = readers.reader(self.job.data)
         if names := self.detector.network.names(opened.input_name, opened.fields)[1:]:
             found = f"{', '.join(names)} beside the inputs of {self.job.data}, which the network takes too"
-            raise CovaryError(found, "one input by itself in partitions", "score it as a RUN, without --partition")
+            raise CovaryError(found, "one input by itself in partitions", "score it as a RUN, without partition_size=")
 
     def __call__(self, number: int, part: str) -> Record:
         """Scores partition `number` unless its file is there."""
