@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import arguments
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
@@ -95,7 +95,7 @@ def test_mean_and_std_are_applied_per_channel_after_scaling_and_transform(images
     np.testing.assert_allclose(one.numpy(), (np.moveaxis(images, -1, 1) / 255 - 0.5) / 0.25, atol=1e-6)
 
 
-@arguments(st.integers(1, 13), st.permutations(range(11)))
+@given(st.integers(1, 13), st.permutations(range(11)))
 def test_batch_size_and_order_change_nothing(batch_size, order):
     values = np.random.default_rng(1).normal(size=(11, 4)).astype(np.float32)
     source = open_data((values, np.arange(11)))

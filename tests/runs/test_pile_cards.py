@@ -15,7 +15,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs import scan as scanning
 from covary.runs.pile_cards import members, read_cards
-from covary.runs.scan import Plan
+from covary.runs.scan import ScanPlan
 from covary.runs.trust import read_ids, trust
 from covary.storage.fingerprints import digest_file
 
@@ -42,7 +42,7 @@ def folder(tiny_files, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(folder, tiny_files) -> Path:
-    plan = Plan.checked(
+    plan = ScanPlan.checked(
         model="tiny:trained", trusted=str(tiny_files / "trusted.npz"), inputs=str(folder / "inputs.npz"),
         together=True, settings={"fpr": 0.05, "conformal": "split"},
     )  # fmt: skip

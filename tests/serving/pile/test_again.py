@@ -49,8 +49,8 @@ def table(run: Path) -> list[dict[str, str]]:
 
 def test_a_pile_is_inspected_verified_and_gated(home, run_cli):
     code, out, _ = run_cli("inspect", home / "pile", "--json")
-    on_partition = json.loads(out)
-    assert (code, on_partition["kind"], on_partition["n"], on_partition["receipt"]) == (0, "pile", 160, "intact")
+    printed = json.loads(out)
+    assert (code, printed["kind"], printed["n"], printed["receipt"]) == (0, "pile", 160, "intact")
     assert run_cli("verify", home / "pile")[0] == 0
     assert run_cli("verify", home / "pile", "--sources")[0] == 0
     assert run_cli("gate", home / "pile", "--max-flag-rate", 0.9)[0] == 0

@@ -13,20 +13,20 @@ USUAL = {"seconds_per_input": 0.01, "actors": 100, "start_seconds": 30.0, "secon
 
 
 def test_the_formula_by_hand():
-    on_partition = estimate(1e9, **USUAL, efficiency=0.8, partition_size=10_000, failures_per_actor_hour=0.36)
+    found = estimate(1e9, **USUAL, efficiency=0.8, partition_size=10_000, failures_per_actor_hour=0.36)
     network = 1e9 * 0.01 / 80
     lost = network * 1e-4 * (100 / 2 + 30)
-    assert on_partition["seconds"] == pytest.approx(30 + network + lost + 100 + 10)
-    assert on_partition["seconds"] == pytest.approx(sum(on_partition["parts"].values()))
-    assert on_partition["actor_hours"] == pytest.approx(on_partition["hours"] * 100)
-    assert on_partition["limited_by"] == "the network"
+    assert found["seconds"] == pytest.approx(30 + network + lost + 100 + 10)
+    assert found["seconds"] == pytest.approx(sum(found["parts"].values()))
+    assert found["actor_hours"] == pytest.approx(found["hours"] * 100)
+    assert found["limited_by"] == "the network"
 
 
 def test_slow_storage_decides():
-    on_partition = estimate(1e9, **USUAL, bytes_per_input=3072.0, bandwidth=1e7)
-    assert on_partition["limited_by"] == "reading"
-    assert on_partition["parts"]["reading"] == pytest.approx(307_200)
-    assert on_partition["seconds"] > 307_200
+    found = estimate(1e9, **USUAL, bytes_per_input=3072.0, bandwidth=1e7)
+    assert found["limited_by"] == "reading"
+    assert found["parts"]["reading"] == pytest.approx(307_200)
+    assert found["seconds"] > 307_200
 
 
 def test_twice_the_actors_halve_what_can_be_halved():

@@ -50,8 +50,8 @@ def test_verdicts_are_the_detectors_to_the_bit(finished, verdicts):
     summary = json.loads((finished / "summary.json").read_text())
     assert (summary["n"], summary["n_flagged"]) == (160, int(verdicts.flagged.sum()))
     assert (summary["partitions"], summary["scored_now"]) == (5, 160)
-    on_partition = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
-    names = [f"part-00000{i}.parquet" for i in range(5)] + on_partition
+    others = ["pile.json", "receipt.json", "receipt.sha256", "summary.json"]
+    names = [f"part-00000{i}.parquet" for i in range(5)] + others
     assert sorted(path.name for path in finished.iterdir()) == names
 
 

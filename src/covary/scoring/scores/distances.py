@@ -56,7 +56,7 @@ class TopLayersDistance:
         self.kinds = kinds
 
     def fit(self, numbers: Numbers, classes: Classes) -> TopLayersDistance:
-        """One `WholeDistance` per layer on that layer's numbers alone."""
+        """One `FullDistance` per layer on that layer's numbers alone."""
         layers = numbers.shape[1] // self.kinds
         self.columns_ = [np.arange(layer, numbers.shape[1], layers) for layer in range(layers)]
         self.layers_ = [FullDistance().fit(numbers[:, columns], classes) for columns in self.columns_]
