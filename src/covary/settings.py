@@ -82,7 +82,9 @@ class ArraySettings(ExtractorSettings):
     """What settings of networks of arrays share."""
 
     output: str | int | None = option(None, "Key or index of the logits in the network's output.", NETWORK)
-    channels_last: bool = option(False, "Memory format of images.", NETWORK)
+    channels_last: bool = option(
+        False, "Images lie channels last in any case; by default where a processor is faster so.", NETWORK
+    )
 
 
 class GradientSettings(ArraySettings):
@@ -96,7 +98,7 @@ class GradientSettings(ArraySettings):
         preconditioner: how far weights may move, `identity`, `diagonal` or `kronecker`.
         damping: of the preconditioner's factors, in units of their mean eigenvalue, > 0.
         output: key or index of the logits in what the network returns.
-        channels_last: memory format of images.
+        channels_last: images lie channels last in any case; by default where that is faster on a processor.
     """
 
     kind: Literal["gradient"] = "gradient"  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -434,6 +434,31 @@ def test_cost_counts_every_input_and_stays_within_the_budget(monkeypatch):
     assert figures["estimated_seconds"] == pytest.approx(500 * 8 * 0.01)
     assert figures["gradient_bytes"] == 4 * 10_010 * 4
     assert "40 seconds for 500 inputs" in finding.text
+    assert "--evidence" not in finding.text
+
+
+def test_the_cost_of_every_kind_of_evidence_is_told_beforehand(run_cli, tiny_files):
+    given = ["--model", "tiny:network", "--weights", tiny_files / "weights.pt", "--trusted", tiny_files / "trusted.npz"]
+    seconds = {}
+    for more in ([], ["--evidence", "thorough"]):
+        code, out, _ = run_cli("check", *given, "--json", *more)
+        report = json.loads(out)
+        told = report["figures"]["seconds_by_evidence"]
+        assert (code, list(told)) == (0, ["fast", "thorough"])
+        assert told["thorough"] / told["fast"] == pytest.approx(6.5 / 3.5)
+        (text,) = [f["text"] for f in report["findings"] if f["title"] == "Time and memory"]
+        assert "fast 3.5 forward passes an input, about" in text
+        assert "thorough 6.5 forward passes an input, about" in text
+        seconds[bool(more)] = report["figures"]["estimated_seconds"] / told["thorough" if more else "fast"]
+    assert seconds == pytest.approx({False: 1.0, True: 1.0})
+
+
+def test_inputs_that_choose_what_is_amplified_do_not_count_as_calibrating():
+    finding, figures = sets.resolution(400, None, 0.01, "cross", chosen=True)
+    assert (figures["n_calibration"], finding.level) == (340, "ok")
+    finding, _ = sets.resolution(100, None, 0.01, chosen=True)
+    assert "at least 116 trusted inputs" in finding.change
+    assert sets.resolution(116, None, 0.01, chosen=True)[0].level == "ok"
 
 
 def test_too_little_memory_is_told(monkeypatch):

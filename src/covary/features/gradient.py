@@ -22,6 +22,7 @@ from covary.features.arrays import ArrayInputs, Roles
 from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients, where_vmap_fails
+from covary.features.memory_format import takes_channels_last
 from covary.features.observables import UserObservable, energy, margin, observable_named
 from covary.features.preconditioner import GradientMoments, Metric, metric_from_arrays, metric_to_arrays, under_metric
 from covary.features.projections import LayerProjection, numbers_per_layer, orthogonal_rows
@@ -53,7 +54,8 @@ class GradientExtractor(ArrayInputs):
         seed: of the random projections; rows of different seeds are not comparable.
         device: where the network lives.
         amp: `bf16` or `fp16` runs the pass under autocast; observables are always float32.
-        channels_last: memory format of four-dimensional inputs.
+        channels_last: whether four-dimensional inputs lie channels last in any case; by default where that is faster
+            and answers stay the same (see `takes_channels_last`).
         engine: `hooks` (layer inputs and output gradients, see `engine`) or `exact` (`vmap(grad)`, the oracle).
         survival: what measures survival under amplification, whose passes are then made as well; None = not measured.
         metric: roots of Sigma that are multiplied into the projections (see `preconditioner`); None = identity.
@@ -88,7 +90,9 @@ class GradientExtractor(ArrayInputs):
         self.observable = observable_named(observable) if isinstance(observable, str) else None
         self.user_observable = None if isinstance(observable, str) else observable
         self.layers = select_parameters(module, space)
-        self.device, self.amp, self.channels_last = device, amp, channels_last
+        self.device, self.amp = device, amp
+        # None: settled with the first inputs.
+        self.channels_last = None if engine == "hooks" and not channels_last else channels_last
         self.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self.k = numbers_per_layer(len(self.layers))
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
@@ -243,7 +247,7 @@ class GradientExtractor(ArrayInputs):
         """Second moments of whole gradients, from which a metric is made; exact gradients, a slice at a time."""
         moments = GradientMoments(self.projections, kind)
         for batch in batches:
-            x = tree_map(self._place, batch.x)
+            x = self.placed(batch)
             for start in range(0, len(batch), self._slice):
                 part = tree_map(lambda t, s=start: t[s : s + self._slice], x)
                 moments.add(self._gradients(part).parameters)
@@ -251,7 +255,7 @@ class GradientExtractor(ArrayInputs):
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of one batch, in order; independent of how samples are grouped into batches up to rounding."""
-        x = tree_map(self._place, batch.x)
+        x = self.placed(batch)
         leaf = tree_leaves(x)[0]
         step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
         parts = [
@@ -269,7 +273,7 @@ class GradientExtractor(ArrayInputs):
         if self.user_observable is not None:
             raise CovaryError("several observables of an extractor made for one of its own", "names of observables")
         functions = {name: observable_named(name) for name in observables}
-        x = tree_map(self._place, batch.x)
+        x = self.placed(batch)
         step = self._slice if self.engine == "exact" else self._fast.samples_at_once(x)
         parts: dict[str, list[Rows]] = {name: [] for name in functions}
         for start in range(0, len(batch), step):
@@ -286,8 +290,7 @@ class GradientExtractor(ArrayInputs):
         if not isinstance(leaf, Tensor):
             return leaf
         # Inputs follow the weights: a network in float64, bfloat16 or float16 takes no float32.
-        leaf = leaf.to(self.device, self.dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
-        return leaf.contiguous(memory_format=torch.channels_last) if self.channels_last and leaf.ndim == 4 else leaf
+        return leaf.to(self.device, self.dtype if leaf.is_floating_point() else leaf.dtype, non_blocking=True)
 
     def _autocast(self) -> Any:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.amp or "")
@@ -332,12 +335,16 @@ class GradientExtractor(ArrayInputs):
 
     def survived(self, batch: Batch, predicted: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n depths"] | None:
         """Survival alone, of inputs whose answers are known; None where it is not measured or says nothing."""
-        x = tree_map(self._place, batch.x)
+        x = self.placed(batch)
         return self._survived(x, torch.from_numpy(predicted).to(self.device))
 
     def placed(self, batch: Batch) -> Any:
         """A batch's inputs as the network takes them."""
-        return tree_map(self._place, batch.x)
+        x = tree_map(self._place, batch.x)
+        if self.channels_last is None:
+            # By the network alone, never by a clock: the same rows in every run.
+            self.channels_last = takes_channels_last(self.module, x, self.choose_logits)
+        return tree_map(_channels_last, x) if self.channels_last else x
 
     def _survived(self, x: Any, predicted: Tensor) -> Float[np.ndarray, "n depths"] | None:
         if self.survival is None or not self.survival.depths:
@@ -379,6 +386,11 @@ class GradientExtractor(ArrayInputs):
     def latent_layers(self) -> list[str]:
         """Names of the layers whose activations are pooled."""
         return list(watched_layers(self.module))
+
+
+def _channels_last(leaf: Any) -> Any:
+    image = isinstance(leaf, Tensor) and leaf.ndim == 4
+    return leaf.contiguous(memory_format=torch.channels_last) if image else leaf
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ def check(
     gradient_bytes: int | None = 512 * 2**20,
     draws: int = 0,
     own_observable: bool = False,
+    evidence: Mapping[str, float] | None = None,
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -54,6 +56,7 @@ def check(
         gradient_bytes: memory that gradients of one slice of a batch may take.
         draws: of the weights, where a sampled estimator takes some in place of gradients.
         own_observable: whether the user's own observable is looked at, which may need no logits: then data alone are.
+        evidence: forward passes an input of every kind of evidence that may be asked for.
     """
     trusted = _named(network, trusted)
     inputs, calibration = (None if source is None else _named(network, source) for source in (inputs, calibration))
@@ -66,7 +69,7 @@ def check(
     figures |= more
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)
     x = next(trusted.batches(min(batch_size, 32))).x
-    finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes, draws)
+    finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes, draws, evidence)
     return CheckReport([*findings, finding], {**figures, **more})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -196,13 +197,21 @@ def gradients(network: Network, x: Any) -> list[Finding]:
 
 
 def cost(
-    network: Network, x: Any, n: int, batch_size: int, forwards_per_input: float, budget: int | None, draws: int = 0
-) -> tuple[Finding, dict[str, float]]:
+    network: Network,
+    x: Any,
+    n: int,
+    batch_size: int,
+    forwards_per_input: float,
+    budget: int | None,
+    draws: int = 0,
+    evidence: Mapping[str, float] | None = None,
+) -> tuple[Finding, dict[str, Any]]:
     """Estimated time and memory of exact first-order features of `n` inputs.
 
     Time = n x forwards_per_input x measured seconds of a forward pass; gradients take 4 bytes a trainable parameter
     and input, for as many inputs at once as stay under `budget` bytes (None: a whole batch), at least one. With
-    `draws` of the weights there are no gradients of inputs, and 4 bytes a parameter and draw instead.
+    `draws` of the weights there are no gradients of inputs, and 4 bytes a parameter and draw instead. `evidence` gives
+    the forward passes of every kind of evidence that may be asked for; each is told with its time.
     """
     network.logits(x)  # the first pass is slower and says nothing
     start = time.perf_counter()
@@ -219,6 +228,13 @@ def cost(
         f"of them an input), and {peak / 2**20:,.0f} MB for {what}."
     )
     figures = {"forward_seconds": forward, "estimated_seconds": seconds, "gradient_bytes": float(peak)}
+    if evidence:
+        figures["seconds_by_evidence"] = {kind: n * forwards * forward for kind, forwards in evidence.items()}
+        kinds = [
+            f"{kind} {evidence[kind]:g} forward passes an input, about {duration(took)}"
+            for kind, took in figures["seconds_by_evidence"].items()
+        ]
+        text += f" By --evidence: {'; '.join(kinds)}."
     free = available_memory()
     if free is not None and peak > free / 2 and network.device.type == "cpu":
         text += f" Only {free / 2**20:,.0f} MB are free."
