@@ -1,6 +1,8 @@
 """Whatever people hand over as inputs is taken, or what is left out is named; nothing is dropped without a word."""
 
 import os
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -376,3 +378,17 @@ def test_inputs_follow_the_weights(dtype, settings):
     with torch.no_grad():
         assert verdicts.predicted.tolist() == net(torch.from_numpy(x[:5]).to(dtype)).argmax(1).tolist()
     assert np.isfinite(verdicts.score).all()
+
+
+def test_inputs_of_several_fields_are_checked_and_scanned_with_all_evidence(tmp_path, monkeypatch):
+    from covary.runs import scan as scanning
+
+    here = types.ModuleType("fields_here")
+    vars(here).update(net=Masked, texts=Texts(60))
+    monkeypatch.setitem(sys.modules, "fields_here", here)
+    plan = scanning.Plan.checked(
+        model="fields_here:net", trusted="fields_here:texts", inputs="fields_here:texts", together=True,
+        settings={"fpr": 0.1, "evidence": "thorough"},
+    )  # fmt: skip
+    assert scanning.check_plan(plan).ok
+    assert scanning.scan(plan, tmp_path / "run")["n"] == 60

@@ -76,7 +76,8 @@ def gate(
     if not 0 < level < 1:
         raise CovaryError(f"level is {level:g}", "a number between 0 and 1")
     if not limits and against is None and public_key is None and not no_warnings:
-        raise CovaryError("no rule to decide by", f"one of {', '.join(RULES)}, against, no_warnings or public_key")
+        rules = ", ".join(f"{name}=" for name in RULES)
+        raise CovaryError("no rule to decide by", f"one of {rules}, against=, no_warnings= or public_key=")
     for name, limit in limits.items():
         _check_limit(name, limit)
     opened = read_run(run)
@@ -89,7 +90,7 @@ def gate(
     if no_warnings:
         if not opened.summary.get("checked", opened.run.get("plan") is not None):
             found = f"no check was run before {run}, so nobody knows of warnings"
-            raise CovaryError(found, "a RUN of `covary scan`", "run `covary check`, or leave no_warnings away")
+            raise CovaryError(found, "a RUN of `covary scan`", "run `covary check`, or leave no_warnings= away")
         warnings = opened.summary.get("warnings") or []
         rules.append(_rule("no warnings of the check", not warnings, "; ".join(map(str, warnings)) or "none"))
     return {
@@ -112,7 +113,7 @@ def _check_limit(name: str, limit: int | float) -> None:
     most = 1.0 if RULES[name].share else float("inf")
     if not 0 <= limit <= most:
         remedy = f"for {limit:g} % write {limit / 100:g}" if RULES[name].share and 1 < limit <= 100 else ""
-        raise CovaryError(f"{name} is {limit:g}", "a share from 0 to 1" if RULES[name].share else "0 or more", remedy)
+        raise CovaryError(f"{name}={limit:g}", "a share from 0 to 1" if RULES[name].share else "0 or more", remedy)
 
 
 # How a RUN flags; two that differ in one of these differ in flags where nothing else changed.

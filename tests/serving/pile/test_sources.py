@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 import pile_cases
 import tiny
 from covary.data.readers import open_reader
+from covary.data.source import open_data
 from covary.errors import CovaryError
 from covary.serving.pile.partitions import cut
 from covary.serving.pile.sources import SOURCES, recognise, streamed
@@ -94,6 +96,26 @@ def test_globs_and_several_files(tmp_path):
     assert cut(str(tmp_path), 4).inputs == 15
 
 
+@pytest.mark.parametrize("pattern", ["pile/*.png", "pile/?/*.png", "*/*/*.png", "pile/a/1.png"])
+def test_images_by_a_pattern_are_named_as_readers_name_them(pattern, tmp_path):
+    for name in ("pile/0.png", "pile/a/1.png", "pile/b/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), int(name[-5]), np.uint8)).save(tmp_path / name)
+    pile = cut(f"{tmp_path}/{pattern}", 8)
+    found = read(pile)
+    assert [name for name, _ in found] == list(open_data(f"{tmp_path}/{pattern}").ids)
+    assert [int(x[0, 0]) for _, x in found] == [int(name[-5]) for name, _ in found]
+
+
+def test_names_that_are_no_utf_8_are_told_alike_in_every_pass(tmp_path):
+    image = Image.fromarray(np.zeros((8, 8), np.uint8))
+    image.save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    pile = cut(str(tmp_path), 8)
+    assert [name for name, _ in read(pile)] == SOURCES["images"].ids(pile.data, json.loads(pile.parts[0]))
+    assert read(pile)[0][0] == r"caf\xe9.png"
+
+
 def test_a_dataset_by_name():
     pile = cut("tiny:dataset", 100)
     assert (pile.kind, pile.inputs, len(pile.parts)) == ("readers", tiny.TRUSTED, 5)
@@ -103,9 +125,9 @@ def test_a_dataset_by_name():
 def test_what_only_a_pile_can_be(tmp_path):
     (tmp_path / "a.jsonl").write_text("{}")
     (tmp_path / "images").mkdir()
-    yes = ["s3://bucket/a.npz", "pile/*.png", "shard-{00..11}.tar", "a.parquet", str(tmp_path)]
-    no = ["a.npz", "package.module:dataset", str(tmp_path / "images"), "nothing"]
-    assert [streamed(spec) for spec in yes + no] == [True] * 5 + [False] * 4
+    yes = ["s3://bucket/a.npz", "pile/*.parquet", "shard-{00..11}.tar", "a.parquet", str(tmp_path), f"{tmp_path}/*"]
+    no = ["a.npz", "package.module:dataset", str(tmp_path / "images"), "nothing", "pile/*.png"]
+    assert [streamed(spec) for spec in yes + no] == [True] * 6 + [False] * 5
 
 
 def tar_of(path: Path, names: list[str]) -> None:

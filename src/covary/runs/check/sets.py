@@ -7,6 +7,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import torch
+from torch.utils._pytree import tree_leaves
 
 from covary.data.source import Source
 from covary.errors import CovaryError
@@ -47,7 +49,8 @@ def left_out(source: Source, role: str) -> list[Finding]:
 def repeatable(source: Source, role: str) -> list[Finding]:
     """Whether reading an input twice gives the same values; a random transform left on does not."""
     first = source.take([0])
-    if np.array_equal(next(first.batches(1)).x.numpy(), next(first.batches(1)).x.numpy()):
+    once, again = (tree_leaves(next(first.batches(1)).x) for _ in range(2))
+    if all(torch.equal(one, other) for one, other in zip(once, again, strict=True)):
         return []
     text = f"Input {first.ids[0]!r} is another one each time it is read: a random transform is on."
     return [Finding("error", role, text, "Switch off augmentation in the dataset and in --transform.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,13 +59,16 @@ SOURCES: dict[str, SourceKind] = {
 
 
 def streamed(spec: str) -> bool:
-    """Whether only a pile can be kept like this: a URL, a glob, or a file of a kind that no reader opens."""
+    """Whether only a pile can be kept like this: a URL, a numbered range, or files of a kind that no reader opens."""
     if is_object_name(spec):
         return False
     path = Path(spec)
-    if "://" in spec or (any(mark in spec for mark in "*?[{") and not path.exists()):
+    if "://" in spec or ("{" in spec and not path.exists()):
         return True
     own = [suffix for name in ("parquet", "jsonl", "webdataset") for suffix in SOURCES[name].suffixes]
+    if any(mark in spec for mark in "*?[") and not path.exists():
+        # Images and arrays by a pattern are read as any other inputs.
+        return any(Path(file).suffix.lower() in own for file in glob.glob(spec, recursive=True) or [spec])
     if path.is_dir():
         return any(next(path.rglob(f"*{suffix}"), None) is not None for suffix in own)
     return path.suffix.lower() in own

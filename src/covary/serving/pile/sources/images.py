@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from covary.data.readers.images import SUFFIXES
-from covary.errors import CovaryError
+from covary.errors import CovaryError, printable
 from covary.serving.pile.output_store import TROUBLE, filesystem
 from covary.serving.pile.sources.values import decoded
 
@@ -19,11 +20,13 @@ AT_ONCE = 32
 def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[dict[str, Any], int | None]]:
     """Stretches of at most `size` names."""
     root = filesystem(spec)[1].rstrip("/")
-    # A single image is named by its file, what a glob finds by its whole path.
-    top = f"{root.rpartition('/')[0]}/" if files[0][0] == root else f"{root}/" if root else ""
-    inside = [(name[len(top) :] if name.startswith(top) else name, length) for name, length in files]
+    pattern = any(mark in spec for mark in "*?[{") or files[0][0] == root
+    # A single image, and what a pattern finds, are named below the folder that all of them are in.
+    above = posixpath.commonpath([posixpath.dirname(name) for name, _ in files]) if pattern else root
+    top = f"{above.rstrip('/')}/" if above else ""
+    inside = [(name[len(top) :], length) for name, length in files]
     depths = {"/" in name for name, _ in inside}
-    if len(depths) > 1:
+    if len(depths) > 1 and not pattern:
         loose = next(name for name, _ in inside if "/" not in name)
         raise CovaryError(
             f"{spec} holds images ({loose}, ...) as well as folders of images", "one of the two",
@@ -36,7 +39,7 @@ def cut(spec: str, files: list[tuple[str, int]], size: int) -> Iterator[tuple[di
 
 def ids(spec: str, part: dict[str, Any]) -> list[str]:
     """Names of the partition's images."""
-    return list(part["names"])
+    return [printable(name) for name in part["names"]]
 
 
 def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -49,7 +52,7 @@ def read(spec: str, part: dict[str, Any], mode: str) -> Iterator[tuple[str, np.n
         except TROUBLE as problem:
             raise CovaryError(f"images of {spec} cannot be fetched ({problem})", "readable files") from problem
         for name, data in zip(names, contents, strict=True):
-            yield name, decoded(data, f"{name} of {spec}", mode)
+            yield printable(name), decoded(data, f"{printable(name)} of {spec}", mode)
 
 
 __all__ = ["SUFFIXES", "cut", "read"]
