@@ -227,7 +227,9 @@ def cost(
         f"About {duration(seconds)} for {n:,} inputs ({1e3 * forward:.2g} ms a forward pass, {forwards_per_input:g} "
         f"of them an input), and {peak / 2**20:,.0f} MB for {what}."
     )
-    figures = {"forward_seconds": forward, "estimated_seconds": seconds, "gradient_bytes": float(peak)}
+    figures: dict[str, Any] = {
+        "forward_seconds": forward, "estimated_seconds": seconds, "gradient_bytes": float(peak),
+    }  # fmt: skip
     if evidence:
         figures["seconds_by_evidence"] = {kind: n * forwards * forward for kind, forwards in evidence.items()}
         kinds = [
