@@ -49,7 +49,8 @@ def _view() -> dict[str, None]:
 IMAGES = Layout(
     every={
         "auroc": ("masked", "auroc"), "auroc_all": ("end_to_end", "auroc"), "tpr_at_1": ("masked", "tpr_at_1"),
-        "tpr_at_5": ("masked", "tpr_at_5"), "fpr": ("masked", "fpr"), "der_calibrated": ("masked", "der_calibrated"),
+        "tpr_at_5": ("masked", "tpr_at_5"), "fpr": ("masked", "fpr"), "fpr_all": ("end_to_end", "fpr"),
+        "der_calibrated": ("masked", "der_calibrated"),
         "der_best": ("masked", "der_best"), "seconds": ("seconds_a_query",),
         "der_right": ("masked", "der_right"),
         "same_class": ("same_class", "auroc"),
@@ -63,7 +64,8 @@ IMAGES = Layout(
         "accuracy": ("der", "accuracy"), "attack_success": ("der", "attack_success"),
     },
     blank={"masked": _view(), "end_to_end": _view(), "same_class": None, "der": None, "seconds_a_query": None},
-    facts=("missing", "errors", "victim", "distance", "ari", "ari_flagged", "mechanisms_found", "mechanisms_true",
+    facts=("missing", "errors", "victim", "distance", "ari", "ari_flagged", "ari_cards",
+           "ari_cards_flagged", "cards_found", "mechanisms_found", "mechanisms_true",
            "n_flagged", "reached", "n_hard", "times_nominal", "second_axis_auroc", "second_axis_auroc_flagged",
            "score_auroc", "false_positive_rates", "n_trusted"),
 )  # fmt: skip

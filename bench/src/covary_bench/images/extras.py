@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
 from covary.runs.quality import auroc
+from covary.scoring.cards import find_cards
 from covary.scoring.clusters import cluster, mechanism_axis
 from covary_bench.prepared import Prepared
 from covary_bench.scoring import OURS, Scored
@@ -18,12 +19,15 @@ def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, 
     """How well the clusters of flagged inputs agree with their true mechanisms.
 
     ARI over flagged inputs that reach their aim, noise points as a cluster of their own, where they are of at least two
-    mechanisms; `ari_flagged` over everything flagged, false alarms as one more mechanism. `reached` counts them.
+    mechanisms; `ari_flagged` over everything flagged, false alarms as one more mechanism. `reached` counts them. The
+    same of the cards of the whole pile: `ari_cards`, `ari_cards_flagged`.
     """
     inputs = prepared.inputs
     flagged = found[OURS].p_value <= prepared.fpr * (1 + 1e-9)
     rows = prepared.queries.take(flagged)
     labels = cluster(rows, prepared.judge.reference)
+    cards = find_cards(prepared.judge, prepared.queries)
+    on_card = cards.of[flagged]
     group, reached = inputs.group[flagged], (inputs.masked & (inputs.truth == 1))[flagged]
     truth = np.where(reached, group, "clean")
     sizes = {str(k): int((labels == k).sum()) for k in np.unique(labels)}
@@ -32,7 +36,9 @@ def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, 
         "mechanisms_found": int((np.unique(labels) >= 0).sum()), "mechanisms_true": len(prepared.facts["mechanisms"]),
         "ari": float(adjusted_rand_score(group[reached], labels[reached])) if len(counts) > 1 else None,
         "ari_flagged": float(adjusted_rand_score(truth, labels)) if len(labels) else None,
-        "cluster_sizes": sizes, "n_flagged": int(flagged.sum()), "reached": counts,
+        "ari_cards": float(adjusted_rand_score(group[reached], on_card[reached])) if len(counts) > 1 else None,
+        "ari_cards_flagged": float(adjusted_rand_score(truth, on_card)) if len(labels) else None,
+        "cards_found": len(cards.cards), "cluster_sizes": sizes, "n_flagged": int(flagged.sum()), "reached": counts,
     }  # fmt: skip
 
 
