@@ -27,7 +27,7 @@ from covary.storage import folders
 
 X, Y, TRUTH = tiny.inputs()
 COMMANDS = ["demo", "check", "fit", "score", "cost", "scan", "report", "inspect", "verify", "sign", "keygen",
-            "compare", "gate", "mechanisms", "serve"]  # fmt: skip
+            "compare", "gate", "mechanisms", "serve", "audit", "doctor", "init", "trust"]  # fmt: skip
 SUMMARY = ["n", "n_flagged", "fpr_target", "p_min", "n_reference", "n_fit", "n_calibration", "seconds"]
 FIGURES = ["auroc", "auroc_masked", "tpr_at_1", "tpr_at_5", "fpr", "der", "der_masked", "der_ceiling"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -458,11 +459,11 @@ def _flags(app: Typer) -> dict[str, str]:
 
 def main() -> None:
     """Entry point of `covary`."""
-    run_app(app)
+    run_app(app, lambda: config.taken(app, sys.argv[1:]))
 
 
-def run_app(app: Typer) -> None:
-    """Runs a command line and ends the process.
+def run_app(app: Typer, defaults: Callable[[], dict[str, Any]] = dict) -> None:
+    """Runs a command line and ends the process; `defaults` gives what options are where they are left away.
 
     Exit codes: 0 fine; 1 something flagged, failed or different; 2 bad input or use, one sentence on stderr; 3 a
     failure of covary's own, one sentence on stderr and with `-v` the traceback; 130 interrupted.
@@ -471,7 +472,7 @@ def run_app(app: Typer) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     set_level(NORMAL)
     try:
-        app(default_map=config.taken(app, sys.argv[1:]))
+        app(default_map=defaults())
     except CovaryError as problem:
         print_error(as_flags(str(problem), _flags(app)))
         sys.exit(2)
