@@ -57,3 +57,14 @@ def test_where_all_are_as_long_nothing_is_conditioned_on():
     found = AtEqualLengths().fit(numbers, np.full_like(lengths, 24.0))
     expected = (numbers - numbers.mean(0)) / numbers.std(0)
     np.testing.assert_allclose(found(numbers, lengths), expected)
+
+
+def test_rounding_of_a_number_that_never_changes_is_no_deviation():
+    numbers, lengths = material(50)
+    numbers[:, 2] = -27.63 + 1e-14 * numbers[:, 0]
+    numbers[:, 1] = 3.0 + 1e-6 * numbers[:, 0]
+    found = AtEqualLengths().fit(numbers, lengths)
+    assert not found(numbers, lengths)[:, 2].any()
+    assert not found.fit_[:, 2].any()
+    assert np.abs(found.fit_[:, 1]).max() < 1e-4
+    assert found(numbers[:1] + 1.0, lengths[:1])[0, 2] > 0.9  # and what does change is

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring.conditional import BANDWIDTH, LEAST_SPREAD
+from covary.scoring.conditional import BANDWIDTH
+from covary.scoring.standardise import LEAST_SPREAD
 
 Numbers = Float[np.ndarray, "n d"]
 Lengths = Float[np.ndarray, "n c"]
 
 AT_ONCE = 1024
+ROUNDING = 1e-9
 
 
 class AtEqualLengths:
@@ -56,5 +58,9 @@ class AtEqualLengths:
     def _standardised(self, numbers: Numbers, kernel: Float[np.ndarray, "n m"]) -> Numbers:
         weights = kernel / np.maximum(kernel.sum(1, keepdims=True), 1e-300)
         mean = weights @ self.numbers_
-        spread = np.sqrt(np.maximum(weights @ np.square(self.numbers_) - np.square(mean), LEAST_SPREAD))
-        return (numbers - mean) / spread
+        apart = numbers - mean
+        # Of a number that never changes rounding is left, which must not become a deviation; what changes as little as
+        # rounding in float32 stays in its own unit, where `ClassStandardiser` knows it.
+        apart[np.abs(apart) < ROUNDING] = 0.0
+        spread = np.sqrt(np.maximum(weights @ np.square(self.numbers_) - np.square(mean), 0.0))
+        return apart / np.where(spread < LEAST_SPREAD, 1.0, spread)

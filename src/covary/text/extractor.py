@@ -142,17 +142,17 @@ class TextExtractor(TextInputs):
 
     def rows(self, batch: Batch) -> Rows:
         """The rows of one batch of `Tokens`, in order."""
-        texts: Sequence[Tokens] = batch.x
-        if self.judge == "prompt":
-            rows = self._prompt_rows(texts)
-        else:
-            rows = self._rows(texts)
-            if self.at_equal_length:
-                rows = replace(rows, lengths=np.array([[_long(one), len(one.targets)] for one in texts], np.float64))
-            if self.judge == "both":
-                rows = replace(rows, prompt=self._prompt_rows(texts))
-        rows = replace(rows, ids=list(batch.ids))
+        rows = replace(self.judged(batch.x, self.judge), ids=list(batch.ids))
         return rows if self.grouping is None else self.grouping(rows, batch.y)
+
+    def judged(self, texts: Sequence[Tokens], judge: str) -> Rows:
+        """Rows of texts by what is judged of them (see `JUDGED`), all in one group."""
+        if judge == "prompt":
+            return self._prompt_rows(texts)
+        rows = self._rows(texts)
+        if self.at_equal_length:
+            rows = replace(rows, lengths=np.array([[_long(one), len(one.targets)] for one in texts], np.float64))
+        return replace(rows, prompt=self._prompt_rows(texts)) if judge == "both" else rows
 
     def _prompt_rows(self, texts: Sequence[Tokens]) -> Rows:
         """Rows of what was asked alone."""

@@ -88,7 +88,8 @@ def opening(model: LanguageModel) -> tuple[int, ...]:
     return () if start is None else (int(start),)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def begins_like(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two sequences begin with alike."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
@@ -133,7 +134,7 @@ def tokenise(model: LanguageModel, text: Text, max_length: int | None = None, be
             prompt = (prompt[:1] + prompt[len(prompt) - room + 1 :]) if first else prompt[len(prompt) - room :]
     ids = prompt + answer
     counted = tuple(range(len(prompt) - 1, len(ids) - 1))
-    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, length - len(ids), _common(prompt, begins))
+    return Tokens(text.id, ids, counted, answer, len(prompt) - 1, length - len(ids), begins_like(prompt, begins))
 
 
 def tokenise_prompt(
@@ -145,7 +146,7 @@ def tokenise_prompt(
     if limit is not None and len(prompt) > limit:
         first = prompt[0] == model.tokenizer.bos_token_id and limit > 1
         prompt = (prompt[:1] + prompt[len(prompt) - limit + 1 :]) if first else prompt[len(prompt) - limit :]
-    cut, start = len(whole) - len(prompt), _common(prompt, begins)
+    cut, start = len(whole) - len(prompt), begins_like(prompt, begins)
     return prompt_alone(Tokens(text.id, prompt, (), (), len(prompt) - 1, cut, start))
 
 
