@@ -22,6 +22,8 @@ def test_verdicts_from_stored_numbers_are_those_from_rows(conformal):
     for name in ("score", "p_value", "flagged", "predicted", "stream_score"):
         full = np.concatenate([getattr(verdicts, name) for verdicts in found])
         np.testing.assert_allclose(full, getattr(expected, name), rtol=1e-8, err_msg=name)
+    assert [kind for verdicts in found for kind in verdicts.kind] == expected.kind
+    np.testing.assert_allclose(np.concatenate([v.kind_p for v in found]), expected.kind_p, rtol=1e-8)
     for kind, values in expected.parts.items():
         np.testing.assert_allclose(np.concatenate([v.parts[kind] for v in found]), values, rtol=1e-7, atol=1e-9)
     for kind in ("functional", "latent", "confidence"):

@@ -188,7 +188,9 @@ def verify_folder(folder: Path, public_key: str | None = None) -> dict[str, Any]
     key = None if signature is None or any(d["name"] == SIGNATURE for d in found) else signature["public_key"]
     if key is not None and public_key is None:
         notes.append("The signature fits; pass public_key= to learn whose it is.")
-    for name, then, now in changed(record["versions"], versions()):
+    # A pile keeps those versions alone that decide its bits.
+    now_here = {name: now for name, now in versions().items() if name in record["versions"]}
+    for name, then, now in changed(record["versions"], now_here):
         notes.append(f"{name} was {then} when this was made and is {now} here.")
     return {
         "folder": str(folder),

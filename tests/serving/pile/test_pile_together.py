@@ -43,6 +43,7 @@ def test_partitions_judged_together_are_flagged_as_in_memory(joined, in_memory):
     assert found["id"] == pile_cases.IDS
     assert found["flagged"] == in_memory.flagged.tolist()
     assert found["predicted"] == in_memory.predicted.tolist()
+    assert found["kind"] == in_memory.kind
     np.testing.assert_allclose(found["score"], in_memory.score, rtol=1e-6)
     np.testing.assert_allclose(found["p_value"], in_memory.p_value, rtol=1e-12)
     assert "pile functional" in in_memory.parts
