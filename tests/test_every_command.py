@@ -95,6 +95,10 @@ def test_from_check_to_gate(case, run_cli):
     works(run_cli, "gate", folder / "scan", "--max-flag-rate", 1, codes=(0, 1))
     if scanned["n_flagged"] >= 2:
         works(run_cli, "mechanisms", folder / "scan", *agreed)
+    key = folder / "key.pem"
+    works(run_cli, "keygen", key)
+    works(run_cli, "sign", folder / "detector", "--key", key)
+    assert works(run_cli, "verify", folder / "detector", "--public-key", f"{key}.pub")["signed_by"]
     (folder / "ids.txt").write_text(last_id(folder / "score"))
     more = ("--ids", folder / "ids.txt", "--out", folder / "more", *agreed)
     assert works(run_cli, "trust", folder / "score", *more)["n_added"] == 1
@@ -120,6 +124,8 @@ def test_piles_the_monitor_and_the_service_take_it_or_say_why_not(case, run_cli,
             Service(detector, settings)
         return
     assert code == 0, errors
+    cost = works(run_cli, "cost", "--inputs", 1e6, "--actors", 4, "--measured", tmp_path / "pile")
+    assert cost["seconds"] > 0
     batch = next(detector.open(str(case["inputs"])).batches(4)).x
     outputs, verdicts = Monitor(detector)(batch)
     assert len(outputs) == len(verdicts) == 4
@@ -141,3 +147,12 @@ def test_a_saved_detector_of_texts_keeps_to_its_place(case, tmp_path):
         Detector.load(tmp_path / "detector", public_key=tmp_path / "none.pem")
     with pytest.raises(CovaryError, match="pooling cannot change after fitting"):
         Detector.load(tmp_path / "detector", pooling="sum")
+
+
+def test_a_former_name_of_an_option_works_with_a_note(case, run_cli):
+    if case["kind"] != "table":
+        pytest.skip("of first-order evidence")
+    usual = ("check", *case["options"], "--trusted", case["trusted"], "--json")
+    code, out, errors = run_cli(*usual, "--metric", "diagonal")
+    assert (code, "--metric is now called --preconditioner" in " ".join(errors.split())) == (0, True), errors
+    assert json.loads(out)["findings"]
