@@ -66,7 +66,8 @@ def test_scan_writes_a_run(run_cli, usual, tmp_path):
     code, out, err = run_cli("scan", *usual, "--out", tmp_path / "run", "--target", 3)
     assert (code, err) == (0, "")
     assert re.match(r"\d+ of 160 inputs flagged at a false-alarm rate of 1 %\.", out)
-    files = {"results.csv", "summary.json", "run.json", "report.json", "report.html", "receipt.json", "receipt.sha256"}
+    files = {"results.csv", "summary.json", "run.json", "report.json", "report.html", "cards.json", "receipt.json",
+             "receipt.sha256"}  # fmt: skip
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == files
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(SUMMARY + FIGURES) <= set(summary)

@@ -49,6 +49,7 @@ FILES = {
         "report.json",
         "report.html",
         "mechanisms.json",
+        "cards.json",
         "texts.jsonl",
         *_OWN,
     ),
