@@ -200,7 +200,9 @@ class TextExtractor(TextInputs):
             x = self._padded([first if self.judge == "answer" else prompt_alone(first)])
             self._fast.samples_at_once(x)
             self._bytes_per_token = self._fast.bytes_per_sample / x["ids"].shape[1]
-        return PASS_BYTES["cpu" if self.device.type == "cpu" else "gpu"] / (KEPT * max(self._bytes_per_token, 1.0))
+        # Half of what other networks may hold: logits over a large vocabulary and their slopes come beside it.
+        room = PASS_BYTES["cpu" if self.device.type == "cpu" else "gpu"] / 2
+        return room / (KEPT * max(self._bytes_per_token, 1.0))
 
     def _padded(self, texts: Sequence[Tokens]) -> dict[str, Tensor]:
         fill = self.model.tokenizer.pad_token_id
