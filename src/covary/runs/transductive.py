@@ -79,6 +79,8 @@ def judged_together(detector: Detector, inputs: Source, progress: Callable[[int,
     remembered = CachedExtractor(detector.extractor, queries, scores)
     scored: list[Score] = [remembered]
     offline.calibration_scores, offline.scores_, offline.parts = calibration, scored, []
+    # Distances of an embedding have no parts to tell kinds by.
+    offline.kinds_ = None
     offline.statements = [*judge.statements, STATEMENT]
     vars(together).update(judge=offline, extractor=remembered)
     return together

@@ -294,8 +294,10 @@ def _summary(
         names = ("estimator", "draws", "chains", "settings", "bank", "verdict")
         summary["sampling"] = {name: draws[name] for name in names}
     if inputs.truth is not None:
+        # Labels of a network without classes are tasks: no answer is right or wrong by them.
+        y = inputs.y if classes else None
         summary |= evaluate(
-            kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), inputs.y, target, classes,
+            kept.joined("score"), flagged, inputs.truth, kept.joined("predicted"), y, target, classes,
             len(judge.calibration_scores), judge.fpr_in_force,
         )  # fmt: skip
         kinds = {kind: np.concatenate(values) for kind, values in kept.parts.items() if values}
