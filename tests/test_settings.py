@@ -12,12 +12,13 @@ from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
 from covary.settings import (
     ESTIMATORS,
-    OF_EXTRACTOR,
+    EXTRACTORS,
     GradientSettings,
     SampledSettings,
     Settings,
     TextSettings,
     estimator_named,
+    settings_classes,
 )
 
 
@@ -126,9 +127,11 @@ def test_a_setting_is_given_to_the_extractor_by_name_or_with_it():
     assert (texts.score, texts.observable) == ("combined", "margin")
 
 
-@pytest.mark.parametrize("kind", OF_EXTRACTOR)
+@pytest.mark.parametrize("kind", EXTRACTORS)
 def test_what_no_extractor_of_the_kind_reads_cannot_be_written_down(kind):
-    others = {name for own in OF_EXTRACTOR.values() for name in own.model_fields} - set(OF_EXTRACTOR[kind].model_fields)
+    others = {name for own in settings_classes().values() for name in own.model_fields} - set(
+        settings_classes()[kind].model_fields
+    )
     values = {**ARGUMENTS, "estimator": "sgld", "pooling": "sum", "groups": "none", "max_new_tokens": 3,
               "max_length": 9,
               "dtype": "bfloat16", "adapter": "fresh:2", "judge": "prompt", "at_equal_length": False,

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from covary.errors import CovaryError, unknown_name
+from covary.objects import load_object
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,15 @@ class _Frozen(BaseModel):
 
 
 class ExtractorSettings(_Frozen):
-    """What every extractor's settings have: the key of the extractor they are of."""
+    """What every extractor's settings have: the extractor they are of, and its key.
+
+    Attributes:
+        kind: its key in `EXTRACTORS`, saved with a detector.
+        extractor_class: the class, or its name `package.module:Class`, which is imported when a detector is made.
+    """
 
     kind: str
+    extractor_class: ClassVar[str | type[Any]]
 
 
 class ArraySettings(ExtractorSettings):
@@ -102,6 +109,7 @@ class GradientSettings(ArraySettings):
     """
 
     kind: Literal["gradient"] = "gradient"  # pyright: ignore[reportIncompatibleVariableOverride]
+    extractor_class = "covary.features.gradient:GradientExtractor"
     engine: Literal["hooks", "exact"] = option("hooks", "hooks (one fast pass) or exact (torch.func, the oracle).")
     evidence: Literal["fast", "thorough"] = option(
         "fast", "fast, or thorough: three more forward passes, for how the answer survives amplified layers. By "
@@ -135,6 +143,7 @@ class SampledSettings(ArraySettings):
     """
 
     kind: Literal["sampled"] = "sampled"  # pyright: ignore[reportIncompatibleVariableOverride]
+    extractor_class = "covary.features.sampled.extractor:SampledExtractor"
     estimator: str = option("gaussian", f"{FIRST_ORDER} (gradients), or by draws of weights: {SAMPLED}.")
     draws: int | None = option(None, "Kept draws of each chain.", SAMPLED_PANEL, ge=4)
     chains: int = option(1, "Independent chains.", SAMPLED_PANEL, ge=1)
@@ -190,6 +199,7 @@ class TextSettings(ExtractorSettings):
     """
 
     kind: Literal["text"] = "text"  # pyright: ignore[reportIncompatibleVariableOverride]
+    extractor_class = "covary.text.extractor:TextExtractor"
     engine: Literal["hooks", "exact"] = "hooks"
     pooling: Literal["root", "sum", "mean"] = option("root", "root, sum or mean over the answer's tokens.", TEXT_PANEL)
     groups: Literal["auto", "none", "label", "nearest"] = option(
@@ -225,15 +235,26 @@ def as_before(extractor: Any) -> Any:
     return extractor
 
 
-# By kind; the same keys as `EXTRACTORS`.
-OF_EXTRACTOR: dict[str, type[ExtractorSettings]] = {
-    "gradient": GradientSettings, "sampled": SampledSettings, "text": TextSettings,
-}  # fmt: skip
+# kind -> the settings of its extractor, which name the extractor: the class, or its name `package.module:Class`. A new
+# modality is one folder and one line here.
+EXTRACTORS: dict[str, str | type[ExtractorSettings]] = {
+    "gradient": GradientSettings,
+    "sampled": SampledSettings,
+    "text": TextSettings,
+}
+
+
+def settings_classes() -> dict[str, type[ExtractorSettings]]:
+    """The settings of every extractor by kind, those imported that `EXTRACTORS` has by name."""
+    return {
+        kind: load_object(entry, "settings of an extractor") if isinstance(entry, str) else entry
+        for kind, entry in EXTRACTORS.items()
+    }
 
 
 def own_names() -> dict[str, None]:
     """Names of all settings that some extractor has and not every detector, in order."""
-    return dict.fromkeys(name for own in OF_EXTRACTOR.values() for name in own.model_fields if name != "kind")
+    return dict.fromkeys(name for own in settings_classes().values() for name in own.model_fields if name != "kind")
 
 
 # Names of before, which go on being read.
@@ -297,7 +318,7 @@ class Settings(_Frozen):
     device: str = option("cpu", "cpu, cuda, cuda:1, mps.", NETWORK)
     batch_size: int = option(64, "Inputs a pass; changes speed, not scores.", NETWORK, ge=1)
     amp: Literal["bf16", "fp16"] | None = option(None, "bf16 or fp16 autocast.", NETWORK)
-    # A union by kind over `OF_EXTRACTOR`, which `_gather` looks up: a new modality is a line there.
+    # A union by kind over `EXTRACTORS`, which `_gather` looks up: a new modality is a line there.
     extractor: SerializeAsAny[ExtractorSettings] = Field(default_factory=GradientSettings)
 
     @model_validator(mode="before")
@@ -313,13 +334,14 @@ class Settings(_Frozen):
         if estimator is not None:
             estimator_named(estimator)
         kind = own.get("kind") or ("gradient" if estimator in (None, FIRST_ORDER) else "sampled")
-        if kind not in OF_EXTRACTOR:
-            raise unknown_name("extractor", kind, OF_EXTRACTOR)
+        classes = settings_classes()
+        if kind not in classes:
+            raise unknown_name("extractor", kind, classes)
         if estimator is not None and kind == "sampled":
             own = {**own, "estimator": estimator}
         elif estimator not in (None, FIRST_ORDER):
             raise does_nothing("estimator", kind, own)
-        fields = OF_EXTRACTOR[kind].model_fields
+        fields = classes[kind].model_fields
         for name, value in flat.items():
             if name in fields:
                 own = {**own, name: value}
@@ -331,7 +353,7 @@ class Settings(_Frozen):
             score = "profile" if own.get("layerwise") else entry.score
             arguments = {"observable": entry.observable, "score": score, "coupling": entry.coupling, **arguments}
         try:
-            return {**arguments, "extractor": OF_EXTRACTOR[kind](**{**own, "kind": kind})}
+            return {**arguments, "extractor": classes[kind](**{**own, "kind": kind})}
         except ValidationError as problem:
             raise wrong_value(problem) from None
 
@@ -381,7 +403,7 @@ class Settings(_Frozen):
 
 
 def _default(name: str) -> Any:
-    own = next(own for own in OF_EXTRACTOR.values() if name in own.model_fields)
+    own = next(own for own in settings_classes().values() if name in own.model_fields)
     return own.model_fields[name].get_default(call_default_factory=True)
 
 
@@ -389,7 +411,7 @@ def does_nothing(name: str, kind: str, own: Mapping[str, Any]) -> CovaryError:
     """The error for a setting that the chosen extractor makes no use of."""
     estimator = own.get("estimator") if kind == "sampled" else FIRST_ORDER
     to = "texts" if kind == "text" else f"the estimator {estimator}"
-    owners = [other for other, settings in OF_EXTRACTOR.items() if name in settings.model_fields]
+    owners = [other for other, settings in settings_classes().items() if name in settings.model_fields]
     for_whom = {"gradient": FIRST_ORDER, "sampled": SAMPLED, "text": "a language model"}
     remedy = f"leave {name}= away" if kind == "text" else f"choose one of them with estimator=, or leave {name}= away"
     if owners == ["text"]:

@@ -18,14 +18,14 @@ from pydantic import BaseModel
 from typer import Option
 
 from covary.errors import CovaryError
-from covary.settings import FIRST_ORDER, FORMER, NETWORK, OF_EXTRACTOR, TEXT_PANEL, VERDICTS, Settings
+from covary.settings import FIRST_ORDER, FORMER, NETWORK, TEXT_PANEL, VERDICTS, Settings, settings_classes
 
 DATA = "The data"
 
 
 def of_setting(name: str) -> Any:
     """The type of one setting's option, None where it is left away; its words stand at the field."""
-    owners = [Settings, *OF_EXTRACTOR.values()]
+    owners = [Settings, *settings_classes().values()]
     field = next(own.model_fields[name] for own in owners if name in own.model_fields)
     extra = field.json_schema_extra
     assert isinstance(extra, dict)
@@ -151,7 +151,7 @@ if TYPE_CHECKING:
 else:
     Chosen = make_dataclass(
         "Chosen",
-        [(name, of_setting(name), None) for name in _names_of(Settings, *OF_EXTRACTOR.values())]
+        [(name, of_setting(name), None) for name in _names_of(Settings, *settings_classes().values())]
         + [(name, _hidden(name), None) for name in FORMER],
         bases=(_Chosen,),
         frozen=True,

@@ -1,4 +1,4 @@
-"""Left of the waist: what turns inputs of one kind into rows, as a protocol and a table."""
+"""Left of the waist: what turns inputs of one kind into rows, as a protocol; the table is `settings.EXTRACTORS`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 
 from covary.data.source import Source
-from covary.errors import unknown_name
 from covary.models.network import Network
 from covary.objects import load_object
 from covary.scoring.rows import Batch, Rows
@@ -23,7 +22,7 @@ class Extractor(Protocol):
     """A model and what its inputs are; `Detector` calls nothing else of a modality.
 
     Attributes:
-        kind: its key in `EXTRACTORS` and in `OF_EXTRACTOR`.
+        kind: its key in `EXTRACTORS`, as that of its settings.
         settings: the detector's, what they left open settled.
         host: the network as it was loaded, with its fingerprint.
         classes: number of the network's outputs, 0 without classes; class_names: their names where known.
@@ -100,20 +99,9 @@ class Extractor(Protocol):
         ...
 
 
-# kind -> its class, or the name of it. A new modality is one folder and one line here (and one for its settings in
-# `OF_EXTRACTOR`).
-EXTRACTORS: dict[str, str | type[Extractor]] = {
-    "gradient": "covary.features.gradient:GradientExtractor",
-    "sampled": "covary.features.sampled.extractor:SampledExtractor",
-    "text": "covary.text.extractor:TextExtractor",
-}
-
-
 def extractor_of(settings: Settings, model: Any, weights: Any = None, function: Any = None) -> Extractor:
     """The extractor that the settings name, loaded."""
-    if settings.kind not in EXTRACTORS:
-        raise unknown_name("extractor", settings.kind, EXTRACTORS)
-    entry = EXTRACTORS[settings.kind]
+    entry = settings.extractor.extractor_class
     kind = cast("type[Extractor]", load_object(entry, "extractor") if isinstance(entry, str) else entry)
     return kind.of(settings, model, weights, function)
 
