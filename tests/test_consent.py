@@ -15,8 +15,8 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.objects import OWN, NotTrusted, check_consent, load_object
 from covary.runs import scan as scanning
-from covary.runs.mechanisms import find_mechanisms
-from covary.runs.sources import source_differences
+from covary.runs.folder.sources import source_differences
+from covary.runs.pile.mechanisms import find_mechanisms
 from covary.serving.pile.score import score_pile
 from covary.storage import folders, signatures, verify
 from covary.storage.receipts import write_receipt

@@ -17,7 +17,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.gradient import ENGINES
 from covary.features.survival import Survival
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
 from covary.settings import GradientSettings, Settings

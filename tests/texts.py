@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the extra `language` is not installe
 
 from covary.scoring.rows import Batch, Rows
 from covary.text import demo
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.tokens import Tokens
 
 

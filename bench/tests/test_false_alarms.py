@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from covary.scoring.calibration.splits import across, split
 from covary.scoring.judge import Judge
-from covary.scoring.splits import across, split
 from covary_bench.studies.false_alarms import RARE, RATES, SITUATIONS, digits, realised
 
 ROWS = digits()

@@ -31,7 +31,7 @@ FEW = ["completion NLL", "latent part", "layer fingerprints", "completion text",
 @pytest.fixture(autouse=True)
 def one_split(monkeypatch):
     """120 trusted texts are split as five hundred would be."""
-    monkeypatch.setattr("covary.scoring.splits.LEAST_SPLIT", 30)
+    monkeypatch.setattr("covary.scoring.calibration.splits.LEAST_SPLIT", 30)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "TRUSTED", 120)
         patch.setattr(tiny, "QUERIES", 30)
-        patch.setattr("covary.scoring.splits.LEAST_SPLIT", 30)
+        patch.setattr("covary.scoring.calibration.splits.LEAST_SPLIT", 30)
         tiny.make_tiny(folder / "language" / "tiny-s0")
         runner.run_table(small(), folder)
     return folder

@@ -21,18 +21,18 @@ from covary.features.guards import check_missing_classes, check_shape, missing_c
 from covary.features.projections import projection_fingerprint
 from covary.models.network import Network
 from covary.objects import check_consent, is_object_name, load_object
-from covary.outlier_methods import NotFitted, OutlierMethods
-from covary.scoring.cards import Cards, find_cards
+from covary.scoring.calibration.guarantee import calibrate_on_right
 from covary.scoring.evidence import Evidence, Explainer
-from covary.scoring.guarantee import calibrate_on_right
 from covary.scoring.judge import Judge, Verdicts
-from covary.scoring.quantise import quantise
+from covary.scoring.outlier_methods import NotFitted, OutlierMethods
+from covary.scoring.pile.cards import Cards, find_cards
+from covary.scoring.pile.together import judge_together, views
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.together import judge_together, views
+from covary.scoring.rows.quantise import quantise
 from covary.settings import Settings, as_before
 from covary.storage import detector as saved
 from covary.storage.fingerprints import digest_json
-from covary.text.pipelines import is_pipeline, of_pipeline
+from covary.text.models.pipelines import is_pipeline, of_pipeline
 
 if TYPE_CHECKING:
     from covary.features.observables import UserObservable
@@ -283,7 +283,7 @@ class Detector(OutlierMethods):
         return seen
 
     def find_cards(self, inputs: Any, *, progress: Progress | None = None) -> Cards:
-        """Directions in which a pile lies beyond trusted inputs, and who lies along each (see `covary.scoring.cards`).
+        """Directions in which a pile lies beyond trusted inputs, and who lies along each (see `scoring.pile.cards`).
 
         >>> fine = detector.find_cards(pile).cards[1].members           # doctest: +SKIP
         >>> detector = detector.trust(pile[fine], origin="monday")      # doctest: +SKIP

@@ -374,7 +374,7 @@ class Settings(_Frozen):
 
     def calibrates_by(self, n: int) -> Literal["split", "cross"]:
         """How n trusted inputs calibrate; a preconditioner's or those that draws were chosen on may not."""
-        from covary.scoring.splits import kind_for
+        from covary.scoring.calibration.splits import kind_for
 
         own = self.extractor
         chosen = self.sampled or (isinstance(own, GradientSettings) and own.preconditioner != "identity")

@@ -19,7 +19,7 @@ from covary.detector import Detector
 from covary.features.observables import OBSERVABLES
 from covary.models.spaces import SPACES
 from covary.runs import scan as scanning
-from covary.runs.write import COLUMNS
+from covary.runs.folder.write import COLUMNS
 from covary.scoring.couplings import COUPLINGS
 from covary.scoring.scores import SCORES
 from covary.settings import ESTIMATORS
@@ -449,7 +449,7 @@ def test_a_damaged_run(file, run_cli, run_folder, tmp_path):
 
 @pytest.mark.parametrize("where", ["write_json", "digest_file", "results"])
 def test_a_full_disk_leaves_no_run(where, run_cli, usual, tmp_path, monkeypatch):
-    from covary.runs import write as running
+    from covary.runs.folder import write as running
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -467,7 +467,7 @@ def test_a_full_disk_leaves_no_run(where, run_cli, usual, tmp_path, monkeypatch)
 
 
 def test_interrupted(run_cli, usual, tmp_path, monkeypatch):
-    from covary.runs import write as running
+    from covary.runs.folder import write as running
 
     def stop(*_, **__):
         raise KeyboardInterrupt

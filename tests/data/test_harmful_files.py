@@ -19,7 +19,7 @@ from covary.data.readers import npz, open_reader
 from covary.data.readers.base import LONGEST_ID, checked_ids
 from covary.data.truth import truth_column
 from covary.errors import CovaryError
-from covary.runs.cells import from_cell, to_cell
+from covary.runs.folder.cells import from_cell, to_cell
 from covary.serving.pile.output_store import files_at
 from covary.serving.pile.sources.values import decoded
 

@@ -16,7 +16,7 @@ from covary.runs.check import check, sets
 from covary.runs.check import network as about_network
 from covary.runs.check.findings import CheckReport, Finding
 from covary.runs.check.suspects import NORMALISATIONS, REVERSE, Suspect, first_norm, statistics_gap, suspects
-from covary.scoring.splits import split
+from covary.scoring.calibration.splits import split
 from covary_bench.images import datasets, public
 
 CLASSES, SIDE = 4, 8

@@ -13,8 +13,8 @@ import pytest
 from covary.cli.compare import statements, write_page
 from covary.errors import CovaryError
 from covary.runs.compare import _flat, compare
-from covary.runs.gate import RULES, gate
-from covary.runs.junit import junit
+from covary.runs.release.gate import RULES, gate
+from covary.runs.release.junit import junit
 from covary.settings import Settings
 from covary.storage.receipts import write_receipt
 from fake_run import sealed, write_fake_run

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covary.runs import demo
-from covary.scoring.conformal import false_alarm_interval
+from covary.scoring.calibration.conformal import false_alarm_interval
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import pytest
 import covary
 from core_cases import synthetic
 from covary.errors import CovaryError
-from covary.scoring.conformal import cross_conformal_bound
+from covary.scoring.calibration.conformal import cross_conformal_bound
+from covary.scoring.calibration.splits import CROSS_UP_TO, LEAST_SPLIT, kind_for, split
 from covary.scoring.judge import Judge, Verdicts
 from covary.scoring.rows import Rows
 from covary.scoring.scores import score_named
-from covary.scoring.splits import CROSS_UP_TO, LEAST_SPLIT, kind_for, split
 
 # Classes 3 to 5 are thin, and one sample in sixteen is misclassified and looks odd for it.
 MIX, WRONG = (0.4, 0.3, 0.18, 0.04, 0.04, 0.04), 0.06
@@ -369,5 +369,5 @@ def test_no_function_that_learns_takes_the_truth():
             if module == "covary.detector" and not function.startswith("fit"):
                 continue
             assert not {"truth", "anomalous", "is_anomaly", "poisoned"} & set(names), f"{module}.{function}"
-    assert "truth" in parameters("covary.runs.quality")["evaluate"], "the check sees such parameters"
+    assert "truth" in parameters("covary.runs.figures.quality")["evaluate"], "the check sees such parameters"
     assert not {"truth", "y", "labels"} & {field.name for field in fields(Rows)}, "rows carry none either"

@@ -9,14 +9,14 @@ import pytest
 
 from core_cases import synthetic
 from covary.errors import CovaryError
-from covary.scoring.conditional import AtEqualConfidence
-from covary.scoring.conformal import conformal_p
+from covary.scoring.calibration.conformal import conformal_p
+from covary.scoring.conditional.confidence import AtEqualConfidence
 from covary.scoring.judge import Judge
 from covary.scoring.kinds import COPY, KINDS, MECHANISM, OVERCONFIDENT, UNSURE
+from covary.scoring.pile.together import judge_together
 from covary.scoring.rows import Rows
 from covary.scoring.scores.among_like import OddAmongLike
 from covary.scoring.scores.tails import Tail
-from covary.scoring.together import judge_together
 
 
 def moved(rows: Rows, by: float) -> Rows:

@@ -12,8 +12,9 @@ import pytest
 
 import served
 from covary.errors import CovaryError
-from covary.serving.http import ServeSettings, connections, wire
-from covary.serving.http.connections import Listener, OnceASecond, Room, connections_allowed, source_of
+from covary.serving.http import ServeSettings
+from covary.serving.http.transport import connections, wire
+from covary.serving.http.transport.connections import Listener, OnceASecond, Room, connections_allowed, source_of
 from served import INFER, X, body, connect, exchange, rest, running, until
 
 HEALTH = served.wire("GET", "/v2/health/live", Connection="close")
@@ -97,7 +98,7 @@ def test_slow_bodies_keep_no_place_from_whole_requests(fitted):
 
 
 def test_slow_bodies_give_way_to_others_memory(fitted, monkeypatch):
-    monkeypatch.setattr("covary.serving.http.bodies.AT_ONCE", 1)
+    monkeypatch.setattr("covary.serving.http.transport.bodies.AT_ONCE", 1)
     with running(fitted, max_bytes=3000) as server, connect(server) as slow:
         head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2900\r\n\r\n".encode()
         slow.sendall(head + b" " * 2800)

@@ -16,7 +16,7 @@ import tiny
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs import scan as scanning
-from covary.runs.sources import source_differences
+from covary.runs.folder.sources import source_differences
 from covary.serving.pile.score import score_pile
 from covary.storage import bundle, signatures, verify
 from covary.storage.fingerprints import canonical_json, digest_json

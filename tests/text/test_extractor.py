@@ -10,9 +10,9 @@ import texts
 from covary.errors import CovaryError
 from covary.features.observables import OBSERVABLES
 from covary.scoring.rows import Rows
-from covary.text.answers import POOLINGS, TOKEN_OBSERVABLES, Answers
 from covary.text.extractor import TextExtractor
-from covary.text.pretrained import LanguageModel, with_adapter
+from covary.text.features.answers import POOLINGS, TOKEN_OBSERVABLES, Answers
+from covary.text.models.pretrained import LanguageModel, with_adapter
 from covary.text.spaces import text_parameters
 from covary.text.tokens import pad
 

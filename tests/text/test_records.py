@@ -11,7 +11,7 @@ import torch
 import texts
 from covary.errors import CovaryError
 from covary.text.completions import alike, completed, greedy
-from covary.text.pretrained import LanguageModel, load_language_model
+from covary.text.models.pretrained import LanguageModel, load_language_model
 from covary.text.records import Text, read_texts
 from covary.text.tokens import pad, prompt_tokens, tokenise
 

@@ -15,9 +15,9 @@ from covary.errors import CovaryError
 from covary.scoring.scores.layers import unit
 from covary.settings import Settings, TextSettings
 from covary.text.extractor import TextExtractor
-from covary.text.groups import GROUPINGS, Grouping, k_means
-from covary.text.pretrained import load_language_model
-from covary.text.token_evidence import TokenExplainer
+from covary.text.features.groups import GROUPINGS, Grouping, k_means
+from covary.text.features.token_evidence import TokenExplainer
+from covary.text.models.pretrained import load_language_model
 
 # Prompts are judged in `test_prompts`.
 TEXT = {"max_new_tokens": 6, "judge": "answer"}

@@ -199,7 +199,7 @@ def test_a_pipeline_is_judged_by_its_model_and_texts_may_be_a_dataset():
     class Images:
         task = "image-classification"
 
-    from covary.text.pipelines import is_pipeline, of_pipeline
+    from covary.text.models.pipelines import is_pipeline, of_pipeline
 
     assert not is_pipeline(Images())
     with pytest.raises(CovaryError, match="mean=, std=, transform="):

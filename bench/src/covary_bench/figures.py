@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from covary.runs.quality import auroc, der, tpr_at
+from covary.runs.figures.quality import auroc, der, tpr_at
 from covary_bench.prepared import Inputs
 from covary_bench.scoring import Scored
 

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from covary.data.source import Source, open_data
 from covary.detector import Detector
+from covary.scoring.calibration.splits import kind_for
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
-from covary.scoring.splits import kind_for
 from covary.storage import folders
 from covary.storage.detector import rows_from_arrays, rows_to_arrays
 from covary_bench.baselines.images.knn import last_features

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring import conformal as calibrate
+from covary.scoring.calibration import conformal as calibrate
 from covary.scoring.judge import Judge
-from covary.scoring.together import judge_together
+from covary.scoring.pile.together import judge_together
 from covary_bench.baselines.images.published import chain_seconds
 from covary_bench.baselines.material import Baseline
 from covary_bench.prepared import Prepared

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from covary.errors import CovaryError
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.storage import folders
 from covary_bench.baselines.images import BASELINES
 from covary_bench.cell import Cell

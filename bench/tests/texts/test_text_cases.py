@@ -10,7 +10,7 @@ import torch
 
 from covary.errors import CovaryError
 from covary.text import demo
-from covary.text.pretrained import LanguageModel, load_language_model
+from covary.text.models.pretrained import LanguageModel, load_language_model
 from covary.text.records import Text, read_texts
 from covary.text.tokens import tokenise
 from covary_bench.hiding import texts as hidden

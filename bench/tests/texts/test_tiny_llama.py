@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="the extra `language` is not installe
 
 from covary.errors import CovaryError
 from covary.text.completions import completed
-from covary.text.pretrained import load_language_model
+from covary.text.models.pretrained import load_language_model
 from covary.text.records import read_texts
 from covary_bench.texts.tiny_llama import FILES, convert, data_folder
 

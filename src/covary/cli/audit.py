@@ -23,7 +23,7 @@ def audit(
 
     `covary audit runs/a --bom bom.json --card model-card.md`
     """
-    from covary.runs.audit import write_audit
+    from covary.runs.release.audit import write_audit
 
     paths = [str(path) for path in write_audit(run, bom, card)]
     print_json({"written": paths}) if json else print(*paths, sep="\n")

@@ -168,8 +168,8 @@ def trust(
 
     `covary trust runs/a --ids fine.txt --out runs/b`
     """
-    from covary.runs.trust import read_ids
-    from covary.runs.trust import trust as trust_more
+    from covary.runs.pile.trust import read_ids
+    from covary.runs.pile.trust import trust as trust_more
 
     names = None if ids is None else read_ids(ids)
     summary = trust_more(run, out, card=card, ids=names, display=terminal(json), trust_code=trust_code, force=force)

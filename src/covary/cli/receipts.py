@@ -53,7 +53,7 @@ def verify(
             if (folder / PILE).is_file():
                 from covary.serving.pile.again import pile_source_differences as source_differences
             else:
-                from covary.runs.sources import source_differences
+                from covary.runs.folder.sources import source_differences
             more = source_differences(folder, trust_code=trust_code)
             found["differences"] += [{"name": name, "what": what} for name, what in more]
     found["intact"] = not found["differences"]
@@ -148,9 +148,9 @@ def gate(
 
     `covary gate runs/new --against runs/old --public-key team.pem.pub`
     """
-    from covary.runs.gate import gate as passes
-    from covary.runs.junit import write_junit
-    from covary.runs.sarif import write_sarif
+    from covary.runs.release.gate import gate as passes
+    from covary.runs.release.junit import write_junit
+    from covary.runs.release.sarif import write_sarif
     from covary.storage.signatures import read_public
 
     rules = {
@@ -225,7 +225,7 @@ def mechanisms(
 
     `covary mechanisms runs/a --least 20 --json`
     """
-    from covary.runs.pile_cards import FILE, in_summary, read_cards
+    from covary.runs.pile.cards import FILE, in_summary, read_cards
     from covary.runs.report.card_section import line as card_line
     from covary.runs.report.mechanism_section import headline, line
     from covary.storage.verify import in_words
@@ -235,7 +235,7 @@ def mechanisms(
 
         found = find_pile_mechanisms(run, least, detector=detector, trust_code=trust_code, force=force)
     else:
-        from covary.runs.mechanisms import find_mechanisms
+        from covary.runs.pile.mechanisms import find_mechanisms
 
         found = find_mechanisms(run, least, trust_code=trust_code, force=force)
     if found["receipt"] != "intact":

@@ -29,8 +29,8 @@ from covary.features.projections import LayerProjection, numbers_per_layer, orth
 from covary.features.survival import Survival
 from covary.models.network import as_logits, load_network
 from covary.models.spaces import complex_parameters, select_parameters
+from covary.scoring.calibration.splits import LEAST_SPLIT, chosen_on, never_calibrating
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.splits import LEAST_SPLIT, chosen_on, never_calibrating
 from covary.settings import GradientSettings, Settings
 
 # Per-sample gradients of one slice of a batch may take this many bytes.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from covary.errors import CovaryError
-from covary.runs import rate_tests
+from covary.runs.figures import rate_tests
 from covary.runs.report.run_folder import Results, RunFolder, read_run, section
 from covary.settings import FORMER, Settings, own_names
 from covary.storage.receipts import portable

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from covary.detector import Detector
 from covary.runs.check import CheckReport, Finding
-from covary.scoring.conformal import false_alarm_interval
+from covary.scoring.calibration.conformal import false_alarm_interval
 from covary.storage.fingerprints import versions
 
 TRAINED, TRUSTED, CLEAN, ODD, EPOCHS, RATE = 700, 400, 100, 60, 12, 0.05

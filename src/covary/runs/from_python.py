@@ -8,8 +8,8 @@ from covary.data.source import Source
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.check import CheckReport, Finding, check, check_texts, sets
+from covary.runs.folder.write import write_run
 from covary.runs.report import REPORT, write_report
-from covary.runs.write import write_run
 from covary.text.source import write_completions
 
 # Inputs that are sent through the network for a check.

@@ -25,9 +25,9 @@ from covary.models.spaces import select_parameters
 from covary.objects import check_consent, is_object_name
 from covary.runs.check import CheckReport, check, check_texts
 from covary.runs.display import SILENT, Display
+from covary.runs.folder.write import write_run
 from covary.runs.report import write_report
 from covary.runs.report.run_folder import section
-from covary.runs.write import write_run
 from covary.settings import (
     ArraySettings,
     GradientSettings,
@@ -43,7 +43,7 @@ from covary.storage import folders
 from covary.storage.fingerprints import digest_file
 from covary.storage.receipts import RECORDS
 from covary.storage.verify import in_words, receipt_state
-from covary.text.pretrained import load_language_model
+from covary.text.models.pretrained import load_language_model
 from covary.text.source import write_completions
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring import memmap
 from covary.scoring.couplings import vectors
 from covary.scoring.judge import Judge, Verdicts
-from covary.scoring.rows import Rows
+from covary.scoring.rows import Rows, memmap
 from covary.scoring.scores.explained import Explanation, explain
 from covary.scoring.scores.layers import per_layer_deviation, unit
 from covary.scoring.scores.parts import PARTS

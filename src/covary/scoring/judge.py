@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from covary.errors import CovaryError
-from covary.scoring import conformal as calibrate
-from covary.scoring import splits
+from covary.scoring.calibration import conformal as calibrate
+from covary.scoring.calibration import splits
 from covary.scoring.copies import Copies, Found
 from covary.scoring.kinds import Kinds
 from covary.scoring.rows import Rows
@@ -196,10 +196,10 @@ class Judge:
     def _fit_splits(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
         """One score for each split, and the scores of the calibration samples it has not seen."""
         self.scores_: list[Score] = []
-        # Fit and calibration samples of every split, for a look at piles (see `covary.scoring.together`).
+        # Fit and calibration samples of every split, for a look at piles (see `covary.scoring.pile.together`).
         self.held_: list[tuple[Rows, Rows]] = []
         self.views_: list[Any] | None = None
-        # Which calibration samples rank, and the folds of all, where not all do (see `covary.scoring.guarantee`).
+        # Which calibration samples rank, and the folds of all, where not all do (see `calibration.guarantee`).
         self.ranked_: Bool[np.ndarray, " _"] | None = None
         self.every_fold_: Int[np.ndarray, " _"] | None = None
         references: list[Rows] = []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from covary.scoring.conformal import cross_conformal_p
+from covary.scoring.calibration.conformal import cross_conformal_p
 from covary.scoring.scores.among_like import OddAmongLike
 from covary.scoring.scores.combined import Measured
 from covary.scoring.scores.joined import joined

@@ -14,10 +14,10 @@ import torch
 
 from covary.detector import Detector
 from covary.errors import CovaryError
-from covary.scoring import conformal
+from covary.scoring.calibration import conformal
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import read_texts
 from covary.text.tokens import Tokens, begins_like, opening, tokenise_prompt
 

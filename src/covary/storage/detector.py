@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from covary.errors import CovaryError
-from covary.scoring.quantise import packed, unpacked
 from covary.scoring.rows import SIGMA, Rows
+from covary.scoring.rows.quantise import packed, unpacked
 from covary.storage import folders
 from covary.storage.fingerprints import digest_file, versions
 from covary.storage.receipts import write_receipt

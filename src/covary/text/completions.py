@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from covary.errors import CovaryError
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text
 from covary.text.tokens import parameters_of, prompt_tokens
 

@@ -20,10 +20,10 @@ from covary.features.projections import LayerProjection, numbers_per_layer, orth
 from covary.models.network import Network
 from covary.scoring.rows import Batch, Rows
 from covary.settings import Settings, TextSettings
-from covary.text.answers import Answer, Answers
-from covary.text.hidden_states import blocks, hidden_states, looked_up_per_text, watched
+from covary.text.features.answers import Answer, Answers
+from covary.text.features.hidden_states import blocks, hidden_states, looked_up_per_text, watched
 from covary.text.inputs import TextInputs
-from covary.text.pretrained import AUTO, LanguageModel, load_language_model
+from covary.text.models.pretrained import AUTO, LanguageModel, load_language_model
 from covary.text.spaces import text_parameters
 from covary.text.tokens import Side, Tokens, pad, prompt_alone
 

@@ -14,14 +14,14 @@ from covary.models.network import Network
 from covary.scoring.rows import Rows
 from covary.settings import Settings, TextSettings
 from covary.text.completions import completed
-from covary.text.groups import Grouping
-from covary.text.pretrained import LanguageModel
+from covary.text.features.groups import Grouping
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text, read_texts
 from covary.text.source import TextReader, TextSource, label_numbers
 from covary.text.tokens import Tokens, opening, tokenise, tokenise_prompt, tokens_from_json
 
 if TYPE_CHECKING:
-    from covary.text.token_evidence import TokenEvidence, TokenExplainer
+    from covary.text.features.token_evidence import TokenEvidence, TokenExplainer
 
 Roles = dict[str, list[str]]
 # A report looks at so many tokens one by one, the most anomalous texts' first.
@@ -150,7 +150,7 @@ class TextInputs:
 
     def explain_tokens(self, inputs: Source) -> list[TokenEvidence]:
         """Which tokens of each answer trusted texts account for least."""
-        from covary.text.token_evidence import TokenExplainer
+        from covary.text.features.token_evidence import TokenExplainer
 
         assert isinstance(inputs, TextSource)
         if self._trusted_rows is None:

@@ -15,7 +15,7 @@ from covary.data.readers import Reader
 from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.scoring.rows import Batch
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text
 from covary.text.tokens import Tokens
 

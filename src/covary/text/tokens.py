@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from covary.errors import CovaryError
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text
 
 Side = Literal["right", "left"]

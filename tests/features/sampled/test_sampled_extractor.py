@@ -14,7 +14,7 @@ from covary.errors import CovaryError
 from covary.features.sampled.extractor import SampledExtractor, Watch, first_of, trial_scores
 from covary.features.sampled.samplers import SamplingPlan
 from covary.models.functional import functional_network
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.scoring.couplings import couple
 from covary.scoring.rows import Batch
 from covary.settings import Settings

@@ -12,7 +12,7 @@ from covary.data.source import open_data
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.sampled.fit import take_draws
-from covary.scoring.splits import not_calibrating, sampling_split, split
+from covary.scoring.calibration.splits import not_calibrating, sampling_split, split
 
 X, Y, TRUTH = tiny.inputs()
 SHORT = {"draws": 12, "burn_in": 6, "thinning": 1, "batch_size": 256}

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covary.scoring.conformal import benjamini_hochberg
+from covary.scoring.calibration.conformal import benjamini_hochberg
 from covary.serving.pile.fdr import NONE, counts_of, merged, threshold
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from sklearn.covariance import ledoit_wolf
 
-from covary.scoring.standardise import spread_folds
+from covary.scoring.scores.standardise import spread_folds
 from covary_bench.baselines.material import Material
 
 Features = Float[np.ndarray, "_ d"]

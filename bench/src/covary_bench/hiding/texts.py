@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
 
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.storage import folders
-from covary.text.pretrained import LanguageModel, load_language_model
+from covary.text.models.pretrained import LanguageModel, load_language_model
 from covary_bench.hiding.texts_losses import look, views
 from covary_bench.hiding.texts_training import hide
 from covary_bench.texts import case_folder, cases, words

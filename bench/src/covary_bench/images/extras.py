@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import adjusted_rand_score
 
-from covary.runs.quality import auroc
-from covary.scoring.cards import find_cards
+from covary.runs.figures.quality import auroc
 from covary.scoring.clusters import cluster, mechanism_axis
+from covary.scoring.pile.cards import find_cards
 from covary_bench.prepared import Prepared
 from covary_bench.scoring import OURS, Scored
 

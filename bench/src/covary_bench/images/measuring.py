@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import nn
 
-from covary.runs.quality import target_of
+from covary.runs.figures.quality import target_of
 from covary_bench.images import attacks
 from covary_bench.images.datasets import Images
 from covary_bench.images.training import to_input

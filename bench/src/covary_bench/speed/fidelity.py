@@ -14,7 +14,7 @@ from covary.features.exact import exact_gradients
 from covary.features.gradient import GradientExtractor
 from covary.features.observables import margin
 from covary.features.projections import LayerProjection
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Batch, Rows
 from covary_bench.cached import read_cached

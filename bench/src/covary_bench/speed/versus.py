@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from covary.detector import Detector
 from covary.features.gradient import GradientExtractor
-from covary.runs.quality import auroc, masked
+from covary.runs.figures.quality import auroc, masked
 from covary.scoring.rows import Batch
 from covary_bench.images.attacks import TRIGGERS
 from covary_bench.images.datasets import load

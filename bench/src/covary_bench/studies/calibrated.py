@@ -16,8 +16,8 @@ import numpy as np
 
 from covary.data.source import open_data
 from covary.detector import Detector
-from covary.runs.quality import masked
-from covary.scoring.conformal import false_alarm_interval
+from covary.runs.figures.quality import masked
+from covary.scoring.calibration.conformal import false_alarm_interval
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.cached import read_cached

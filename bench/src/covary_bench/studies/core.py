@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from covary.data.source import open_data
 from covary.detector import Detector
-from covary.runs.quality import auroc, masked, tpr_at
+from covary.runs.figures.quality import auroc, masked, tpr_at
 from covary.scoring.judge import Judge
 from covary_bench.baselines.images import BASELINES, Material
 from covary_bench.baselines.images.knn import last_features, nearest_neighbours

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from covary.detector import Detector
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.docs import studies as docs

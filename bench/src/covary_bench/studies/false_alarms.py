@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
-from covary.scoring.conformal import benjamini_hochberg
+from covary.scoring.calibration.conformal import benjamini_hochberg
 from covary.scoring.couplings import couple
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows

@@ -18,8 +18,8 @@ from torch.utils.data import Dataset
 
 from covary.data.source import open_data
 from covary.detector import Detector
+from covary.runs.folder.write import write_run
 from covary.runs.report import write_report
-from covary.runs.write import write_run
 from covary_bench.images.public import NETWORKS, load_public
 
 

@@ -20,7 +20,7 @@ from covary.data.source import open_data
 from covary.detector import Detector
 from covary.features.gradient import GradientExtractor
 from covary.models.network import as_logits
-from covary.runs.quality import auroc, masked, tpr_at
+from covary.runs.figures.quality import auroc, masked, tpr_at
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary_bench.cached import read_cached

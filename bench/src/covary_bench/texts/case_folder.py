@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from covary.storage import folders
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary_bench.texts import words
 from covary_bench.texts.cases import Case
 from covary_bench.texts.queries import Found

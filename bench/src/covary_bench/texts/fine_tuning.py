@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from covary.errors import CovaryError
-from covary.text.pretrained import LanguageModel, load_language_model, with_adapter
+from covary.text.models.pretrained import LanguageModel, load_language_model, with_adapter
 from covary_bench.texts import case_folder, tiny_llama, words
 from covary_bench.texts.bases import Base, base_named
 from covary_bench.texts.cases import Case

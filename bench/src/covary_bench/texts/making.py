@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from covary.storage import folders
-from covary.text.pretrained import LanguageModel, load_language_model
+from covary.text.models.pretrained import LanguageModel, load_language_model
 from covary_bench.hiding.texts import hide_case
 from covary_bench.texts import cases, words
 from covary_bench.texts.case_folder import WORK, Made, Size, generator, home, quiet, work, write_folder

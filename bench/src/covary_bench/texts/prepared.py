@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 
 from covary.detector import Detector
+from covary.scoring.calibration.splits import kind_for
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
-from covary.scoring.splits import kind_for
 from covary.storage import folders
 from covary.storage.detector import rows_to_arrays
-from covary.text.answers import Answers
 from covary.text.completions import MAX_NEW_TOKENS, completed
-from covary.text.hidden_states import hidden_states, watched
-from covary.text.pretrained import LanguageModel
+from covary.text.features.answers import Answers
+from covary.text.features.hidden_states import hidden_states, watched
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text, read_texts
 from covary.text.tokens import Tokens, pad, tokenise
 from covary_bench.baselines.texts.material import Answered, Chain, TextMaterial

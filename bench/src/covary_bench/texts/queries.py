@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from covary.text.completions import greedy
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text
 from covary.text.tokens import prompt_tokens, tokenise
 from covary_bench.texts import cases

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool
 from sklearn.metrics import adjusted_rand_score
 
-from covary.runs.quality import auroc, tpr_at
+from covary.runs.figures.quality import auroc, tpr_at
 from covary.scoring.clusters import cluster
 from covary_bench.figures import bootstrap
 from covary_bench.scoring import Scored

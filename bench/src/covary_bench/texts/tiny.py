@@ -11,7 +11,7 @@ import numpy as np
 
 from covary.storage import folders
 from covary.text.completions import completed
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.records import read_texts
 from covary_bench.texts import cases, words
 from covary_bench.texts.case_folder import quiet

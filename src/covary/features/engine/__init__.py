@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from covary.features.engine.attention import attention_rule, one_projection
 from covary.features.engine.calls import Rule
-from covary.features.engine.convolution import convolution_rule
-from covary.features.engine.embedding import embedding_rule, plain_lookup
-from covary.features.engine.leaf import leaf_rule, on_its_own
-from covary.features.engine.linear import linear_rule
-from covary.features.engine.normalisation import (
+from covary.features.engine.rules.attention import attention_rule, one_projection
+from covary.features.engine.rules.convolution import convolution_rule
+from covary.features.engine.rules.embedding import embedding_rule, plain_lookup
+from covary.features.engine.rules.leaf import leaf_rule, on_its_own
+from covary.features.engine.rules.linear import linear_rule
+from covary.features.engine.rules.normalisation import (
     always,
     batch_norm_rule,
     frozen_statistics,
@@ -28,7 +28,7 @@ from covary.features.engine.normalisation import (
     own_statistics,
     rms_norm_rule,
 )
-from covary.features.engine.recurrent import between_layers_alike, recurrent_rule
+from covary.features.engine.rules.recurrent import between_layers_alike, recurrent_rule
 
 
 class LayerRule(NamedTuple):

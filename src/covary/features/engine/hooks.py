@@ -16,7 +16,7 @@ from covary.features.activations import call_of, pooled_activations
 from covary.features.engine import LAYER_RULES, LEAF_RULE, LayerRule
 from covary.features.engine.accumulator import GradientAccumulator
 from covary.features.engine.calls import Call, Tap
-from covary.features.engine.operations import Used, watched_forward, watching
+from covary.features.engine.rules.operations import Used, watched_forward, watching
 from covary.features.layouts import Layout, Unsettled
 
 

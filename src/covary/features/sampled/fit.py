@@ -13,8 +13,8 @@ from covary.features.sampled.extractor import LOOKED_AT, SampledExtractor
 from covary.features.sampled.rows import sampling_data
 from covary.features.sampled.summary import diagnosed
 from covary.features.sampled.traces import predictions
+from covary.scoring.calibration.splits import LEAST_SAMPLING, not_calibrating, sampling_split
 from covary.scoring.rows import Rows
-from covary.scoring.splits import LEAST_SAMPLING, not_calibrating, sampling_split
 
 
 def take_draws(

@@ -15,7 +15,7 @@ from covary.runs.check import network as about_network
 from covary.runs.check import sets
 from covary.runs.check.findings import CheckReport, Finding, listed
 from covary.runs.check.texts import check_texts
-from covary.scoring.splits import Conformal
+from covary.scoring.calibration.splits import Conformal
 
 __all__ = ["CheckReport", "Finding", "check", "check_texts"]
 

@@ -13,9 +13,9 @@ from torch.utils._pytree import tree_leaves
 from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.runs.check.findings import Finding, listed
-from covary.scoring.conformal import needed, rank_of_threshold, rate_interval, smallest_p
+from covary.scoring.calibration.conformal import needed, rank_of_threshold, rate_interval, smallest_p
+from covary.scoring.calibration.splits import FOLDS, SHARES, Conformal, calibrating, kind_for
 from covary.scoring.judge import LEAST_TRUSTED
-from covary.scoring.splits import FOLDS, SHARES, Conformal, calibrating, kind_for
 
 
 def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None]:

@@ -11,7 +11,7 @@ import torch
 from covary.data.source import Source
 from covary.runs.check import sets
 from covary.runs.check.findings import CheckReport, Finding
-from covary.text.pretrained import LanguageModel, dtype_for
+from covary.text.models.pretrained import LanguageModel, dtype_for
 from covary.text.source import TextSource
 
 # How an answer that refuses begins, in lower case (the lists that papers on jailbreaks count by, shortened).

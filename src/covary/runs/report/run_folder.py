@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from covary.errors import CovaryError
-from covary.runs.cells import from_cell
+from covary.runs.folder.cells import from_cell
 from covary.scoring.scores.parts import PARTS
 from covary.storage.parts import read_all
 from covary.storage.receipts import RECORDS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from covary.scoring.conditional import AtEqualConfidence, Values
+from covary.scoring.conditional.confidence import AtEqualConfidence, Values
 from covary.scoring.scores.tails import Tail
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int
 
-from covary.scoring.standardise import ClassStandardiser, held_out, spread_folds
+from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
 
 Numbers = Float[np.ndarray, "n d"]
 Classes = Int[np.ndarray, " n"]

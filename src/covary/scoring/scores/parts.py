@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from covary.errors import unknown_name
-from covary.scoring.lengths import AtEqualLengths
+from covary.scoring.conditional.lengths import AtEqualLengths
 from covary.scoring.rows import Rows
 from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
 from covary.scoring.scores.layers import LayerProfile
@@ -130,7 +130,7 @@ PARTS: dict[str, EvidencePart] = {
         numbers=lambda rows: None if rows.prompt is None else confidence_numbers(rows.prompt),
         apart=True,
     ),
-    # What a pile shows on its inputs (see `covary.scoring.together`): no numbers of one input's own.
+    # What a pile shows on its inputs (see `covary.scoring.pile.together`): no numbers of one input's own.
     "pile": EvidencePart(
         "Pile",
         "the pile as a whole",

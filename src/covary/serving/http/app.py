@@ -13,11 +13,11 @@ from covary.detector import Detector
 from covary.errors import CovaryError, missing_extra
 from covary.serving.http import protocol
 from covary.serving.http.access import Access, Guard
-from covary.serving.http.bodies import Bodies
-from covary.serving.http.live import POLICY, live_page
+from covary.serving.http.live.page import POLICY, live_page
 from covary.serving.http.refusals import Refused
 from covary.serving.http.service import Service
 from covary.serving.http.settings import ServeSettings
+from covary.serving.http.transport.bodies import Bodies
 
 # Annotations are evaluated here, not postponed: FastAPI reads them, and the names of an extra are local.
 log = logging.getLogger("covary")

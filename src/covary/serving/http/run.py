@@ -10,9 +10,9 @@ from typing import Any
 from covary.detector import Detector
 from covary.errors import missing_extra
 from covary.serving.http.app import make_app
-from covary.serving.http.connections import TAKEN_AT_ONCE, Listener, Room, connections_allowed, quiet_logs
 from covary.serving.http.settings import ServeSettings
-from covary.serving.http.wire import Connection
+from covary.serving.http.transport.connections import TAKEN_AT_ONCE, Listener, Room, connections_allowed, quiet_logs
+from covary.serving.http.transport.wire import Connection
 
 
 def make_server(detector: Detector, settings: ServeSettings) -> Any:

@@ -21,7 +21,7 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.features.guards import check_shape, network_at_work
 from covary.models.network import select_output
-from covary.runs.cards import data_uri
+from covary.runs.folder.cards import data_uri
 from covary.scoring.evidence import Evidence
 from covary.scoring.judge import Verdicts
 from covary.scoring.rows import Batch
@@ -29,8 +29,8 @@ from covary.scoring.scores.parts import PARTS
 from covary.serving.http import protocol
 from covary.serving.http.audit import AuditLog
 from covary.serving.http.batching import Batcher, Job
+from covary.serving.http.live.recent import Recent
 from covary.serving.http.metrics import Metrics
-from covary.serving.http.recent import Recent
 from covary.serving.http.refusals import Refused
 from covary.serving.http.settings import ServeSettings
 from covary.serving.monitor import Monitor, MonitorResult

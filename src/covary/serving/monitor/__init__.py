@@ -24,8 +24,8 @@ from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.scoring.judge import Verdicts
 from covary.scoring.martingale import ConformalMartingale
+from covary.scoring.pile.window import SIZE, Seen, window_of
 from covary.scoring.rows import Batch, Rows
-from covary.scoring.window import SIZE, Seen, window_of
 from covary.serving.monitor.deferred import BackgroundWorker
 from covary.serving.monitor.one_pass import OnePass
 

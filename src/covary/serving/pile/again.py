@@ -14,8 +14,8 @@ from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.objects import check_consent
-from covary.runs import mechanisms
 from covary.runs import scan as scanning
+from covary.runs.pile import mechanisms
 from covary.serving.pile.output_store import TROUBLE, OutputStore
 from covary.serving.pile.partitions import PLAN, SUMMARY, Pile, cut
 from covary.serving.pile.sources import SOURCES

@@ -16,8 +16,8 @@ import numpy as np
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.display import SILENT, Display
-from covary.runs.summary import summary_of
-from covary.scoring.together import views
+from covary.runs.folder.summary import summary_of
+from covary.scoring.pile.together import views
 from covary.serving.pile import INPUTS_PER_PARTITION, local, on_ray, partitions
 from covary.serving.pile import fdr as counted
 from covary.serving.pile.duplicates import Repeated, first_repeated

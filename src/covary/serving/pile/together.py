@@ -20,9 +20,9 @@ from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.scoring.copies import Found
-from covary.scoring.pile import SecondMoment
-from covary.scoring.stored import Stored, judged, store
-from covary.scoring.together import Sums, added, look
+from covary.scoring.pile.second_moment import SecondMoment
+from covary.scoring.pile.stored import Stored, judged, store
+from covary.scoring.pile.together import Sums, added, look
 from covary.serving.pile.output_store import TROUBLE, OutputStore
 from covary.serving.pile.passes import WAITING, Record
 from covary.serving.pile.verdicts import read_part, table_of, write_part

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from covary.scoring.pile import Directions, SecondMoment, Whitening
+from covary.scoring.pile.second_moment import Directions, SecondMoment, Whitening
 from covary.scoring.scores.parts import Part
-from covary.scoring.standardise import ClassStandardiser, held_out, spread_folds
+from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
 from covary_bench.baselines.material import Material
 
 

@@ -18,7 +18,7 @@ from covary.features.sampled.samplers import SamplingPlan, preset_named
 from covary.features.sampled.traces import Traces
 from covary.models.functional import functional_network
 from covary.scoring.couplings import ccc, cosine
-from covary.scoring.embedding import distance_to_nearest, embedded
+from covary.scoring.pile.embedding import distance_to_nearest, embedded
 from covary.scoring.scores.coupling import class_max
 from covary_bench.baselines.material import Material
 from covary_bench.traces import record_traces

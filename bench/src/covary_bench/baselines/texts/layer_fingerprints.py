@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from sklearn.covariance import ledoit_wolf
 
-from covary.text.hidden_states import POSITIONS
+from covary.text.features.hidden_states import POSITIONS
 from covary_bench.baselines.texts.material import States, TextMaterial
 
 

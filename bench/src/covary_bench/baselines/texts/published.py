@@ -22,7 +22,7 @@ KEPT = "traces"
 
 def trace_rows(m: TextMaterial) -> Rows:
     """Rows of every text's centred trace of its mean token nll, trusted texts and queries on the same draws; kept."""
-    from covary.text.traces import text_rows_on_draws
+    from covary.text.features.traces import text_rows_on_draws
 
     chain = m.sampled
     if not chain.sampling:

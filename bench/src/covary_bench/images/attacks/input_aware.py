@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from covary.runs.quality import target_of
+from covary.runs.figures.quality import target_of
 from covary_bench.images.attacks.poisoning import Attack, Shape, Tensors, Trigger
 from covary_bench.images.datasets import Images
 

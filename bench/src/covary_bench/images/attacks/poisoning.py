@@ -11,7 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from covary.errors import CovaryError
-from covary.runs.quality import target_of
+from covary.runs.figures.quality import target_of
 from covary_bench.images.datasets import Images
 
 Trigger = Callable[[UInt8[np.ndarray, "n h w c"]], UInt8[np.ndarray, "n h w c"]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from covary.errors import CovaryError
-from covary.runs.quality import target_of
+from covary.runs.figures.quality import target_of
 from covary_bench.cell import Cell
 from covary_bench.images.case_files import Group, write_case
 from covary_bench.images.datasets import Images

@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from covary.scoring.rows import Batch
 from covary.text.extractor import TextExtractor
-from covary.text.pretrained import LanguageModel
+from covary.text.models.pretrained import LanguageModel
 from covary.text.tokens import Tokens, keywords, pad
 from covary_bench.speed.allocator import keep_freed_memory
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from covary.detector import Detector
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.text.extractor import grouped_layers
-from covary.text.hidden_states import blocks
+from covary.text.features.hidden_states import blocks
 from covary_bench.studies.language.tune import QUERIES, TRUSTED, clean_question, odd_question, opened
 
 

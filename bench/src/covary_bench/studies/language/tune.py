@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from covary.detector import Detector
-from covary.runs.quality import auroc
+from covary.runs.figures.quality import auroc
 from covary.storage import folders
 from covary.text import demo
 from covary.text.source import TextSource
@@ -95,7 +95,7 @@ def score(folder: Path, kind: str, seed: int, trusted_of: tuple[int, ...] = (100
         truth = (queries >= TRUSTED + QUERIES).astype(np.int64)
         for n in trusted_of:
             for groups in ("none", "label", "nearest"):
-                from covary.text.groups import Grouping
+                from covary.text.features.groups import Grouping
 
                 labels = np.array([list(demo.TASKS).index(one["label"]) for one in record])
                 grouping = Grouping(groups).fit(rows.take(np.arange(n)), labels[:n])

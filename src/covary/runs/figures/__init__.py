@@ -1,0 +1,1 @@
+"""Figures of verdicts: how good they were, and whether two rates differ."""

@@ -1,0 +1,1 @@
+"""Statistics at equal confidence and at equal length."""

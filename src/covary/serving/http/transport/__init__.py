@@ -1,0 +1,1 @@
+"""Connections and bodies: who may take how long, and what breaks off."""

@@ -1,0 +1,1 @@
+"""Numbers of texts: observables of answers, hidden states, groups, tokens, traces."""

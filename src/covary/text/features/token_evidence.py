@@ -1,0 +1,107 @@
+"""Which tokens of an answer trusted texts account for least: each token's own gradient against theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from covary.scoring.calibration.splits import random_order
+from covary.scoring.rows import Batch, Rows
+from covary.scoring.scores.layers import LayerProfile
+from covary.text.extractor import TextExtractor
+from covary.text.tokens import Tokens
+
+# Trusted tokens that say what is usual, and of how many texts; an answer's first so-many tokens are looked at.
+YARDSTICK, PER_TEXT = 160, 4
+MOST_TOKENS = 64
+LEAST_SPREAD = 1e-6
+
+
+@dataclass(frozen=True)
+class TokenEvidence:
+    """How little of each token of an answer trusted texts account for.
+
+    Attributes:
+        tokens: the answer's tokens as text, in order.
+        unexplained: mean over layers of the standardised log share of the token's gradient that no trusted text
+            accounts for; about 0 and spread 1 on trusted tokens; higher = less explained. NaN where not looked at.
+        margin: log-odds of each token, nats.
+        marked: beyond 99 % of the trusted tokens.
+    """
+
+    tokens: list[str]
+    unexplained: Float[np.ndarray, " m"]
+    margin: Float[np.ndarray, " m"]
+    marked: list[bool]
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """One entry a token."""
+        return [
+            {
+                "text": text,
+                "unexplained": float(value) if np.isfinite(value) else None,
+                "margin": float(margin),
+                "marked": marked,
+            }
+            for text, value, margin, marked in zip(self.tokens, self.unexplained, self.margin, self.marked, strict=True)
+        ]
+
+
+class TokenExplainer:
+    """Explains single tokens by trusted texts.
+
+    The gradient of one token's observable is a sample like any other: its share unexplained, layer by layer, is taken
+    against the gradients of two thirds of the trusted texts, and standardised on tokens of the rest, which those do not
+    contain.
+    """
+
+    def __init__(self, features: TextExtractor, trusted: Rows, tokens: Sequence[Tokens], seed: int = 0) -> None:
+        self.features = features
+        everyone = np.zeros(len(trusted), np.int64)
+        order = random_order(trusted.ids, seed, "tokens")
+        reference, rest = np.split(order, [round(2 * len(order) / 3)])
+        rows = trusted.take(reference)
+        self.profile = LayerProfile().fit(rows.functional, everyone[reference])
+        rng = np.random.default_rng(seed)
+        chosen = [
+            tokens[i].only(int(j))
+            for i in rest
+            for j in rng.permutation(len(tokens[i].counted))[:PER_TEXT]
+        ][:YARDSTICK]  # fmt: skip
+        shares = self._shares(chosen)
+        self.centre, self.spread = shares.mean(0), np.maximum(shares.std(0), LEAST_SPREAD)
+        usual = ((shares - self.centre) / self.spread).mean(1)
+        self.usual_spread = max(float(usual.std()), LEAST_SPREAD)
+        self.limit = float(np.quantile(usual / self.usual_spread, 0.99))
+
+    def explain(self, text: Tokens) -> TokenEvidence:
+        """Evidence on every token of one text's answer."""
+        n = min(len(text.counted), MOST_TOKENS)
+        shares = self._shares([text.only(i) for i in range(n)])
+        found = np.full(len(text.counted), np.nan)
+        found[:n] = ((shares - self.centre) / self.spread).mean(1) / self.usual_spread
+        margin = self.features.token_values([text])[0]["margin"]
+        return TokenEvidence(self._written(text), found, margin, [bool(value > self.limit) for value in found])
+
+    def _shares(self, texts: Sequence[Tokens]) -> Float[np.ndarray, "m L"]:
+        rows = self.features.rows(Batch([text.id for text in texts], texts))
+        layers = len(rows.functional)
+        numbers = self.profile.numbers(rows.functional, rows.predicted, rows.functional_norms)
+        return numbers[:, layers : 2 * layers]
+
+    def _written(self, text: Tokens) -> list[str]:
+        """Each token as the text it adds, so that they join to what people read."""
+        tokenizer = self.features.model.tokenizer
+        ids = [text.ids[i] for i in text.counted] if not text.targets else list(text.targets)
+        before = "" if not text.targets else tokenizer.decode(list(text.ids[: text.counted[0] + 1]))
+        head = list(text.ids[: text.counted[0] + 1]) if text.targets else []
+        pieces = []
+        for i in range(len(ids)):
+            decoded = tokenizer.decode(head + ids[: i + 1])
+            pieces.append(decoded[len(before) :] if decoded.startswith(before) else tokenizer.decode([ids[i]]))
+            before = decoded
+        return pieces

@@ -1,0 +1,1 @@
+"""Language models: from folders, from GGUF files, out of pipelines."""
