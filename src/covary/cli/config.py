@@ -22,7 +22,7 @@ NEVER = {"trust_code", "force", "json", "verbose", "quiet", "replay", "help", "v
 # Its `--inputs` is a number.
 APART = {"cost"}
 QUESTIONS = {
-    "model": "Factory of your network, package.module:factory",
+    "model": "Factory of your network, package.module:factory; or the folder or GGUF file of a language model",
     "weights": "Its weights, a safetensors or torch file (empty: the factory sets them)",
     "trusted": "Inputs you trust: .npz, a folder of images, or package.module:dataset",
     "inputs": "Inputs to judge, in any of the same forms",
@@ -95,6 +95,12 @@ def taken(app: Typer, arguments: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _is_language_model(name: str) -> bool:
+    """Whether it is where a language model lies; `package.module:factory` is no path."""
+    path = Path(name)
+    return path.suffix.lower() == ".gguf" or (path / "config.json").is_file()
+
+
 def init(
     model: Annotated[str | None, Option("--model", help=QUESTIONS["model"])] = None,
     weights: Annotated[str | None, Option("--weights", help=QUESTIONS["weights"])] = None,
@@ -119,7 +125,10 @@ def init(
             if arguments[name] is None:
                 number = name == "fpr"
                 arguments[name] = prompt(question, default=0.01 if number else "", show_default=number) or None
-    if arguments["model"] is None or arguments["trusted"] is None:
+    if arguments["model"] is not None and _is_language_model(arguments["model"]):
+        # Commands take it by another name, and its weights are in the folder.
+        arguments = {"hf": arguments.pop("model"), **arguments}
+    if arguments.get("hf", arguments.get("model")) is None or arguments["trusted"] is None:
         raise CovaryError("no network or no trusted inputs, and nobody to ask", "--model and --trusted", "pass both")
     lines = ["# Read by every covary command that is run in this folder; options given there win.", ""]
     lines += [f"{name} = {json_module.dumps(value)}" for name, value in arguments.items() if value is not None]
