@@ -386,7 +386,7 @@ def test_inputs_of_several_fields_are_checked_and_scanned_with_all_evidence(tmp_
     here = types.ModuleType("fields_here")
     vars(here).update(net=Masked, texts=Texts(60))
     monkeypatch.setitem(sys.modules, "fields_here", here)
-    plan = scanning.Plan.checked(
+    plan = scanning.ScanPlan.checked(
         model="fields_here:net", trusted="fields_here:texts", inputs="fields_here:texts", together=True,
         settings={"fpr": 0.1, "evidence": "thorough"},
     )  # fmt: skip

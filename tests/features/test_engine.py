@@ -400,7 +400,7 @@ def test_little_memory_means_small_passes(monkeypatch: pytest.MonkeyPatch) -> No
     agree(fast.rows(batch(x)), expected, fast.norm_kinds)
     monkeypatch.undo()
     # Parameters left to exact gradients come a few samples at a time too; their norms are then those of the rows.
-    monkeypatch.setattr("covary.features.engine.fast.WHOLE_BYTES", 2000)
+    monkeypatch.setattr("covary.features.engine.fast.FULL_GRADIENT_BYTES", 2000)
     fast = extractor(module)
     agree(fast.rows(batch(x)), expected, fast.norm_kinds)
     assert fast.norm_kinds["first"] == "projected" != roomy.norm_kinds["first"]

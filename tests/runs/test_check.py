@@ -300,7 +300,7 @@ def test_outputs_that_are_no_logits():
 
     report = looked(Two(), pixels(60))
     assert "a tuple of 2" in the(report, "Output").text
-    assert "--output" in the(report, "Output").change
+    assert "output=" in the(report, "Output").change
 
 
 def test_layers_left_in_training_mode():

@@ -148,7 +148,7 @@ def test_dense_outputs_are_told():
     dense = nn.Sequential(nn.Conv1d(1, 3, 3), nn.ReLU())
     finding = the(looked(dense, X[:, None]), "Output")
     assert finding.level == "error"
-    assert "--observable" in finding.change
+    assert "observable=" in finding.change
     tokens = nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Linear(1, 1))
     finding = the(looked(tokens), "Output")
     assert "(6, 1) an input, read as logits of 6 classes" in finding.text

@@ -209,13 +209,15 @@ def print_warning(message: str) -> None:
 
 def print_findings(findings: list[dict[str, Any]], *, everything: bool) -> None:
     """What a check found, on stdout; in the course of other work what needs attention alone, on stderr."""
-    console = stdout if everything else stderr
+    from covary.cli.main import option_names  # which prints with this module
+
+    console, flags = stdout if everything else stderr, option_names()
     for finding in findings:
         if everything or finding["level"] in ("warning", "error"):
             mark = _MARKS.get(finding["level"], finding["level"])
-            console.print(f"{mark} [bold]{escape(finding['title'])}[/]: {escape(finding['text'])}")
+            console.print(f"{mark} [bold]{escape(finding['title'])}[/]: {escape(as_flags(finding['text'], flags))}")
             if finding.get("change"):
-                console.print(f"        [dim]{escape(finding['change'])}[/]")
+                console.print(f"        [dim]{escape(as_flags(finding['change'], flags))}[/]")
 
 
 def print_differences(found: Mapping[str, Any]) -> None:

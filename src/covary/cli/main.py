@@ -330,10 +330,12 @@ def check(
     """
     from covary.runs import scan as scanning
 
+    requested = {**chosen.to_settings(), **_texts(hf, model, weights, None, preparation)}
+    # What is found is to be what a scan would find.
+    judge_together_by_default({"offline": False}, requested)
     plan = scanning.ScanPlan.checked(
         model=_model(hf, model), weights=weights and str(weights), trusted=trusted, calibration=calibration,
-        inputs=inputs, **preparation.arguments(),
-        settings={**chosen.to_settings(), **_texts(hf, model, weights, None, preparation)},
+        inputs=inputs, **preparation.arguments(), settings=requested,
     )  # fmt: skip
     report = scanning.check_plan(plan)
     if json:
@@ -442,7 +444,7 @@ def _root(
     pass
 
 
-def _flags(app: Typer) -> dict[str, str]:
+def option_names(app: Typer = app) -> dict[str, str]:
     """The option of every Python argument that some command has one for."""
     found: dict[str, str] = {}
     commands: list[Any] = [get_command(app)]
@@ -474,7 +476,7 @@ def run_app(app: Typer, defaults: Callable[[], dict[str, Any]] = dict) -> None:
     try:
         app(default_map=defaults())
     except CovaryError as problem:
-        print_error(as_flags(str(problem), _flags(app)))
+        print_error(as_flags(str(problem), option_names(app)))
         sys.exit(2)
     except OSError as problem:
         print_error(f"{problem.filename or 'a file'} cannot be used: {problem.strerror or problem}")

@@ -150,7 +150,7 @@ def test_labels_and_targets_that_do_not_fit_leave_nothing(fitted, tmp_path):
     for inputs, target, words in (
         ((X, wrong), None, "run from 0 to 11"),
         (streamed, None, "to 11"),
-        ((X, Y), 10, "--target is 10"),
+        ((X, Y), 10, "target= is 10"),
     ):
         with pytest.raises(CovaryError, match=words):
             write_run(fitted, open_data(inputs), tmp_path / "run", target=target)

@@ -95,7 +95,7 @@ def test_a_removed_partition_is_judged_again_and_flags_are_decided_anew(saved_fo
     same(out, joined)
 
 
-def test_what_was_begun_alone_is_not_finished_together(saved_folder, pile, full, tmp_path):
+def test_what_was_begun_alone_is_not_finished_together(saved_folder, pile, tmp_path):
     out = tmp_path / "out"
     score_pile(saved_folder, pile, out, **SIZES)
     with pytest.raises(CovaryError, match="was begun with together None"):

@@ -172,7 +172,7 @@ def test_one_plan_an_out(saved_folder, pile, finished, tmp_path):
         score_pile(saved_folder, pile, tmp_path, **SIZES)
     with pytest.raises(CovaryError, match="is a file"):
         score_pile(saved_folder, pile, tmp_path / "mine.txt", **SIZES)
-    for wrong, said in (({"fdr": 1.5}, "--fdr is 1.5"), ({"actors": 0}, "--actors is 0")):
+    for wrong, said in (({"fdr": 1.5}, "fdr= is 1.5"), ({"actors": 0}, "actors= is 0")):
         with pytest.raises(CovaryError, match=said):
             score_pile(saved_folder, pile, tmp_path / "new", **wrong, trust_code=True)
 

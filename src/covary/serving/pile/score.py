@@ -194,7 +194,7 @@ def check_options(fdr: float | None, **positive: int | None) -> None:
         raise CovaryError(f"fdr= is {fdr}", "a number between 0 and 1")
     for name, value in positive.items():
         if value is not None and value < 1:
-            raise CovaryError(f"--{name.replace('_', '-')} is {value}", "at least 1")
+            raise CovaryError(f"{name}= is {value}", "at least 1")
 
 
 def _score(
