@@ -8,6 +8,7 @@ from covary.data.source import Source
 from covary.detector import Detector, Progress
 from covary.errors import CovaryError
 from covary.runs.check import CheckReport, Finding, check, check_texts, sets
+from covary.runs.check.findings import refusal
 from covary.runs.folder.write import write_run
 from covary.runs.report import REPORT, write_report
 from covary.text.source import write_completions
@@ -60,9 +61,7 @@ def check_inputs(detector: Detector, inputs: Source, trusted: Source | None = No
     try:
         verdicts = detector.score(inputs.take(range(min(len(inputs), LIMIT))))
     except CovaryError as problem:
-        change = problem.remedy[:1].upper() + problem.remedy[1:]
-        text = problem.found + (f"; expected {problem.expected}." if problem.expected else ".")
-        return CheckReport([*findings, Finding("error", "Inputs", text, change)], {"n_inputs": len(inputs)})
+        return CheckReport([*findings, refusal("Inputs", problem)], {"n_inputs": len(inputs)})
     copies = [name for name in verdicts.copy_of if name]
     if copies:
         text = f"{len(copies)} of {len(verdicts)} inputs looked at are copies of trusted ones, such as {copies[0]!r}."

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from covary.errors import CovaryError
+
 Level = Literal["ok", "note", "warning", "error"]
 LEVELS: tuple[Level, ...] = ("ok", "note", "warning", "error")
 
@@ -25,6 +27,12 @@ class Finding:
     title: str
     text: str
     change: str = ""
+
+
+def refusal(title: str, error: CovaryError) -> Finding:
+    """An error as a finding: what was found and expected in one sentence, the remedy as the change."""
+    text = error.found[:1].upper() + error.found[1:] + (f"; expected {error.expected}." if error.expected else ".")
+    return Finding("error", title, text, error.remedy[:1].upper() + error.remedy[1:])
 
 
 @dataclass(frozen=True)

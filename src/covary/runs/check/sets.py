@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from covary.data.source import Source
 from covary.errors import CovaryError
-from covary.runs.check.findings import Finding, listed
+from covary.runs.check.findings import Finding, listed, refusal
 from covary.scoring.calibration.conformal import needed, rank_of_threshold, rate_interval, smallest_p
 from covary.scoring.calibration.splits import FOLDS, SHARES, Conformal, calibrating, kind_for
 from covary.scoring.judge import LEAST_TRUSTED
@@ -23,8 +23,7 @@ def described(source: Source, role: str) -> tuple[Finding, dict[str, Any] | None
     try:
         about = source.describe()
     except CovaryError as error:
-        text = error.found[0].upper() + error.found[1:] + (f"; expected {error.expected}." if error.expected else ".")
-        return Finding("error", role, text, error.remedy[:1].upper() + error.remedy[1:]), None
+        return refusal(role, error), None
     low, high = about["min"], about["max"]
     text = f"{about['n']:,} of shape {shape_of(about)}, {about['dtype']}, from {low:.4g} to {high:.4g}."
     if low == high:

@@ -74,7 +74,7 @@ class Window:
         self._known_numbers = self._evidence.numbers(self._calibration, self._known)
         self._base = self._evidence.moments(self._known_numbers)
         self.fpr_in_force = resolve(judge.fpr, len(self._calibration)).fpr
-        self._latest: dict[str, list[Float[np.ndarray, "m d"]]] = {view: [] for view in self._base}
+        self._latest: dict[str, Float[np.ndarray, "m d"]] = {}
         self._moments: dict[str, SecondMoment] = {}
         self._since = self._turned = 0
         self._together: Together | None = None
@@ -101,11 +101,11 @@ class Window:
         return Seen(score, p, p <= self.fpr_in_force * (1 + 1e-9), joined.parts)
 
     def _enter(self, numbers: Blocks, n: int) -> None:
-        for view, latest in self._latest.items():
+        for view in self._base:
             new = self._evidence.whitened(view, numbers)[-self.size :]
-            whole = np.concatenate([*latest, new])
+            whole = np.concatenate([self._latest[view], new]) if view in self._latest else new
             leaving, staying = whole[: max(len(whole) - self.size, 0)], whole[-self.size :]
-            self._latest[view] = [staying]
+            self._latest[view] = staying
             if view not in self._moments or self._turned >= self.size:
                 # From the samples themselves every time all have changed: differences gather rounding.
                 self._moments[view] = SecondMoment.of(staying)
