@@ -50,7 +50,8 @@ class Scored:
 
 def scores_path(work: Path, name: str) -> Path:
     """Where a detector's scores on a case are kept."""
-    return work / "scores" / f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.npz"
+    spelt = name.lower().replace("+", "plus")  # TED++ is another detector than TED
+    return work / "scores" / f"{re.sub('[^a-z0-9]+', '-', spelt).strip('-')}.npz"
 
 
 def ours(prepared: Prepared) -> Scored:

@@ -41,9 +41,7 @@ def as_toml(settings: dict[str, dict[str, Any]]) -> str:
     def word(value: Any) -> str:
         return json.dumps(list(value) if isinstance(value, tuple) else value)
 
-    head = (
-        "# Settings of the baselines, by `covary-bench tune`: best mean masked AUROC over the tuning cells.\n"
-    )
+    head = "# Settings of the baselines, by `covary-bench tune`: best mean masked AUROC over the tuning cells.\n"
     parts = ["\n".join([f'["{name}"]', *(f"{key} = {word(value)}" for key, value in values.items())])
              for name, values in settings.items()]  # fmt: skip
     return head + "\n" + "\n\n".join(parts) + "\n"

@@ -85,9 +85,7 @@ def test_means_leave_tuning_cells_out_and_count_deals_ahead():
     assert message["detectors"]["covary alone"]["mean_auroc"] == pytest.approx(0.8)
     assert message["detectors"]["covary alone"]["deal_spread"]["auroc"] == pytest.approx(0.1)
     assert message["detectors"]["energy"]["deals_ahead"]["der_calibrated"] == 1
-    assert message["cells"]["badnets/digits/0"]["auroc"] == pytest.approx(
-        {"mean": 0.8, "least": 0.7, "largest": 0.9}
-    )
+    assert message["cells"]["badnets/digits/0"]["auroc"] == pytest.approx({"mean": 0.8, "least": 0.7, "largest": 0.9})
     page = deals.as_markdown(message)
     assert "| covary alone | 0.800 (0.100) | 0.800 | 0.8000 | 0.800 |  |" in page
     with pytest.raises(CovaryError, match="held-out"):

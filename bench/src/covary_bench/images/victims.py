@@ -159,7 +159,12 @@ def home_of(folder: Path, kind: str, attack: str | None, target: int | str, seed
 
 
 def train_victim(
-    kind: str, attack: str | None, folder: Path, target: int | str = 0, seed: int = 0, ratio: float | None = None,
+    kind: str,
+    attack: str | None,
+    folder: Path,
+    target: int | str = 0,
+    seed: int = 0,
+    ratio: float | None = None,
     device: str = "cpu",
 ) -> Victim:
     """The victim of these names in `folder`, trained on `device` unless it is there already.

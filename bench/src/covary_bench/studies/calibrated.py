@@ -1,8 +1,8 @@
 """Are false-alarm rates true, and how much trusted data is enough? Many random splits of clean data, on rows.
 
-    python -m covary_bench.studies.calibrated rates grid --out cache/calibrated
-    python -m covary_bench.studies.calibrated trusted grid pgd-linf --out cache/calibrated
-    python -m covary_bench.studies.calibrated table --out cache/calibrated   # bench/results/calibrated.json
+python -m covary_bench.studies.calibrated rates grid --out cache/calibrated
+python -m covary_bench.studies.calibrated trusted grid pgd-linf --out cache/calibrated
+python -m covary_bench.studies.calibrated table --out cache/calibrated   # bench/results/calibrated.json
 """
 
 from __future__ import annotations

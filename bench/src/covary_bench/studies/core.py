@@ -1,7 +1,7 @@
 """The core table: every case through `covary scan` with default settings, beside simple baselines and controls.
 
-    python -m covary_bench.studies.core run all --out cache/core        # resumable: one file a case
-    python -m covary_bench.studies.core table --out cache/core          # bench/results/core.json
+python -m covary_bench.studies.core run all --out cache/core        # resumable: one file a case
+python -m covary_bench.studies.core table --out cache/core          # bench/results/core.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does memory stay flat? Scores 100,000 inputs against 500 trusted samples into a RUN, in a process of its own.
 
-    python -m covary_bench.studies.memory --n 100000 --out bench/results/memory.json
+python -m covary_bench.studies.memory --n 100000 --out bench/results/memory.json
 """
 
 from __future__ import annotations

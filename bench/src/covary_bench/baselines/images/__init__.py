@@ -2,11 +2,12 @@
 
 By what they look at:
     the answer              max softmax, energy
-    last features           KNN, Mahalanobis, Activation Clustering, Spectral Signatures
-    activations by layer    Mahalanobis by layer, profile on activations, TED, Beatrix
+    last features           KNN, Mahalanobis, Activation Clustering, Spectral Signatures; SCALE, NNGuide, fDBD
+    activations by layer    Mahalanobis by layer, profile on activations, TED, TED++, Beatrix, NAC
     perturbed images        STRIP, TeCo, SCALE-UP
-    perturbed weights       IBD-PSC, survival, own trace, the published method
-    the pile together       pile on features, on activations, on gradients; Spectral Signatures in the pool
+    perturbed weights       IBD-PSC, survival, PSBD, BaDExpert, own trace, the published method
+    the pile together       pile on features, on activations, on gradients; Spectral Signatures in the pool, QUE,
+                            AdaDetect
     gradients               gradient norm, class-max cosine, each part of the combined score alone
 """
 
@@ -17,21 +18,30 @@ from typing import Any
 from covary.errors import unknown_name
 from covary_bench.baselines.gradient_norm import gradient_norm
 from covary_bench.baselines.images.activation_clustering import activation_clustering
+from covary_bench.baselines.images.adadetect import adadetect
+from covary_bench.baselines.images.badexpert import badexpert
 from covary_bench.baselines.images.beatrix import beatrix
 from covary_bench.baselines.images.class_max import class_max_cosine
 from covary_bench.baselines.images.energy import energy
+from covary_bench.baselines.images.fdbd import fdbd
 from covary_bench.baselines.images.ibd_psc import ibd_psc
 from covary_bench.baselines.images.knn import nearest_neighbours
 from covary_bench.baselines.images.max_softmax import max_softmax
+from covary_bench.baselines.images.nac import nac
+from covary_bench.baselines.images.nnguide import nnguide
 from covary_bench.baselines.images.own_trace import own_trace
 from covary_bench.baselines.images.pile import pile_on_features, pile_on_part
+from covary_bench.baselines.images.psbd import psbd
 from covary_bench.baselines.images.published import published, published_offline
+from covary_bench.baselines.images.quantum_entropy import quantum_entropy
+from covary_bench.baselines.images.scale import scale
 from covary_bench.baselines.images.scale_up import scale_up
 from covary_bench.baselines.images.spectral_signatures import spectral_signatures
 from covary_bench.baselines.images.strip import strip
 from covary_bench.baselines.images.survival import survival_alone
 from covary_bench.baselines.images.teco import teco
 from covary_bench.baselines.images.ted import ted
+from covary_bench.baselines.images.ted_plus import ted_plus
 from covary_bench.baselines.mahalanobis import one_sided, two_sided
 from covary_bench.baselines.mahalanobis_layers import by_layer
 from covary_bench.baselines.material import Baseline, Material, Probe
@@ -58,11 +68,18 @@ BASELINES: dict[str, Baseline] = {
     "Mahalanobis by layer": Baseline(lambda m: by_layer(m, 1)),
     "Mahalanobis by layer two-sided": Baseline(lambda m: by_layer(m, 2)),
     "TED": Baseline(ted, "forward", {"logarithm": (False, True)}),
+    "TED++": Baseline(ted_plus),
+    "NAC": Baseline(nac, "network"),
+    "SCALE": Baseline(scale, "network"),
+    "NNGuide": Baseline(nnguide, "network"),
+    "fDBD": Baseline(fdbd, "network"),
     "Activation Clustering": Baseline(activation_clustering, "features", {"components": (10, 2)}),
     "Spectral Signatures": Baseline(
         spectral_signatures, "features", {"directions": (1, 5), "centre": ("pile", "trusted")}
     ),
     "Spectral Signatures in the pool": Baseline(lambda m: spectral_signatures(m, 1, "pile"), "features"),
+    "QUE": Baseline(quantum_entropy, "features"),
+    "AdaDetect": Baseline(adadetect, "gradients"),
     "pile on features": Baseline(pile_on_features, "features"),
     "pile on activations": Baseline(lambda m: pile_on_part(m, "latent")),
     "pile on gradients": Baseline(lambda m: pile_on_part(m, "functional"), "gradients"),
@@ -74,6 +91,8 @@ BASELINES: dict[str, Baseline] = {
     ),
     "IBD-PSC": Baseline(ibd_psc, "network", {"omega": (1.5, 1.3, 2.0), "error": (0.6, 0.4)}),
     "survival": Baseline(survival_alone, "network"),
+    "PSBD": Baseline(psbd, "network"),
+    "BaDExpert": Baseline(badexpert, "network"),
     "own trace, mean": Baseline(lambda m, draws: own_trace(m, "mean", draws), "network", {"draws": (50, 25)}),
     "own trace, spread": Baseline(lambda m, draws: own_trace(m, "spread", draws), "network", {"draws": (50, 25)}),
     "published (CLC)": Baseline(lambda m: published(m, "pearson"), "chain"),

@@ -14,6 +14,10 @@ def spectral_signatures(m: Material, directions: int = 1, centre: str = "pile") 
     Made for poisoned training sets: centre and directions are those of the pile's own inputs of the predicted class
     and its trusted samples together (`trusted` takes the centre from those alone, for piles that are mostly poison).
     Relative to the class's mean over trusted samples, so that classes compare.
+
+    With the pile's centre the score asks that anomalies be few among those of a predicted class, as the paper does
+    (its epsilon is a small share). Where they are most of a class the mean lies among them, clean inputs are the ones
+    far along the top direction, and the order turns round: AUROC below one half is no error of sign.
     """
     result = np.zeros(len(m.queries))
     for label in np.unique(m.queries.predicted):

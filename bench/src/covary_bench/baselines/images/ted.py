@@ -29,12 +29,22 @@ def ranks(
     return np.where(np.isfinite(nearest), nearer, len(trusted)).astype(np.float64)
 
 
-def ted(m: Material, logarithm: bool = False) -> Float[np.ndarray, " q"]:
-    """Outlyingness of the vector of ranks over all layers, by the trusted samples' principal components.
+def outlyingness(
+    known: Float[np.ndarray, "n layers"], queries: Float[np.ndarray, "q layers"]
+) -> Float[np.ndarray, " q"]:
+    """sum_j (u_j^T (r - mean))^2 / lambda_j over the principal components of trusted rank vectors r, >= 0.
 
-    sum_j (u_j^T (r - mean))^2 / lambda_j over the components of the trusted rank vectors (Shyu et al. 2003, which the
-    paper's PCA detector is); eigenvalues are shrunk by Ledoit-Wolf, as trusted samples are few.
+    Shyu et al. 2003, which the paper's PCA detector is; eigenvalues are shrunk by Ledoit-Wolf, as trusted samples are
+    few.
     """
+    centre, spread = known.mean(0), np.maximum(known.std(0), 1e-3 * max(float(known.std()), 1e-3))
+    covariance = np.atleast_2d(ledoit_wolf((known - centre) / spread)[0])
+    offsets = (queries - centre) / spread
+    return np.einsum("nd,de,ne->n", offsets, np.linalg.pinv(covariance, hermitian=True), offsets)
+
+
+def ted(m: Material, logarithm: bool = False) -> Float[np.ndarray, " q"]:
+    """Outlyingness of the vector of ranks over all layers, by the trusted samples' principal components."""
     for_trusted, for_queries = [], []
     for layer, rows in m.trusted.latent.items():
         trusted, queries = np.asarray(rows, np.float64), np.asarray(m.queries.latent[layer], np.float64)
@@ -43,7 +53,4 @@ def ted(m: Material, logarithm: bool = False) -> Float[np.ndarray, " q"]:
     known, query_ranks = np.stack(for_trusted, 1), np.stack(for_queries, 1)
     if logarithm:
         known, query_ranks = np.log1p(known), np.log1p(query_ranks)
-    centre, spread = known.mean(0), np.maximum(known.std(0), 1e-3 * max(float(known.std()), 1e-3))
-    covariance = np.atleast_2d(ledoit_wolf((known - centre) / spread)[0])
-    offsets = (query_ranks - centre) / spread
-    return np.einsum("nd,de,ne->n", offsets, np.linalg.pinv(covariance, hermitian=True), offsets)
+    return outlyingness(known, query_ranks)
