@@ -26,7 +26,7 @@ from covary.serving.monitor import Monitor
 from covary.settings import EXTRACTORS, settings_classes
 from served import INFER, body, client_of, outputs
 
-KINDS = ("image", "sampled", "table", "text")
+KINDS = ("image", "latent", "sampled", "table", "text")
 AGREED = "--trust-code"
 FEW_DRAWS = ("--estimator", "gaussian", "--draws", 8, "--sigma", 0.05)
 
@@ -86,7 +86,7 @@ def case(request, tmp_path_factory) -> Case:
     else:
         x = tiny.trusted()[0]
         data, options = _arrays(folder, x, tiny.odd(x[70:75])), ["--model", "tiny:trained"]
-    more = list(FEW_DRAWS) if request.param == "sampled" else []
+    more: list[Any] = {"sampled": [*FEW_DRAWS], "latent": ["--evidence", "latent"]}.get(request.param, [])
     usual = [*options, *more, "--trusted", data["trusted"], "--fpr", 0.1]
     return Case(request.param, folder, options, usual, **data)
 
@@ -251,7 +251,7 @@ def init(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cli.case
     named = ("--model", case.options[1], "--trusted", case.trusted)
     assert ("hf" in cli.works("init", *named)) == (case.kind == "text")
-    more = {"sampled": FEW_DRAWS, "text": case.options[2:]}
+    more = {"sampled": FEW_DRAWS, "latent": ("--evidence", "latent"), "text": case.options[2:]}
     assert cli.works("check", *more.get(case.kind, ()))["findings"]
 
 

@@ -59,6 +59,9 @@ def estimator_named(name: str) -> Estimator:
     return ESTIMATORS[name]
 
 
+# Scores that join the evidence parts there are, by which a pile can be looked at as well.
+OF_PARTS = ("combined", "equal-confidence")
+
 # Panels of the command line's help.
 NETWORK, DETECTOR, VERDICTS = "The network", "The detector", "Verdicts and figures"
 SAMPLED_PANEL, TEXT_PANEL = "Sampled estimators", "Language models"
@@ -100,8 +103,8 @@ class GradientSettings(ArraySettings):
     Attributes:
         engine: how per-sample gradients are taken: `hooks` (one pass) or `exact` (torch.func).
         false_alarms: clean inputs over which the rate holds: `all`, or those that the network answers `right`.
-        evidence: `fast` (one forward and one backward pass) or `thorough` (three more forward passes, for survival; see
-            `covary.features.survival`).
+        evidence: `fast` (one forward and one backward pass), `thorough` (three more forward passes, for survival; see
+            `covary.features.survival`) or `latent` (one forward pass alone: activations and confidence, no gradients).
         preconditioner: how far weights may move, `identity`, `diagonal` or `kronecker`.
         damping: of the preconditioner's factors, in units of their mean eigenvalue, > 0.
         output: key or index of the logits in what the network returns.
@@ -111,14 +114,22 @@ class GradientSettings(ArraySettings):
     kind: Literal["gradient"] = "gradient"  # pyright: ignore[reportIncompatibleVariableOverride]
     extractor_class = "covary.features.gradient:GradientExtractor"
     engine: Literal["hooks", "exact"] = option("hooks", "hooks (one fast pass) or exact (torch.func, the oracle).")
-    evidence: Literal["fast", "thorough"] = option(
-        "fast", "fast, or thorough: three more forward passes, for how the answer survives amplified layers. By "
-        "default thorough where a pile is judged together.",
+    evidence: Literal["fast", "thorough", "latent"] = option(
+        "fast", "fast; thorough: three more forward passes, for how the answer survives amplified layers; or latent: a "
+        "forward pass alone, without gradients. By default thorough where a pile is judged together.",
     )  # fmt: skip
     preconditioner: Literal["identity", "diagonal", "kronecker"] = option(
         "identity", "identity, diagonal or kronecker: how far each weight direction may move."
     )
     damping: float = option(0.1, "Of the preconditioner's factors, in units of their mean eigenvalue.", gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> GradientSettings:
+        if self.evidence == "latent" and (self.preconditioner != "identity" or self.engine != "hooks"):
+            what = "preconditioner" if self.preconditioner != "identity" else "engine"
+            found = f"{what} {getattr(self, what)} beside evidence latent, which takes no gradients"
+            raise CovaryError(found, "evidence fast or thorough", f"leave {what}= away")
+        return self
 
 
 class SampledSettings(ArraySettings):
@@ -385,6 +396,11 @@ class Settings(_Frozen):
         """Whether some trusted inputs never calibrate, since what is amplified for survival is chosen on them."""
         return isinstance(self.extractor, GradientSettings) and self.extractor.evidence == "thorough"
 
+    @property
+    def by_gradients(self) -> bool:
+        """Whether rows hold gradients or traces, or what a forward pass alone gives."""
+        return not (isinstance(self.extractor, GradientSettings) and self.extractor.evidence == "latent")
+
     @staticmethod
     def checked(**values: Any) -> Settings:
         """Settings from loose values; a wrong one is told in one sentence, before any work."""
@@ -399,6 +415,9 @@ class Settings(_Frozen):
         for kind, table in (("score", SCORES), ("coupling", COUPLINGS)):
             if getattr(settings, kind) not in table:
                 raise unknown_name(kind, getattr(settings, kind), table)
+        if not settings.by_gradients and settings.score not in OF_PARTS:
+            found = f"the score {settings.score} beside evidence latent, which takes no gradients"
+            raise CovaryError(found, " or ".join(OF_PARTS), "leave score= away, or choose evidence=fast")
         return settings
 
 

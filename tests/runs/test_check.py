@@ -445,7 +445,7 @@ def test_the_cost_of_every_kind_of_evidence_is_told_beforehand(run_cli, tiny_fil
         code, out, _ = run_cli("check", *given, "--json", *more)
         report = json.loads(out)
         told = report["figures"]["seconds_by_evidence"]
-        assert (code, list(told)) == (0, ["fast", "thorough"])
+        assert (code, list(told)) == (0, ["latent", "fast", "thorough"])
         assert told["thorough"] / told["fast"] == pytest.approx(6.5 / 3.5)
         (text,) = [f["text"] for f in report["findings"] if f["title"] == "Time and memory"]
         assert "fast 3.5 forward passes an input, about" in text

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from typer import Option
 
 from covary.errors import CovaryError
-from covary.settings import FIRST_ORDER, FORMER, NETWORK, TEXT_PANEL, VERDICTS, Settings, settings_classes
+from covary.settings import FIRST_ORDER, FORMER, NETWORK, OF_PARTS, TEXT_PANEL, VERDICTS, Settings, settings_classes
 
 DATA = "The data"
 
@@ -215,10 +215,6 @@ def of_texts(hf: str | None, **others: Any) -> dict[str, Any]:
         if value is not None:
             raise CovaryError(f"--{name} beside --hf", "one or the other", f"leave --{name} away")
     return {"extractor": "text"}
-
-
-# Scores whose parts a pile can be looked at by.
-OF_PARTS = ("combined", "equal-confidence")
 
 
 def judge_together_by_default(names: dict[str, Any], requested: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from covary.features.activations import LAST_FEATURES, compress, watched_layers
 from covary.features.arrays import ArrayInputs, Roles
 from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
+from covary.features.engine.latent import LatentEngine
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients, where_vmap_fails
 from covary.features.memory_format import takes_channels_last
 from covary.features.observables import UserObservable, energy, margin, observable_named
@@ -39,6 +40,10 @@ GRADIENT_BYTES = 512 * 2**20
 ENGINES = ("hooks", "exact")
 # Trusted inputs that the layers to amplify are chosen on.
 CHOSEN_ON = 200
+LATENT = (
+    "Evidence of a forward pass alone: nothing is known of how answers depend on the weights, and which trusted inputs "
+    "account for an input is read from activations."
+)
 # Numbers kept of what the last linear layer takes.
 FEATURE_NUMBERS = 256
 
@@ -58,6 +63,7 @@ class GradientExtractor(ArrayInputs):
             and answers stay the same (see `takes_channels_last`).
         engine: `hooks` (layer inputs and output gradients, see `engine`) or `exact` (`vmap(grad)`, the oracle).
         survival: what measures survival under amplification, whose passes are then made as well; None = not measured.
+        latent: whether a forward pass alone is made: rows without gradients, their activations the same.
         metric: roots of Sigma that are multiplied into the projections (see `preconditioner`); None = identity.
 
     The same projections in both engines: rows agree up to rounding. `notes` says, in words, which parameters the fast
@@ -82,6 +88,7 @@ class GradientExtractor(ArrayInputs):
         engine: str = "hooks",
         metric: Metric | None = None,
         survival: Survival | None = None,
+        latent: bool = False,
     ) -> None:
         if engine not in ENGINES:
             raise unknown_name("engine", engine, ENGINES)
@@ -95,6 +102,11 @@ class GradientExtractor(ArrayInputs):
         self.channels_last = None if engine == "hooks" and not channels_last else channels_last
         self.dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self.k = numbers_per_layer(len(self.layers))
+        self.latent, self.by_gradients = latent, not latent
+        if latent:
+            if self.observable is None:
+                raise CovaryError("evidence latent without the network's own classes", "evidence fast")
+            self.layers = {}
         shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
         self._shapes = shapes
         self.metric = metric
@@ -134,6 +146,7 @@ class GradientExtractor(ArrayInputs):
             channels_last=own.channels_last,
             # A user's function may run another copy of the network, which hooks on this one never see.
             engine=own.engine if isinstance(observable, str) else "exact",
+            latent=own.evidence == "latent",
         )
         self._start(host)
         self.settings = settings
@@ -213,16 +226,25 @@ class GradientExtractor(ArrayInputs):
 
     def _attach(self) -> None:
         """The fast engine on the module, and its notes where it is the one that runs."""
-        self._fast = FastEngine(
-            self.module,
-            self.layers,
-            self.projections,
-            observable=self.observable,
-            choose_logits=self.choose_logits,
-            user_observable=self.user_observable,
-        )
+        if self.latent:
+            assert self.observable is not None
+            self._fast: FastEngine = LatentEngine(
+                self.module, choose_logits=self.choose_logits, observable=self.observable
+            )
+        else:
+            self._fast = FastEngine(
+                self.module,
+                self.layers,
+                self.projections,
+                observable=self.observable,
+                choose_logits=self.choose_logits,
+                user_observable=self.user_observable,
+            )
         if self.engine == "hooks":
             self.notes = self._fast.notes
+        if self.latent:
+            self.notes.append(LATENT)
+            return
         if left := complex_parameters(self.module):
             self.notes.append(f"Parameters of complex numbers take no part: {some_of(left, 8)}.")
 
@@ -369,12 +391,15 @@ class GradientExtractor(ArrayInputs):
             confidence["energy"] = _numpy(energy(got.logits)).astype(np.float64)
         else:
             confidence["observable"] = _numpy(got.observable).astype(np.float64)
+        norms = np.empty((len(ids), 0))
+        if self.layers:
+            norms = np.stack([_numpy(got.norms[layer]) for layer in self.layers], -1)
         rows = Rows(
             ids=list(ids),
             predicted=_numpy(got.predicted).astype(np.int64),
             observable=_numpy(got.observable).astype(np.float64),
             functional={layer: _numpy(got.rows[layer]) for layer in self.layers},
-            functional_norms=np.stack([_numpy(got.norms[layer]) for layer in self.layers], -1),
+            functional_norms=norms,
             latent=latent,
             confidence=confidence,
             features=features,

@@ -79,7 +79,7 @@ def no_gradient() -> CovaryError:
     return CovaryError(
         "no gradient reaches the weights: forward runs under torch.no_grad(), or detaches what it returns",
         "logits that depend on the weights",
-        "take torch.no_grad() and .detach() out of forward",
+        "take torch.no_grad() and .detach() out of forward, or choose evidence=latent",
     )
 
 

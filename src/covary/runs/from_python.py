@@ -48,8 +48,9 @@ def check_inputs(detector: Detector, inputs: Source, trusted: Source | None = No
             return check_texts(trusted, inputs, fpr=settings.fpr)
         how = settings.calibrates_by(len(trusted))
         return check(
-            detector.network, trusted, inputs, fpr=settings.fpr, conformal=how, batch_size=settings.batch_size
-        )
+            detector.network, trusted, inputs, fpr=settings.fpr, conformal=how, batch_size=settings.batch_size,
+            by_gradients=settings.by_gradients and not settings.sampled,
+        )  # fmt: skip
     detector._fitted()
     if settings.kind == "text":
         return CheckReport([Finding("ok", "Inputs", f"{len(inputs)} texts."), *sets.left_out(inputs, "Inputs")])

@@ -249,8 +249,13 @@ PreviousSplit = tuple[str, dict[str, list[str]]]
 
 # What the features of one input cost, in forward passes, for the estimate before the work.
 FORWARDS = {"hooks": 3.5, "exact": 8.0}
-# And beside them the passes of amplified layers.
-EVIDENCE = {"fast": 0.0, "thorough": 3.0}
+# By kind of evidence: whether gradients are taken, and the passes beside theirs.
+EVIDENCE = {"latent": (False, 1.0), "fast": (True, 0.0), "thorough": (True, 3.0)}
+
+
+def _forwards(own: GradientSettings, evidence: str) -> float:
+    gradients, more = EVIDENCE[evidence]
+    return FORWARDS[own.engine] * gradients + more
 
 
 def _draws(s: Settings) -> int:
@@ -276,9 +281,9 @@ def check_plan(plan: ScanPlan, material: Material | None = None) -> CheckReport:
     own_observable = is_object_name(s.observable)
     forwards, evidence = 1.0 + draws * moves, None
     if isinstance(own, GradientSettings):
-        forwards = FORWARDS[own.engine] + EVIDENCE[own.evidence]
+        forwards = _forwards(own, own.evidence)
         if not own_observable:
-            evidence = {kind: FORWARDS[own.engine] + more for kind, more in EVIDENCE.items()}
+            evidence = {kind: _forwards(own, kind) for kind in EVIDENCE}
     return check(
         material.model,
         material.trusted,
@@ -292,6 +297,7 @@ def check_plan(plan: ScanPlan, material: Material | None = None) -> CheckReport:
         evidence=evidence,
         draws=draws,
         own_observable=own_observable,
+        by_gradients=s.by_gradients,
     )
 
 
@@ -535,7 +541,7 @@ def describe(folder: Path) -> dict[str, Any]:
             "preprocessing": record["preprocessing"],
             "input_shape": record["input_shape"],
             "classes": record["classes"],
-            "layers": len(record["trusted"]["functional"]),
+            "layers": len(record["trusted"]["functional"] or record["trusted"]["latent"]),
             "bytes": sum(file.stat().st_size for file in folder.iterdir()),
             "versions": record["versions"],
         }

@@ -34,8 +34,10 @@ def unexplained_directions(rows: Rows, reference: Rows, lam: float = LAMBDA) -> 
 
     Per layer lam (Z^T Z + lam I)^-1 x for unit gradients x and unit reference gradients Z: the residual of the ridge
     reconstruction, long where nothing accounts for x. Inputs whose explanation fails in the same directions of the
-    same layers point the same way, whatever class they are given.
+    same layers point the same way, whatever class they are given. Of rows without gradients the same of activations.
     """
+    if not rows.functional:
+        return _left_over(rows.latent, reference.latent, True, lam)
     return _left_over(rows.functional, reference.functional, False, lam)
 
 
@@ -74,7 +76,7 @@ def cluster(rows: Rows, reference: Rows, least: int | None = None) -> Int[np.nda
     if n < 2 * least:
         return np.full(n, NOISE if n < FEWEST else 0, np.int64)
     views = [unexplained_directions(rows, reference)]
-    if rows.latent:
+    if rows.latent and rows.functional:
         views.append(with_activations(views[0], rows, reference))
     apart, points, found = max((_clusters(view, least) for view in views), key=lambda one: one[0])
     return by_size(adopted(points, found)) if apart >= BELIEVED else np.zeros(n, np.int64)

@@ -15,10 +15,12 @@ from jaxtyping import Bool, Float, Int
 
 from covary.scoring.rows import Rows
 
-# Rows that a copy shares with its trusted input; by the first of them the nearest one is found.
+# Rows that a copy shares with its trusted input; by the first that there are the nearest one is found.
 KINDS = ("functional", "latent")
 # Rows closer than this, in units of their length, are one input given twice.
 SAME = 1e-6
+# One kind of rows alone tells a copy only where they are the same but for rounding.
+ALONE = 1e-4
 # Queries, and trusted rows, whose products are taken at once.
 QUERIES, TRUSTED = 256, 4096
 # Trusted inputs whose nearest neighbours are looked for.
@@ -48,13 +50,14 @@ class Copies:
     Trusted inputs given twice do not count as each other's neighbours.
 
     Attributes:
-        limits_: kind of rows -> how close the two trusted inputs of one answer are that lie closest to each other.
+        limits_: kind of rows -> how close the two trusted inputs of one answer are that lie closest to each other; of
+            rows without gradients at most 1e-4.
     """
 
     def fit(self, trusted: Rows) -> Copies:
         """Learns how close trusted inputs of one answer are to each other."""
         self.trusted_ = trusted
-        kinds = [kind for kind in KINDS if getattr(trusted, kind)]
+        kinds = self.kinds_ = [kind for kind in KINDS if getattr(trusted, kind)]
         self.squares_ = {kind: _squares(trusted, kind) for kind in kinds}
         n = len(trusted)
         looked_at = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
@@ -63,17 +66,19 @@ class Copies:
             distances = self._nearest(trusted.take(looked_at), kind, looked_at)[1]
             apart = distances[(distances > SAME) & np.isfinite(distances)]
             self.limits_[kind] = float(apart.min()) if len(apart) else 0.0
+        if kinds == ["latent"]:
+            self.limits_["latent"] = min(self.limits_["latent"], ALONE)
         return self
 
     def find(self, rows: Rows) -> Found:
-        """The trusted input nearest to every query by functional rows, and whether the query is a copy of it."""
-        nearest, distance = self._nearest(rows, KINDS[0])
+        """The trusted input nearest to every query by functional rows, or by latent ones where there are no others."""
+        first = self.kinds_[0]
+        nearest, distance = self._nearest(rows, first)
         pairs = zip(nearest.tolist(), distance.tolist(), strict=True)
         names = [str(self.trusted_.ids[i]) if np.isfinite(d) else "" for i, d in pairs]
-        copies = distance < self.limits_.get(KINDS[0], 0.0)
-        for kind in KINDS[1:]:
-            if kind in self.limits_:
-                copies &= self._distances(rows, kind, nearest) < self.limits_[kind]
+        copies = distance < self.limits_[first]
+        for kind in self.kinds_[1:]:
+            copies &= self._distances(rows, kind, nearest) < self.limits_[kind]
         return Found(names, distance, copies)
 
     def _nearest(

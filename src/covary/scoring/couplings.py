@@ -18,7 +18,13 @@ EPSILON = 1e-8
 
 
 def vectors(rows: Rows) -> Float[np.ndarray, "n d"]:
-    """One vector per sample: all layers' compressed rows side by side, float64."""
+    """One vector per sample: all layers' compressed rows side by side, float64.
+
+    Raises:
+        CovaryError: rows of a forward pass alone, which hold no gradients.
+    """
+    if not rows.functional:
+        raise CovaryError("couplings of rows without gradients", "evidence fast or thorough", "fit again with one")
     return np.concatenate([np.asarray(part, np.float64) for part in rows.functional.values()], axis=1)
 
 

@@ -78,10 +78,18 @@ class Evidence:
 
 
 class Explainer:
-    """Explains queries by the reference samples of a judge."""
+    """Explains queries by the reference samples of a judge.
+
+    By their gradients; where rows hold none, by activations: of every layer less the reference's mean, in units of its
+    root mean square there.
+
+    Attributes:
+        by: the evidence part whose vectors are compared, `functional` or `latent`.
+    """
 
     def __init__(self, judge: Judge) -> None:
         self.reference = judge.reference
+        self.by = "functional" if judge.reference.functional else "latent"
         self.layer_names = {
             kind: list(part.layers(judge.reference)) for kind, part in PARTS.items() if part.layers is not None
         }
@@ -90,25 +98,43 @@ class Explainer:
     def units(self) -> Float[np.ndarray, "r d"]:
         """Unit vectors of the reference; of one too large for memory in float32, mapped from a file."""
         rows = self.reference
-        if not any(memmap.is_mapped(part) for part in rows.functional.values()):
-            return unit(vectors(rows))
-        result = memmap.mapped((len(rows), sum(p.shape[1] for p in rows.functional.values())), np.dtype(np.float32))
+        layers = getattr(rows, self.by)
+        if not any(memmap.is_mapped(part) for part in layers.values()):
+            return self.directions(rows)
+        result = memmap.mapped((len(rows), sum(p.shape[1] for p in layers.values())), np.dtype(np.float32))
         for start in range(0, len(rows), memmap.STEP):
             some = np.arange(start, min(start + memmap.STEP, len(rows)))
-            result[some] = unit(vectors(rows.take(some)))
+            result[some] = self.directions(rows.take(some))
         return result
+
+    @functools.cached_property
+    def _middles(self) -> dict[str, tuple[np.ndarray, float]]:
+        found = {}
+        for name, part in self.reference.latent.items():
+            numbers = np.asarray(part, np.float64)
+            mean = numbers.mean(0)
+            found[name] = mean, max(float(np.sqrt(np.square(numbers - mean).sum(1).mean())), LEAST_WEIGHT)
+        return found
+
+    def directions(self, rows: Rows) -> Float[np.ndarray, "n d"]:
+        """The unit vectors by which inputs are compared."""
+        if self.by == "functional":
+            return unit(vectors(rows))
+        middles = self._middles.items()
+        parts = [(np.asarray(rows.latent[name], np.float64) - mean) / spread for name, (mean, spread) in middles]
+        return unit(np.concatenate(parts, axis=1))
 
     def reconstruct(self, rows: Rows) -> tuple[Explanation, Float[np.ndarray, "n d"]]:
         """Weights of the reference samples for each query, and the queries' unit vectors."""
-        units = unit(vectors(rows))
+        units = self.directions(rows)
         return explain(units, self.units), units
 
     def least_explained(self, verdicts: Verdicts) -> list[str]:
         """The layer whose share unexplained stands out most, for every input; empty without a layer profile."""
-        residuals = verdicts.residuals.get("functional")
+        residuals = verdicts.residuals.get(self.by)
         if residuals is None:
             return [""] * len(verdicts)
-        names = self.layer_names["functional"]
+        names = self.layer_names[self.by]
         shares = residuals[:, len(names) : 2 * len(names)]
         return [names[i] for i in np.argmax(shares, axis=1)]
 

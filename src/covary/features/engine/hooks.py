@@ -170,7 +170,7 @@ class HookedPass:
             stack.enter_context(without_weight_gradients(self.module))
             token = torch.zeros((), requires_grad=True)
             self._hook(stack, token, n)
-            with autocast(), self._pooling(n) as activations:
+            with autocast(), self.pooling(n) as activations:
                 values, more = forward()
             for i, value in enumerate(values):
                 if i:
@@ -182,7 +182,8 @@ class HookedPass:
             return [value.detach() for value in values], more, activations
 
     @contextmanager
-    def _pooling(self, n: int) -> Iterator[dict[str, Tensor]]:
+    def pooling(self, n: int) -> Iterator[dict[str, Tensor]]:
+        """Pooled activations of the passes over n samples that run inside, from the places that were found."""
         if not self.pooled:
             yield {}
             return

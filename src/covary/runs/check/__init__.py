@@ -39,6 +39,7 @@ def check(
     draws: int = 0,
     own_observable: bool = False,
     evidence: Mapping[str, float] | None = None,
+    by_gradients: bool = True,
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -57,10 +58,12 @@ def check(
         draws: of the weights, where a sampled estimator takes some in place of gradients.
         own_observable: whether the user's own observable is looked at, which may need no logits: then data alone are.
         evidence: forward passes an input of every kind of evidence that may be asked for.
+        by_gradients: whether gradients are taken; without them none need reach the weights.
     """
     trusted = _named(network, trusted)
     inputs, calibration = (None if source is None else _named(network, source) for source in (inputs, calibration))
-    findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, not draws)
+    by_gradients = by_gradients and not draws
+    findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, by_gradients)
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
     held = None if calibration is None else len(calibration)
@@ -69,7 +72,9 @@ def check(
     figures |= more
     n = sum(len(source) for source in (trusted, inputs, calibration) if source is not None)
     x = next(trusted.batches(min(batch_size, 32))).x
-    finding, more = about_network.cost(network, x, n, batch_size, forwards_per_input, gradient_bytes, draws, evidence)
+    finding, more = about_network.cost(
+        network, x, n, batch_size, forwards_per_input, gradient_bytes, draws, evidence, by_gradients
+    )
     return CheckReport([*findings, finding], {**figures, **more})
 
 

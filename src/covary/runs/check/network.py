@@ -193,7 +193,8 @@ def gradients(network: Network, x: Any) -> list[Finding]:
     if network.differentiable(tree_map(lambda leaf: leaf[:1], x)):
         return []
     text = "No gradient reaches the weights: forward runs under torch.no_grad(), or detaches what it returns."
-    return [Finding("error", "Gradients", text, "Take torch.no_grad() and .detach() out of forward.")]
+    change = "Take torch.no_grad() and .detach() out of forward, or choose evidence=latent."
+    return [Finding("error", "Gradients", text, change)]
 
 
 def cost(
@@ -205,13 +206,15 @@ def cost(
     budget: int | None,
     draws: int = 0,
     evidence: Mapping[str, float] | None = None,
+    by_gradients: bool = True,
 ) -> tuple[Finding, dict[str, Any]]:
     """Estimated time and memory of exact first-order features of `n` inputs.
 
     Time = n x forwards_per_input x measured seconds of a forward pass; gradients take 4 bytes a trainable parameter
     and input, for as many inputs at once as stay under `budget` bytes (None: a whole batch), at least one. With
-    `draws` of the weights there are no gradients of inputs, and 4 bytes a parameter and draw instead. `evidence` gives
-    the forward passes of every kind of evidence that may be asked for; each is told with its time.
+    `draws` of the weights there are no gradients of inputs, and 4 bytes a parameter and draw instead; without
+    `by_gradients` nothing of the kind. `evidence` gives the forward passes of every kind of evidence that may be asked
+    for; each is told with its time.
     """
     network.logits(x)  # the first pass is slower and says nothing
     start = time.perf_counter()
@@ -221,11 +224,12 @@ def cost(
     parameters = sum(p.numel() for p in moving)
     one = 4 * parameters
     at_once = min(batch_size, max(1, budget // max(one, 1))) if budget else batch_size
-    seconds, peak = n * forwards_per_input * forward, one * (draws or at_once)
+    seconds, peak = n * forwards_per_input * forward, one * (draws or at_once * by_gradients)
     what = f"{draws:,} draws of the weights" if draws else f"the gradients of {at_once} inputs at once"
+    memory = f", and {peak / 2**20:,.0f} MB for {what}" if peak else ""
     text = (
         f"About {duration(seconds)} for {n:,} inputs ({1e3 * forward:.2g} ms a forward pass, {forwards_per_input:g} "
-        f"of them an input), and {peak / 2**20:,.0f} MB for {what}."
+        f"of them an input){memory}."
     )
     figures: dict[str, Any] = {
         "forward_seconds": forward, "estimated_seconds": seconds, "gradient_bytes": float(peak),

@@ -48,6 +48,8 @@ def influence(detector: Detector, x: Any, rows: Rows) -> Float[np.ndarray, "n d"
     extractor = detector.extractor
     if not isinstance(extractor, GradientExtractor) or extractor.observable is None or not isinstance(x, Tensor):
         return None
+    if extractor.latent:
+        return None
     explanation, _ = detector.explainer.reconstruct(rows)
     directions = np.einsum("nc,ncd->nd", explanation.weights, detector.explainer.units[explanation.candidates])
     try:

@@ -92,8 +92,9 @@ class OnePass:
     def _choose(self, output: Any) -> Tensor:
         logits = as_logits(output, self.selector)
         # The first forward pass over the whole batch. Slices see other numbers of samples; passes in which the engine
-        # only looks where samples are ask without gradients.
-        if self._expected == len(logits) and not self._seen and torch.is_grad_enabled():
+        # only looks where samples are ask without gradients; those of latent evidence, with.
+        looks = torch.is_grad_enabled() == getattr(self.extractor, "latent", False)
+        if self._expected == len(logits) and not self._seen and not looks:
             self._seen.append(output)
         return logits
 
