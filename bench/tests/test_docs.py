@@ -10,6 +10,8 @@ import pytest
 
 from covary.errors import CovaryError
 from covary_bench import docs
+from covary_bench.docs import hard, ways
+from covary_bench.scoring import DEFAULT_WAYS, EVERY_WAY, LOOKING
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGES = ROOT / "bench" / "results", ROOT / "docs"
@@ -69,3 +71,45 @@ def test_sentences_are_short(page):
     for part in re.split(r"\n\s*\n|^\s*- |^#+ .*$", text, flags=re.M):
         for sentence in re.split(r"(?<=[.:;?!])\s+", " ".join(part.split())):
             assert len(sentence.split()) < 30, sentence
+
+
+def masked(auroc, caught=1.0):
+    return {"masked": {"auroc": auroc, "tpr_at_1": caught, "der_calibrated": 0.9, "der_right": 0.9, "der_best": 1.0,
+                       "fpr": 0.05}}  # fmt: skip
+
+
+def test_ways_stand_side_by_side_with_intervals_over_cells():
+    cells = {
+        f"a/x/{k}": {"victim": {}, "detectors": {name: masked(0.9 + k / 100 + i / 1000)
+                                                 for i, name in enumerate((*DEFAULT_WAYS, "survival", "energy"))}}
+        for k in range(3)
+    }  # fmt: skip
+    cells["b/x/0"] = {"victim": {}, "detectors": {DEFAULT_WAYS[0]: masked(0.1)}}
+    record = {"cells": cells, "tuning": {"cells": ["a/x/2"]}}
+    lines = ways.ways(record).splitlines()
+    assert lines[2].startswith("| **covary alone** | 0.9050 (0.9000–0.9100) | 1.000 (1.000–1.000) | 0.900 |")
+    assert lines[-1] == "Cells: a/x/0, a/x/1.", "tuning cells and cells without the ways are not in the means"
+    beside = ways.ways_beside("survival")(record).splitlines()
+    assert len(beside) == 5
+    assert beside[-1].startswith("| a/x/2 (tuning) | 0.9200, 1.000 |")
+    assert beside[-1].endswith("| 0.9240, 1.000 | energy 0.9250, 1.000 |")
+
+
+def test_hard_inputs_are_told_by_way_and_by_card():
+    rates = {name: {"hard": 0.1, "clean": 0.04} for name in EVERY_WAY}
+    for k, name in enumerate(LOOKING):
+        rates[name] |= {"hard": 0.2, "hard_without": 0.3 if k else 0.08, "clean_without": 0.06}
+    cards = [{"reading": "shift-like", "members": 9, "hard": 8, "odd": 0},
+             {"reading": "attack-like", "members": 50, "hard": 1, "odd": 49}]  # fmt: skip
+    measured = {"false_positive_rates": rates, "n_hard": 20, "cards": cards, "cards_without": [],
+                "detectors": {name: {} for name in EVERY_WAY}}  # fmt: skip
+    record = {"cells": {"noise/x/0": measured, "blur/x/0": {"detectors": {}, "false_positive_rates": {}}}}
+    told = hard.hard_ways(record).splitlines()
+    assert told[2].startswith("| noise/x | 0.100 (0.040) | 0.100 (0.040) | 0.200 (0.040) | 0.080 (0.060) |")
+    assert told[3].startswith("| kinds with at most 0.10 | 1 of 1 | 1 of 1 | 0 of 1 | 1 of 1 |")
+    assert hard.hard_cards(record).splitlines()[2:] == [
+        "| noise/x/0 | no card |  | shift-like | 8 of 20, among 9 | attack-like |"
+    ]
+    nothing = {"cells": {"blur/x/0": {"detectors": {}, "false_positive_rates": {}}}}
+    assert not hard.hard_ways(nothing)
+    assert not hard.hard_cards(nothing)

@@ -226,12 +226,15 @@ def test_a_record_says_the_same_from_its_file(tmp_path):
                                                "attack_success": 0.8}  # fmt: skip
         own["detectors"]["covary alone"]["same_class"] = {"auroc": 0.77}
         own["about"] = {"device": "a"}
+    rates = {"covary alone": {"hard": 0.25, "clean": 0.05, "hard_without": 0.5}, "energy": {"hard": 0.1, "clean": 0.0}}
+    cells["a/x/0"]["false_positive_rates"] = rates
     found = from_toml("vision", "small", {**read("vision"), "tuning": []})
     made = record(found, rounded(cells), {})
     again = record(found, read_record(write_outputs(made, tmp_path)[0])["cells"], {})
     assert as_markdown(again) == as_markdown(made)
     assert {k: v for k, v in again.items() if k != "cells"} == {k: v for k, v in made.items() if k != "cells"}
     assert again["cells"]["a/x/0"]["about"] == {"device": "a"}
+    assert again["cells"]["a/x/0"]["false_positive_rates"] == rates
     assert "roc" not in again["cells"]["a/x/0"]["detectors"]["covary alone"]
     assert not plots.roc(plots_figure(), again)
 
@@ -250,7 +253,10 @@ def test_files_of_a_record(tmp_path):
     kept = read_record(written[0])
     assert kept["cells"]["a/x/0"]["detectors"]["energy"]["masked"]["auroc"] == 0.95
     assert kept["mean_auroc_masked"] == pytest.approx(made["mean_auroc_masked"], abs=1e-4)
-    assert sum("energy" in line for line in written[0].read_text().splitlines()) == 2, "one line a cell and detector"
+    lines = written[0].read_text().splitlines()
+    place = kept["detectors"].index("energy")
+    assert sum(line.startswith(f"[{place},") for line in lines) == 2, "one line a cell and detector"
+    assert sum("energy" in line for line in lines) == 1, "a name stands once"
     rows = list(csv.DictReader(io.StringIO(as_csv(made))))
     assert len(rows) == 2 * 2 * 2 + 1
     assert rows[-1]["mark"] == "missing: <b>"

@@ -140,6 +140,26 @@ def test_scoring_anew_keeps_what_takes_hours(found, cache, monkeypatch):
     scores_path(work, "slow").unlink()
 
 
+def test_a_baseline_left_out_keeps_its_earlier_figures(found, cache, tmp_path, run_cli, monkeypatch):
+    monkeypatch.setattr(commands, "table", lambda name, scale: found)
+    work = cell_path(found, Cell.parse(NAME), cache).parent
+    known = run_table(found, cache, only=[NAME])["cells"]
+    known[NAME]["detectors"]["energy"]["masked"]["auroc"] = 0.123
+    for path in (scores_path(work, "energy"), work / "result.json"):
+        path.unlink()
+    again = run_table(found, cache, only=[NAME], skip=["energy"], known=known)["cells"][NAME]["detectors"]
+    assert again["energy"]["masked"]["auroc"] == 0.123
+    assert again["KNN on features"] == known[NAME]["detectors"]["KNN on features"]
+    other = {NAME: {**known[NAME], "victim": {**known[NAME]["victim"], "clean_accuracy": 0.2}}}
+    of_another = run_table(found, cache, only=[NAME], skip=["energy"], known=other)
+    assert "energy" not in of_another["cells"][NAME]["detectors"], "figures of another victim do not stay"
+    whole = run_table(found, cache, only=[NAME])
+    assert "energy" in whole["cells"][NAME]["detectors"], "another run asks for it"
+    code, _, error = run_cli("run", "vision", "--skip", "enrgy", "--cache", cache, "--out", tmp_path)
+    assert code == 2
+    assert "unknown baseline to skip 'enrgy'" in error
+
+
 def test_scores_come_back_when_scoring_anew_fails(tmp_path):
     for name in ("rows.json", "scores/a.npz", "scores/b.npz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

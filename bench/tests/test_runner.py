@@ -174,18 +174,25 @@ def test_poisoned_and_unbalanced_trusted_sets(cache):
     assert 0 <= clean["detectors"]["covary alone"]["end_to_end"]["fpr"] <= 0.3
 
 
-def test_mechanisms_hard_inputs_adversarial_and_foreign_ones(cache):
+def test_mechanisms_hard_inputs_adversarial_and_foreign_ones(cache, monkeypatch):
     record = run_table(small("mechanisms", ["badnets+blended"], anomalous=50), cache)
     cell = record["cells"]["badnets+blended/digits/0"]
     assert (cell["mechanisms_true"], cell["mechanisms_found"]) == (2, 2)
     assert cell["ari"] > 0.8
     assert sum(cell["cluster_sizes"].values()) == cell["n_flagged"]
-    record = run_table(small("hard", ["noise", "rare-classes"]), cache)
+    monkeypatch.setattr("covary.features.survival.LEAST_CHANGED", 0.0)
+    record = run_table(small("hard", ["noise", "rare-classes"], ways=list(scoring.WAYS)), cache)
     for cell in record["cells"].values():
         rates = cell["false_positive_rates"]["covary alone"]
         assert cell["times_nominal"] == pytest.approx(rates["hard"] / 0.05, abs=1e-3)
         assert 0.5 < cell["second_axis_auroc"] <= 1
         assert cell["detectors"]["covary alone"]["end_to_end"]["n_clean"] == 60  # hard ones are told apart
+        for way, own in cell["false_positive_rates"].items():
+            assert ("hard_without" in own) == (way in scoring.LOOKING)
+        assert all(card["odd"] == 0 for card in cell["cards_without"])
+        assert max(card["odd"] for card in cell["cards"]) > 30
+    noisy = record["cells"]["noise/digits/0"]["false_positive_rates"][scoring.BOTH]
+    assert noisy["clean_without"] <= noisy["hard_without"] < 0.3
     cell = run_table(small("adversarial", ["pgd-linf"]), cache)["cells"]["pgd-linf/digits/0"]
     assert cell["detectors"]["covary alone"]["same_class"] is None
     assert cell["detectors"]["covary alone"]["masked"]["n_anomalous"] < 60
@@ -350,7 +357,7 @@ def test_a_record_stands_in_for_cells_that_the_cache_lacks(tmp_path):
     assert results(found, tmp_path)["badnets/digits/0"]["missing"] == "no data"
 
 
-def test_hours_of_an_earlier_record_stay_while_the_victim_is_the_same(tmp_path):
+def test_what_a_run_left_out_stays_while_the_victim_is_the_same(tmp_path):
     found = small("vision", ["badnets"])
     victim = {"attack_success": 0.94766, "training_seconds": 3.0}
     here = {"cell": "badnets/digits/0", "victim": victim, "detectors": {"covary alone": 1, "energy": 2}}
@@ -358,7 +365,7 @@ def test_hours_of_an_earlier_record_stay_while_the_victim_is_the_same(tmp_path):
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(here))
     detectors = {"energy": 3, "STRIP": 4, "published (CLC)": 5}
-    for success, kept in ((0.9477, {"published (CLC)": 5}), (0.9, {})):
+    for success, kept in ((0.9477, {"STRIP": 4, "published (CLC)": 5}), (0.9, {})):
         known = {"badnets/digits/0": {"victim": {"attack_success": success}, "detectors": detectors}}
         merged = results(found, tmp_path, known=known)["badnets/digits/0"]
         assert merged["detectors"] == {**here["detectors"], **kept}
@@ -372,20 +379,26 @@ def test_ways_of_covary_are_those_of_the_detector(cache, monkeypatch):
     prepared = ImageCase(found, found.cells[0], cache).prepared("cpu")
     facts, scored = prepared.facts, {}
     source = {name: prepared.source(name) for name in ("trusted", "inputs")}
-    for evidence in ("fast", "thorough"):
+    asked = {
+        OURS: ("fast", "combined", False), scoring.THOROUGH: ("thorough", "combined", False),
+        scoring.TOGETHER: ("fast", "combined", True), scoring.BOTH: ("thorough", "combined", True),
+        scoring.EQUAL: ("thorough", "equal-confidence", True),
+    }  # fmt: skip
+    benign = prepared.inputs.truth == 0
+    for name, (evidence, score, together) in asked.items():
         detector = Detector(facts["model"], weights=facts["weights"], evidence=evidence, conformal="split",
-                            fpr=found.fpr, allow_missing_classes=True)  # fmt: skip
+                            score=score, fpr=found.fpr, allow_missing_classes=True)  # fmt: skip
         detector.fit(source["trusted"])
-        for together in (False, True):
-            verdicts = detector.score(source["inputs"], together=together)
-            name = f"covary {'together' if together else 'alone'}{', thorough' if evidence == 'thorough' else ''}"
-            scored[name] = verdicts.score
-            ours = {OURS: scoring.ours, **scoring.WAYS}[name](prepared)
+        for chosen in (np.ones(len(benign), bool), benign) if together else (np.ones(len(benign), bool),):
+            pile = source["inputs"].take(np.flatnonzero(chosen))
+            verdicts = detector.score(pile, together=together)
+            scored.setdefault(name, verdicts.score)
+            ours = {OURS: scoring.ours, **scoring.WAYS}[name](prepared.with_inputs(chosen))
             np.testing.assert_allclose(ours.score, verdicts.score, rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(ours.p_value, verdicts.p_value, atol=1e-9)
     # Every way says something of its own: survival has been measured, and the pile has been looked at.
     assert set(scored) == {OURS, *scoring.WAYS}
-    assert len({values.tobytes() for values in scored.values()}) == 4
+    assert len({values.tobytes() for values in scored.values()}) == 5
 
 
 def test_other_sizes_begin_anew(cache):

@@ -46,6 +46,10 @@ def run(
         bool, Option("--chains", help="Also the baselines that take hours, such as the published sampler.")
     ] = False,
     again: Annotated[bool, Option("--again", help="Score anew, from cached victims and cases.")] = False,
+    skip: Annotated[
+        list[str] | None,
+        Option("--skip", help="Leave this baseline out; earlier figures of it stay. May be repeated."),
+    ] = None,
     device: Device = "cpu",
     threads: Threads = 1,
     json: Json = False,
@@ -63,8 +67,8 @@ def run(
     from covary_bench import commands
 
     made = commands.run(
-        what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, device=device, threads=threads,
-        say=_say(json),
+        what, scale, cache=cache, out=out, only=cell or [], chains=chains, again=again, skip=skip or [], device=device,
+        threads=threads, say=_say(json),
     )  # fmt: skip
     if json:
         print_json(made)

@@ -50,6 +50,7 @@ def run(
     only: Sequence[str] = (),
     chains: bool = False,
     again: bool = False,
+    skip: Sequence[str] = (),
     device: str = "cpu",
     threads: int = 1,
     say: Say = print_line,
@@ -57,7 +58,7 @@ def run(
     """Runs one table or `all`; returns the main figures and what was written.
 
     Raises:
-        CovaryError: an unknown table, scale, cell or device, or a cell of `only` that cannot be made.
+        CovaryError: an unknown table, scale, cell, baseline or device, or a cell of `only` that cannot be made.
     """
     tables = chosen(what, scale, only)
     check_device(device)
@@ -66,7 +67,9 @@ def run(
     for found in tables:
         how = modality(found)
         known = known_cells(out / f"{found.name}-{scale}.json")
-        record = run_table(found, cache, only=only, chains=chains, again=again, device=device, known=known, say=say)
+        record = run_table(
+            found, cache, only=only, chains=chains, again=again, skip=skip, device=device, known=known, say=say
+        )
         written, marked = how.write(record, out), how.marked(record)
         summary[found.name] = how.main(record) | {"marked": marked, "files": [str(path) for path in written]}
         say(f"{found.name}: {len(record['cells'])} cells, {len(marked)} of them marked; {written[0]}")

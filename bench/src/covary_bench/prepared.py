@@ -68,6 +68,8 @@ class Prepared:
         self.case, self.work, self.fpr, self.device, self.evidence = case, work, fpr, device, evidence
         self.facts: dict[str, Any] = read_cached(case / "case.json")
         self.seed = int(self.facts["seed"])
+        self.score = "combined"
+        self.chosen: Bool[np.ndarray, " n"] | None = None
 
     @cached_property
     def detector(self) -> Detector:
@@ -79,7 +81,22 @@ class Prepared:
 
     def with_evidence(self, evidence: str) -> Prepared:
         """The same case with rows that carry other evidence, as `Detector(evidence=...)` has it."""
-        return Prepared(self.case, self.work, self.fpr, self.device, evidence)
+        other = Prepared(self.case, self.work, self.fpr, self.device, evidence)
+        other.score, other.chosen = self.score, self.chosen
+        return other
+
+    def with_score(self, score: str) -> Prepared:
+        """The same rows judged by another score, as `Detector(score=...)` has it."""
+        other = copy(self)
+        other.__dict__.pop("judge", None)
+        other.score = score
+        return other
+
+    def with_inputs(self, chosen: Bool[np.ndarray, " n"]) -> Prepared:
+        """The same case with some of its inputs alone, for ways that judge a pile; baselines' scores are not cut."""
+        other = Prepared(self.case, self.work, self.fpr, self.device, self.evidence)
+        other.score, other.chosen = self.score, chosen
+        return other
 
     def with_split_seed(self, seed: int) -> Prepared:
         """The same rows, trusted samples dealt to their roles by another seed."""
@@ -132,7 +149,7 @@ class Prepared:
     def _kept(self) -> tuple[Rows, Rows, dict[str, np.ndarray]]:
         arrays, parts = self._stored
         trusted, inputs = (rows_from_arrays(arrays, parts[name], name) for name in ("trusted", "inputs"))
-        return trusted, inputs, arrays
+        return trusted, inputs if self.chosen is None else inputs.take(self.chosen), arrays
 
     @staticmethod
     def _timed(work: Any) -> tuple[Any, float]:
@@ -180,6 +197,8 @@ class Prepared:
         """What is known of the inputs."""
         with np.load(self.case / "inputs.npz") as stored:
             arrays = {name: stored[name] for name in ("truth", "y", "group")} | {"targets": stored["wanted"]}
+        if self.chosen is not None:
+            arrays = {name: values[self.chosen] for name, values in arrays.items()}
         return Inputs(**arrays, predicted=self.queries.predicted, kind=self.facts["kind"])
 
     @cached_property
@@ -187,7 +206,7 @@ class Prepared:
         """Our default score, fitted; its roles are every baseline's roles."""
         # One split from 330 trusted inputs on, as the kept tables were made, and five times cheaper for baselines.
         kind = kind_for(len(self.trusted), "auto", chosen_on_trusted=True)
-        return Judge(fpr=self.fpr, seed=self.seed, conformal=kind).fit(self.trusted, self.trusted_labels)
+        return Judge(self.score, fpr=self.fpr, seed=self.seed, conformal=kind).fit(self.trusted, self.trusted_labels)
 
     @cached_property
     def pixels(self) -> dict[str, torch.Tensor]:

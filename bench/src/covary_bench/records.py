@@ -1,5 +1,6 @@
 """A table's record on disk: one line a cell and detector, with the figures that tables, plots and documentation use.
 
+A line begins with the detector's place in `detectors`; its figures stand in the order of `columns`.
 Curves, and whatever else resuming needs, stay in the cache. Figures are kept to four or five digits after the point,
 seconds to three in all; `rounded` does the same to figures at hand, so that a table looks the same from cache and file.
 """
@@ -67,7 +68,7 @@ IMAGES = Layout(
     facts=("missing", "errors", "victim", "distance", "ari", "ari_flagged", "ari_cards",
            "ari_cards_flagged", "cards_found", "mechanisms_found", "mechanisms_true",
            "n_flagged", "reached", "n_hard", "times_nominal", "second_axis_auroc", "second_axis_auroc_flagged",
-           "score_auroc", "false_positive_rates", "n_trusted"),
+           "score_auroc", "false_positive_rates", "cards", "cards_without", "n_trusted"),
 )  # fmt: skip
 
 KINDS = ("long", "held-out-task", "benign-reply")
@@ -137,6 +138,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
         return [name for name, place in columns.items() if any(_at(one, place) is not None for one in found)]
 
     every, ours = there(kept.every), there(kept.ours)
+    named = list(dict.fromkeys(name for cell in cells.values() for name in cell.get("detectors", {})))
     abouts: list[Any] = []
     for cell in cells.values():
         if "about" in cell and cell["about"] not in abouts:
@@ -145,6 +147,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
     for name, value in rounded(head).items():
         yield f"{_json(name)}:{_json(value)},"
     yield f'"columns":{_json([*every, *ours])},'
+    yield f'"detectors":{_json(named)},'
     yield f'"about":{_json(abouts)},'
     yield '"cells":{'
     for last, (name, cell) in _ended(cells.items()):
@@ -155,8 +158,10 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
         facts["n"] = {key: at for key, place in kept.shared.items() if (at := _at(mine, place)) is not None}
         if "about" in cell:
             facts["about"] = abouts.index(cell["about"])
+        if "false_positive_rates" in facts:
+            facts["false_positive_rates"] = _by_column(facts["false_positive_rates"], named)
         facts = {key: value for key, value in facts.items() if value not in (None, {}, [])}
-        yield f'{_json(name)}:{{"facts":{_json(rounded(facts))},"detectors":{{'
+        yield f'{_json(name)}:{{"facts":{_json(rounded(facts))},"detectors":['
         for end, (detector, one) in _ended(detectors.items()):
             values = [_at(one, kept.every[column]) for column in every]
             values += [_at(one, kept.ours[column]) for column in ours] if detector == OURS else []
@@ -164,10 +169,26 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
                 values.pop()
             names = [*every, *ours]
             values = [_short(rounded(value, names[i])) for i, value in enumerate(values)]
-            yield f"{_json(detector)}:{_json(values)}{'' if end else ','}"
-        yield "}}" + ("" if last else ",")
+            yield f"{_json([named.index(detector), *values])}{'' if end else ','}"
+        yield "]}" + ("" if last else ",")
     yield "}"
     yield "}"
+
+
+def _by_column(found: Mapping[str, Mapping[str, Any]], named: list[str]) -> dict[str, Any]:
+    """Figures by detector and column as rows, each begun by the detector's place in `named`."""
+    columns = list(dict.fromkeys(column for one in found.values() for column in one))
+    rows = [[named.index(name), *(one.get(column) for column in columns)] for name, one in found.items()]
+    return {"columns": columns, "rows": rows}
+
+
+def _by_detector(found: Mapping[str, Any], named: list[str]) -> dict[str, dict[str, Any]]:
+    """The other way round; what was not measured is left out."""
+    result: dict[str, dict[str, Any]] = {}
+    for number, *values in found["rows"]:
+        pairs = zip(found["columns"], values, strict=True)
+        result[named[number]] = {column: value for column, value in pairs if value is not None}
+    return result
 
 
 def _json(value: Any) -> str:
@@ -220,7 +241,8 @@ def read_record(path: Path) -> dict[str, Any]:
         CovaryError: no such file, or one that is not a record.
     """
     record = folders.read_json(path, "a record of the benchmark")
-    if not isinstance(record, dict) or not isinstance(record.get("cells"), dict) or "columns" not in record:
+    expected = {"columns": list, "detectors": list, "cells": dict}
+    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in expected.items()):
         raise CovaryError(
             f"{path} has no cells by column", "a record of the benchmark", "move it away, or choose another --out"
         )
@@ -232,8 +254,10 @@ def read_record(path: Path) -> dict[str, Any]:
         shared = {kept.shared[key]: value for key, value in facts.pop("n", {}).items()}
         if "about" in facts:
             facts["about"] = record["about"][facts["about"]]
+        if "false_positive_rates" in facts:
+            facts["false_positive_rates"] = _by_detector(facts["false_positive_rates"], record["detectors"])
         cells[name] = {"cell": name, "victim": {}, **facts}
-        for detector, values in own["detectors"].items():
+        for number, *values in own["detectors"]:
             one = deepcopy(dict(kept.blank))
             for place, value in zip(places, values, strict=False):
                 if value is not None:
@@ -242,5 +266,5 @@ def read_record(path: Path) -> dict[str, Any]:
                 # Shared figures complete a view; they do not bring one that this detector has not got.
                 if _at(one, place[:1]) is not None or len(place) == 1:
                     _put(one, place, value)
-            cells[name].setdefault("detectors", {})[detector] = one
+            cells[name].setdefault("detectors", {})[record["detectors"][number]] = one
     return {**record, "cells": cells}

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from covary.errors import CovaryError
+from covary.errors import CovaryError, unknown_name
 from covary.storage import folders
 from covary.storage.fingerprints import versions
 from covary_bench.baselines.images import BASELINES
-from covary_bench.baselines.material import Baseline
 from covary_bench.case import Case, Say, modality
 from covary_bench.cell import Cell
 from covary_bench.records import plain, rounded
@@ -29,18 +28,25 @@ def silent(line: str) -> None:
     """Says nothing."""
 
 
-def selected_baselines(table: Table, case: Case, chains: bool) -> list[str]:
-    """Names in the table's order; those that take hours only if asked for, or if their scores are there already."""
+def selected_baselines(table: Table, case: Case, chains: bool, skip: Sequence[str] = ()) -> list[str]:
+    """Names in the table's order; those that take hours only if asked for, or if their scores are there already.
+
+    The same of those to `skip`, which are asked for by another run.
+    """
     known = case.baselines
     names = list(table.size.baselines) or list(known)
     for name in names:
         if name not in known:
             raise CovaryError(f"the table {table.name} names the baseline {name!r}", f"one of: {', '.join(known)}")
-    return [n for n in names if known[n].needs != "chain" or chains or scores_path(case.work, n).is_file()]
+    for name in skip:
+        if name not in known:
+            raise unknown_name("baseline to skip", name, known)
+    asked = [name for name in names if name not in skip and (chains or known[name].needs != "chain")]
+    return [name for name in names if name in asked or scores_path(case.work, name).is_file()]
 
 
-def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, device: str = "cpu",
-             say: Say = silent) -> dict[str, Any]:  # fmt: skip
+def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, skip: Sequence[str] = (),
+             device: str = "cpu", say: Say = silent) -> dict[str, Any]:  # fmt: skip
     """Everything about one cell; stages that are there already are not done again."""
     case = modality(table).case(table, cell, cache)
     case.make(device, say)
@@ -51,7 +57,7 @@ def run_cell(table: Table, cell: Cell, cache: Path, *, chains: bool = False, dev
             found[name] = WAYS[name](prepared)
         except CovaryError as problem:
             errors[name] = str(problem)
-    for name in selected_baselines(table, case, chains):
+    for name in selected_baselines(table, case, chains, skip):
         began = time.perf_counter()
         try:
             found[name] = scored(prepared, name, case.baselines[name], case.settings(name))
@@ -99,6 +105,7 @@ def run_table(
     only: Sequence[str] = (),
     chains: bool = False,
     again: bool = False,
+    skip: Sequence[str] = (),
     device: str = "cpu",
     known: Mapping[str, dict[str, Any]] | None = None,
     say: Say = silent,
@@ -106,8 +113,8 @@ def run_table(
     """Runs the cells of a table that have no result yet, and returns the record of all there are.
 
     `only` names cells to run, `again` runs them anew from their cached case, `chains` adds the baselines that take
-    hours to those that are done. A cell that cannot be made is missing, with its reason. `known` are cells of an
-    earlier record, which stand in for those that the cache has no result of.
+    hours to those that are done, `skip` are baselines to leave out. A cell that cannot be made is missing, with its
+    reason. `known` are cells of an earlier record, which stand in for those that the cache has no result of.
 
     Raises:
         CovaryError: a cell that no such table can have, or one of `only` that cannot be made.
@@ -116,10 +123,11 @@ def run_table(
     every = cells_of(table, cache, only)
     for cell, case in every:
         path = cell_path(table, cell, cache)
-        if not again and finished(table, case, chains):
+        if not again and finished(table, case, chains, skip):
             continue
-        made = partial(run_cell, table, cell, cache, chains=chains, device=device, say=say)
-        result = rescore(path, cell, made, case.baselines, chains) if again else keep(path, cell, made)
+        made = partial(run_cell, table, cell, cache, chains=chains, skip=skip, device=device, say=say)
+        anew = [name for name, own in case.baselines.items() if (chains or own.needs != "chain") and name not in skip]
+        result = rescore(path, cell, made, anew) if again else keep(path, cell, made)
         say(f"{cell}: missing, {result['missing']}" if "missing" in result else f"{cell}: {facts.line(result)}")
         if only:
             check_complete(result)
@@ -148,11 +156,9 @@ def keep(path: Path, cell: Cell, made: Callable[[], dict[str, Any]]) -> dict[str
     return result
 
 
-def rescore(
-    path: Path, cell: Cell, made: Callable[[], dict[str, Any]], known: Mapping[str, Baseline], chains: bool
-) -> dict[str, Any]:
-    """The same with rows and scores of `known` computed again; what takes hours stays unless `chains` asks for it."""
-    with rescored(path.parent, [name for name, own in known.items() if chains or own.needs != "chain"]) as ended:
+def rescore(path: Path, cell: Cell, made: Callable[[], dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """The same with rows and the scores of the baselines `names` computed again."""
+    with rescored(path.parent, names) as ended:
         ended(result := keep(path, cell, made))
     return result
 
@@ -163,14 +169,14 @@ def check_complete(result: Mapping[str, Any]) -> None:
         raise CovaryError(f"the cell {result['cell']} cannot be made: {result['missing']}")
 
 
-def finished(table: Table, case: Case, chains: bool) -> bool:
+def finished(table: Table, case: Case, chains: bool, skip: Sequence[str] = ()) -> bool:
     """Whether there is a result of the case as it is now, with all that is wanted of it."""
     path = case.work / "result.json"
     if not path.is_file() or not case.current():
         return False
     result = json.loads(path.read_text())
     there = {*result.get("detectors", {}), *result.get("errors", {})}
-    requested = selected_baselines(table, case, chains)
+    requested = selected_baselines(table, case, chains, skip)
     if "missing" in result or not {OURS, *table.size.ways, *requested} <= there:
         return False
     return not any(stale(case.work, name, case.settings(name)) for name in requested)
@@ -187,17 +193,20 @@ def results(
         here = json.loads(path.read_text()) if path.is_file() else {}
         earlier = (known or {}).get(name, {})
         # A cell that once was measured does not go missing for want of data or memory on this machine.
-        found[name] = with_hours(here, earlier) if "detectors" in here or not earlier else earlier
+        found[name] = with_earlier(here, earlier) if "detectors" in here or not earlier else earlier
         found[name] = found[name] or {"cell": name, "missing": "not run"}
     return found
 
 
-def with_hours(here: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """A cell's result with those baselines of an earlier record that take hours, if their victim was the same."""
-    if rounded(plain(here.get("victim"))) != earlier.get("victim"):
+def with_earlier(here: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's result with those baselines of an earlier record that this run left out, if their victim was the same.
+
+    Left out: because they take hours, or because they were to be skipped.
+    """
+    if not earlier or rounded(plain(here.get("victim"))) != rounded(plain(earlier.get("victim"))):
         return dict(here)
     kept = {name: found for name, found in earlier.get("detectors", {}).items()
-            if name in BASELINES and BASELINES[name].needs == "chain"}  # fmt: skip
+            if name in BASELINES and name not in here.get("errors", {})}  # fmt: skip
     return {**here, "detectors": {**kept, **here.get("detectors", {})}}
 
 

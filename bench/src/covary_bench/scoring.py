@@ -24,6 +24,7 @@ from covary_bench.prepared import Prepared
 
 OURS = "covary alone"
 THOROUGH, TOGETHER, BOTH = "covary alone, thorough", "covary together", "covary together, thorough"
+EQUAL = "covary at equal confidence"
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,20 @@ def together_thorough(prepared: Prepared) -> Scored:
     return together(prepared.with_evidence("thorough"))
 
 
+def at_equal_confidence(prepared: Prepared) -> Scored:
+    """The same by the score that holds inputs against trusted ones of like margin (`--score equal-confidence`)."""
+    return together(prepared.with_evidence("thorough").with_score("equal-confidence"))
+
+
 # Further ways to score a case by covary itself, for tables that ask for them (see `Size.ways`).
-WAYS: dict[str, Callable[[Prepared], Scored]] = {THOROUGH: thorough, TOGETHER: together, BOTH: together_thorough}
-# All that is covary in a record; what else stands there is a baseline.
+WAYS: dict[str, Callable[[Prepared], Scored]] = {
+    THOROUGH: thorough, TOGETHER: together, BOTH: together_thorough, EQUAL: at_equal_confidence,
+}  # fmt: skip
+# Those of the default score, and all that is covary in a record; what else stands there is a baseline.
+DEFAULT_WAYS = (OURS, THOROUGH, TOGETHER, BOTH)
 EVERY_WAY = (OURS, *WAYS)
+# Those that look at the pile.
+LOOKING = (TOGETHER, BOTH, EQUAL)
 
 
 def _judged(prepared: Prepared, looked: Callable[[Judge], Judge]) -> Scored:

@@ -10,7 +10,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import images, production, sampled, studies, texts
+from covary_bench.docs import hard, images, production, sampled, studies, texts, ways
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -24,24 +24,35 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
     "benchmark.md": {
         "vision detectors": ("vision-small", images.detectors),
         "vision cells": ("vision-small", images.cells),
-        "vision ways": ("vision-small", images.ways),
-        "vision ways by cell": ("vision-small", images.ways_by_cell),
+        "vision ways": ("vision-small", ways.ways),
+        "vision ways by cell": ("vision-small", ways.ways_by_cell),
         "vision deals": ("vision-small-deals", images.deals),
         "vision deals of cells": ("vision-small-deals", images.deals_of_cells),
         "vision published": (
             "vision-small",
             images.compared(*images.PUBLISHED, "class-max cosine", of=images.has("published (Class CCC)")),
         ),
-        "hard": ("hard-small", images.hard),
+        "hard": ("hard-small", hard.hard),
+        "hard ways": ("hard-small", hard.hard_ways),
+        "hard cards": ("hard-small", hard.hard_cards),
         "sensitivity": ("sensitivity-small", images.sensitivity),
         "adversarial": (
             "adversarial-small",
             images.compared("confidence part", "Mahalanobis", "Mahalanobis by layer", "max softmax"),
         ),
+        "adversarial ways": (
+            "adversarial-small",
+            ways.ways_beside("pile on features", "pile on gradients", "Mahalanobis"),
+        ),
+        "ood ways": ("ood-small", ways.ways_beside("pile on features", "energy")),
         "ood": ("ood-small", images.compared("energy", "KNN on features", "Mahalanobis by layer")),
         "ood distances": ("ood-small", images.distances),
         "mechanisms": ("mechanisms-small", images.mechanisms),
         "adaptive attempts": ("adaptive-small", images.attempts),
+        "adaptive ways": (
+            "adaptive-small",
+            ways.ways_beside(*images.CONTROLS[:-1]),
+        ),
         "adaptive detectors": ("adaptive-small", images.hidden),
     },
     "language.md": {

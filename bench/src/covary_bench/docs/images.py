@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from covary_bench.baselines.images import BASELINES
 from covary_bench.scoring import EVERY_WAY, OURS
 from covary_bench.summary import FIGURES, mark_of, value
@@ -18,7 +16,6 @@ CONTROLS = (
     "pile on features", "pile on activations", "pile on gradients", "survival", "Spectral Signatures in the pool",
 )  # fmt: skip
 RIVALS = ("Mahalanobis", "Spectral Signatures", "IBD-PSC", "profile on activations", "KNN on features")
-FIGURES_OF_WAYS = ("auroc", "tpr_at_1", "der_calibrated", "der_right", "der_best", "fpr")
 PUBLISHED = ("published (Class CCC)", "published (CLC)", "published offline")
 
 
@@ -103,42 +100,6 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
     return made
 
 
-def ways(record: Record) -> str:
-    """One line a way of covary, a control of it and a rival: means over held-out cells where all ways were measured."""
-    counted = _scored_together(record)
-    shown = []
-    for name in (*EVERY_WAY, *CONTROLS, *RIVALS):
-        found = [[value(cell, name, ("masked", key)) for key in FIGURES_OF_WAYS] for cell in counted.values()]
-        # A detector is compared on all of these cells or not at all.
-        if not found or any(figure is None for row in found for figure in row):
-            continue
-        auroc, *others = np.array(found, float).mean(0)
-        shown.append([f"**{name}**" if name in EVERY_WAY else name, number(auroc, 4), *map(number, others)])
-    if not shown:
-        return ""
-    heads = ["detector", "AUROC", "TPR at 1 %", "DER calibrated", "DER on right answers", "DER best", "false alarms"]
-    return markdown(heads, shown) + f"\nCells: {', '.join(counted)}.\n"
-
-
-def ways_by_cell(record: Record) -> str:
-    """One line a cell where all ways were measured, tuning cells as well: masked AUROC and what is caught at 1 %."""
-    names = (*EVERY_WAY, *CONTROLS)
-    rows = []
-    for cell_name, cell in record["cells"].items():
-        if not has(EVERY_WAY[-1])(cell):
-            continue
-        pairs = [[value(cell, name, ("masked", key)) for key in ("auroc", "tpr_at_1")] for name in names]
-        marks = [mark for mark in ("tuning" if cell_name in record["tuning"]["cells"] else "", mark_of(cell)) if mark]
-        rows.append([cell_name + (f" ({', '.join(marks)})" if marks else ""),
-                     *(f"{number(auroc, 4)}, {number(caught)}" for auroc, caught in pairs)])  # fmt: skip
-    return markdown(["cell", *names], rows) if rows else ""
-
-
-def _scored_together(record: Record) -> Record:
-    return {name: cell for name, cell in record["cells"].items()
-            if has(EVERY_WAY[-1])(cell) and name not in record["tuning"]["cells"] and not mark_of(cell)}  # fmt: skip
-
-
 def has(name: str) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a cell has that detector."""
     return lambda cell: name in cell.get("detectors", {})
@@ -169,7 +130,7 @@ def deals_of_cells(record: Record) -> str:
     return markdown(["cell", "covary: AUROC masked", "covary: DER calibrated"], rows)
 
 
-def _by_variant(record: Record) -> dict[str, list[Mapping[str, Any]]]:
+def by_variant(record: Record) -> dict[str, list[Mapping[str, Any]]]:
     grouped: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for name, cell in record["cells"].items():
         if "missing" not in cell:
@@ -177,30 +138,17 @@ def _by_variant(record: Record) -> dict[str, list[Mapping[str, Any]]]:
     return grouped
 
 
-def _seeds(values: Iterable[float | None], digits: int = 3) -> str:
+def seeds(values: Iterable[float | None], digits: int = 3) -> str:
     return ", ".join(number(v, digits) for v in values if v is not None)
-
-
-def hard(record: Record) -> str:
-    """One line a kind and data set, seeds side by side: rates flagged and what the second axis tells."""
-    rows = []
-    for case, own in _by_variant(record).items():
-        rates = [cell["false_positive_rates"][OURS] for cell in own if "false_positive_rates" in cell]
-        rows.append([
-            case, _seeds(r["hard"] for r in rates), _seeds(r["clean"] for r in rates),
-            _seeds(cell.get("second_axis_auroc") for cell in own), _seeds(cell.get("score_auroc") for cell in own),
-        ])  # fmt: skip
-    return markdown(["case", "hard ones flagged", "clean ones beside them flagged", "second axis, AUROC",
-                     "the score itself, AUROC"], rows)  # fmt: skip
 
 
 def sensitivity(record: Record) -> str:
     """One line a case, seeds side by side: masked AUROC of ours and of three baselines, our rating, false alarms."""
     names = (OURS, "KNN on features", "Mahalanobis by layer", "class-max cosine")
     rows = [
-        [case, *(_seeds(value(cell, name, AUROC) for cell in own) for name in names),
-         *(_seeds(value(cell, OURS, ("masked", key)) for cell in own) for key in ("der_calibrated", "fpr"))]
-        for case, own in _by_variant(record).items()
+        [case, *(seeds(value(cell, name, AUROC) for cell in own) for name in names),
+         *(seeds(value(cell, OURS, ("masked", key)) for cell in own) for key in ("der_calibrated", "fpr"))]
+        for case, own in by_variant(record).items()
     ]  # fmt: skip
     return markdown(["case", *names, "covary: DER calibrated", "false alarms"], rows)
 

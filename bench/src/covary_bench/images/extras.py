@@ -12,7 +12,7 @@ from covary.runs.figures.quality import auroc
 from covary.scoring.clusters import cluster, mechanism_axis
 from covary.scoring.pile.cards import find_cards
 from covary_bench.prepared import Prepared
-from covary_bench.scoring import OURS, Scored
+from covary_bench.scoring import BOTH, LOOKING, OURS, WAYS, Scored
 
 
 def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
@@ -45,7 +45,8 @@ def of_mechanisms(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, 
 def of_hard(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
     """False-positive rates on hard benign inputs, and what the second axis makes of those and of triggered ones.
 
-    `second_axis_auroc`: triggered against hard ones, `_flagged`: the same among those that are flagged.
+    `second_axis_auroc`: triggered against hard ones, `_flagged`: the same among those that are flagged. Where ways were
+    asked for that judge a pile together: their rates on a pile without the attack as well (`_without`), and its cards.
     """
     inputs, fpr = prepared.inputs, prepared.fpr
     hard, clean = inputs.group == "hard", inputs.group == "clean"
@@ -54,6 +55,12 @@ def of_hard(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
                "hard_at_1": _rate(one, hard, 0.01), "clean_at_1": _rate(one, clean, 0.01)}
         for name, one in found.items()
     }  # fmt: skip
+    benign = prepared.with_inputs(inputs.truth == 0)
+    for name in [name for name in LOOKING if name in found]:
+        one = WAYS[name](benign)
+        rates[name] |= {"hard_without": _rate(one, benign.inputs.group == "hard", fpr),
+                        "clean_without": _rate(one, benign.inputs.group == "clean", fpr)}  # fmt: skip
+    cards = {"cards": prepared, "cards_without": benign} if BOTH in found else {}
     axis = mechanism_axis(prepared.judge.judge(prepared.queries))
     both = hard | inputs.masked & (inputs.truth == 1)
     flagged = both & (found[OURS].p_value <= fpr * (1 + 1e-9))
@@ -63,7 +70,20 @@ def of_hard(prepared: Prepared, found: Mapping[str, Scored]) -> dict[str, Any]:
         "second_axis_auroc": auroc(axis[both], inputs.truth[both]),
         "second_axis_auroc_flagged": auroc(axis[flagged], inputs.truth[flagged]),
         "score_auroc": auroc(found[OURS].score[both], inputs.truth[both]),
+        **{key: cards_of_hard(own) for key, own in cards.items()},
     }  # fmt: skip
+
+
+def cards_of_hard(prepared: Prepared) -> list[dict[str, Any]]:
+    """What the cards of the pile, as `covary scan` shows them, say: reading, members, and how many of them are hard
+    and how many triggered.
+    """
+    looked, inputs = prepared.with_evidence("thorough"), prepared.inputs
+    return [
+        {"reading": card.reading, "members": len(card.members),
+         "hard": int((inputs.group[card.members] == "hard").sum()), "odd": int(inputs.truth[card.members].sum())}
+        for card in find_cards(looked.judge, looked.queries).cards
+    ]  # fmt: skip
 
 
 def _rate(one: Scored, chosen: np.ndarray, fpr: float) -> float | None:
