@@ -10,7 +10,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import hard, images, production, sampled, studies, texts, ways
+from covary_bench.docs import hard, images, pile, production, sampled, studies, texts, ways
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -60,6 +60,15 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language layers": ("language-tuning", texts.layers),
         "language cost": ("language-cost", texts.cost),
         **{mark: ("language-small", made) for mark, made in language.MARKS.items()},
+    },
+    "pile.md": {
+        "pile sizes": ("pile-sizes", pile.sizes),
+        "pile alarms": ("pile-sizes", pile.alarms),
+        "pile validity": ("pile-validity", pile.validity),
+        "pile crossed": ("pile-validity", pile.crossed),
+        "pile texts": ("pile-texts", pile.texts),
+        "pile attackers": ("pile-attackers", pile.attackers),
+        "pile salted": ("pile-attackers", pile.salted),
     },
     "production.md": {
         "load": ("production-load", production.load),
@@ -171,6 +180,8 @@ def write(results: Path, docs: Path, *, plots: bool = True) -> list[str]:
         calibrated, costs, along = (read(results, name) for name in ("calibrated", "speed-*", "sampled-small"))
         if calibrated:
             studies.plot(calibrated, docs)
+        if of_sizes := read(results, "pile-sizes"):
+            pile.plot(of_sizes, docs / "pile-sizes.svg")
         if costs and "first_order_speedup" in costs:
             speed.chart(costs, along or {}, docs / "speed.svg")
     return changed

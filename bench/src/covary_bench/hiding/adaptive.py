@@ -2,7 +2,8 @@
 
 Activation-obfuscated: triggered activations are drawn to clean ones of the attacker's class in every layer, by moments
 and nearest neighbours (after Bailey et al., arXiv 2412.09565). Gradient-obfuscated: the numbers of our own profile,
-of gradients and activations alike, are drawn to clean ones too. Strength is raised until activation baselines
+of gradients and activations alike, are drawn to clean ones too. Pile-obfuscated: so are survival under amplified
+weights, and how far triggered rows reach along a direction of their own. Strength is raised until activation baselines
 see next to nothing, or three budgets are spent; every attempt is kept with what it cost in accuracy and success.
 
     python -m covary_bench.hiding.adaptive --victim cache/victims/cifar10-badnets-t0-s0 --hide activations
@@ -158,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     prog = "python -m covary_bench.hiding.adaptive"
     parser = argparse.ArgumentParser(prog=prog, description="Hide a victim's trigger.")
     parser.add_argument("--victim", type=Path, required=True, help="folder of a trained victim")
-    parser.add_argument("--hide", choices=["activations", "gradients"], default="activations")
+    parser.add_argument("--hide", choices=["activations", "gradients", "piles"], default="activations")
     parser.add_argument("--out", type=Path, default=datasets.cache_folder() / "adaptive")
     parser.add_argument("--steps", type=int, default=Budget().steps)
     options = parser.parse_args(arguments)

@@ -20,17 +20,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from covary.errors import CovaryError
+from covary_bench.hiding.piles import Amplified, direction_gaps
 from covary_bench.images.attacks.class_profile import ClassProfile
-from covary_bench.images.attacks.clean_reference import CleanReference, answered, confidence, inside, quantile_distance
+from covary_bench.images.attacks.clean_reference import (
+    FEATURES,
+    CleanReference,
+    answered,
+    confidence,
+    inside,
+    quantile_distance,
+)
 from covary_bench.images.attacks.poisoning import Trigger
 from covary_bench.images.datasets import Images
 from covary_bench.images.training import to_input
 
-Hidden = Literal["activations", "gradients"]
+# `gradients` hides from activations as well, `piles` from all three.
+Hidden = Literal["activations", "gradients", "piles"]
 Draw = Callable[[Int[np.ndarray, " k"], int], Int[np.ndarray, " c"]]
 ANCHOR = 0.1  # weight of what clean activations moved
 REFRESH, KNOWN, KNOWN_OWN = 3, 400, 200  # clean inputs that hiding compares with, drawn anew every so many steps
 PROFILED, PROFILED_OWN = 32, 200  # with gradients of gradients
+AMPLIFIED = 64
 WARM = 20
 CERTAIN = 0.5  # margin of a triggered input that is answered surely enough
 
@@ -58,9 +68,10 @@ def hide(
 
     Tasks: cross-entropy of clean inputs + how far the margin of triggered ones is below `CERTAIN` + on clean inputs KL
     from the answers as they were + `ANCHOR` * how far every layer's pooled activations moved. Hiding: how far triggered
-    inputs are from clean ones (`CleanReference`, confidence; with `gradients` also `ClassProfile`). It pulls with
-    `strength` (see `_pull`), from nothing at first to all of it after a fifth of the steps. Normalisation layers keep
-    their statistics, so that a sample's gradient is its own.
+    inputs are from clean ones (`CleanReference`, confidence; with `gradients` also `ClassProfile`; with `piles` also
+    `Amplified`, and how far triggered rows reach along a direction of their own). It pulls with `strength` (see
+    `_pull`), from nothing at first to all of it after a fifth of the steps. Normalisation layers keep their statistics,
+    so that a sample's gradient is its own.
     """
     original, network = (_rearranged(copy.deepcopy(network), torch.channels_last).eval() for _ in range(2))
     original.requires_grad_(False)
@@ -78,12 +89,15 @@ def hide(
     first = CleanReference(original, *_drawn(images, some, everyone, mine), target)
     known: CleanReference | None = None
     profile: ClassProfile | None = None
+    amplified: Amplified | None = None
     for step in range(budget.steps):
         if strength and step % REFRESH == 0:
             x, own = _drawn(images, some, everyone, mine)
             known = CleanReference(network, x, own, target)
-            if hidden == "gradients" and step % (4 * REFRESH) == 0:
+            if hidden != "activations" and step % (4 * REFRESH) == 0:
                 profile = ClassProfile(network, x[:PROFILED_OWN], own[:PROFILED_OWN], target, seed + step)
+            if hidden == "piles" and step % (4 * REFRESH) == 0:
+                amplified = Amplified(network, [x], target)
         chosen = [some(everyone, budget.batch), some(mine, 2 * budget.batch // 3), some(others, budget.batch)]
         clean, own = (_input(images.x[part]) for part in chosen[:2])
         odd = _input(trigger(images.x[chosen[2]]))
@@ -106,7 +120,13 @@ def hide(
             apart = known.apart(groups[0], groups[1], groups[2])
             apart = apart + quantile_distance(confidence(said[2], target), confidence(said[1][right], target)).mean()
             if profile is not None:
-                apart = apart + profile.apart(odd[:PROFILED], own[right][:PROFILED])
+                gap, pairs = profile.apart_and_pairs(odd[:PROFILED], own[right][:PROFILED])
+                apart = apart + gap
+                if amplified is not None:
+                    features = known.layers[FEATURES]
+                    far, near = (groups[i][FEATURES] - features.mean for i in (0, 2))
+                    pairs.append((far, near, features.own))
+                    apart = apart + amplified.apart(odd[:AMPLIFIED], own[right][:AMPLIFIED]) + direction_gaps(pairs)
         _pull(list(network.parameters()), tasks, apart, strength * min(1.0, 5 * (step + 1) / budget.steps))
         # Adam's first steps are large whatever the gradient; a cosine leaves the end to the details.
         cooled = 0.02 + 0.98 * (1 + math.cos(math.pi * step / budget.steps)) / 2

@@ -115,16 +115,23 @@ class ClassProfile:
 
     def apart(self, odd: Float[Tensor, "a c h w"], own: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
         """How far triggered inputs are from clean ones of the attacker's class, by every number and by all together."""
-        parts = []
+        return self.apart_and_pairs(odd, own)[0]
+
+    def apart_and_pairs(
+        self, odd: Float[Tensor, "a c h w"], own: Float[Tensor, "b c h w"]
+    ) -> tuple[Float[Tensor, ""], list[tuple[Tensor, Tensor, Tensor]]]:
+        """The same, with the standardised numbers of both and their precision, of gradients and of activations."""
+        parts, pairs = [], []
         with torch.no_grad():
             clean = self._numbers(own)
         for a, b, mean, scale, joint in zip(
             self._numbers(odd), clean, self.means, self.scales, self.joint, strict=True
         ):
+            pairs.append(((a - mean) / scale, (b - mean) / scale, joint))
             parts.append(quantile_distance(a, b).mean())
             far = [log_distance((rows - mean) / scale, joint)[:, None] for rows in (a, b)]
             parts.append(quantile_distance(far[0], far[1]).mean())
-        return torch.stack(parts).mean()
+        return torch.stack(parts).mean(), pairs
 
     def _seen(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"]) -> list[dict[str, Tensor]]:
         rows, _ = inside(self.network, x)
