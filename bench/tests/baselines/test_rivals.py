@@ -101,7 +101,7 @@ def test_locally_adaptive_ranks_by_loops():
     rng = np.random.default_rng(0)
     classes = np.repeat([0, 1, 2, 3], [9, 8, 2, 1])
     trusted = rng.normal(size=(20, 3)) + 1.5 * classes[:, None]
-    queries, labels = rng.normal(size=(30, 3)) * 2 + 1.5, rng.integers(0, 5, 30)
+    queries, labels = rng.normal(size=(300, 3)) * 2 + 1.5, rng.integers(0, 5, 300)
     by_hand = [rank_by_hand(*pair, trusted, classes) for pair in zip(queries, labels, strict=True)]
     np.testing.assert_array_equal(adaptive_ranks(queries, labels, trusted, classes), by_hand)
     assert len(set(by_hand)) > 3

@@ -10,7 +10,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import hard, images, pile, production, sampled, studies, texts, ways
+from covary_bench.docs import hard, images, pile, production, sampled, studies, texts, ways, why
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -19,7 +19,7 @@ from covary_bench.texts import page as language
 NOT_MEASURED = "Not measured yet.\n"
 Make = Callable[[Any], str]
 
-# page -> mark in it -> record, and how the record is told
+# page -> mark in it -> record, and how the record is told; several records joined by + are given by name
 PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
     "benchmark.md": {
         "vision detectors": ("vision-small", images.detectors),
@@ -55,6 +55,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         ),
         "adaptive detectors": ("adaptive-small", images.hidden),
     },
+    "why-not-simply.md": {mark: ("+".join(why.RECORDS), made) for mark, made in why.MARKS.items()},
     "language.md": {
         "language groups": ("language-tuning", texts.groups),
         "language layers": ("language-tuning", texts.layers),
@@ -102,7 +103,12 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
 
 
 def read(results: Path, name: str) -> dict[str, Any] | None:
-    """The record of that name with its means, or None where there is none; `*` stands for a machine's name."""
+    """The record of that name with its means, or None where there is none; `*` stands for a machine's name.
+
+    Of several names joined by + all records by name.
+    """
+    if "+" in name:
+        return {one: read(results, one) for one in name.split("+")}
     path = next(iter(sorted(results.glob(f"{name}.json"))), None)
     return None if path is None else _read(path, path.stat().st_mtime_ns)
 
@@ -182,6 +188,9 @@ def write(results: Path, docs: Path, *, plots: bool = True) -> list[str]:
             studies.plot(calibrated, docs)
         if of_sizes := read(results, "pile-sizes"):
             pile.plot(of_sizes, docs / "pile-sizes.svg")
+        compared = {name: read(results, name) for name in why.RECORDS}
+        if compared["vision-small"]:
+            why.chart(compared, docs / "why-not-simply.svg")
         if costs and "first_order_speedup" in costs:
             speed.chart(costs, along or {}, docs / "speed.svg")
     return changed
