@@ -213,6 +213,20 @@ def trust(cli: Cli, tmp_path: Path) -> None:
     assert cli.works("trust", cli.score, *more)["n_added"] == 1
 
 
+def clean(cli: Cli, tmp_path: Path) -> None:
+    """The inputs as a training set: by the network, and by the detector that is there."""
+    asked = ("--training", cli.case.inputs)
+    new = cli.works("clean", *cli.case.usual, *asked, "--out", tmp_path / "new")["clean"]
+    known = ("--detector", cli.detector, "--remove-at", 0.1, AGREED)
+    found = cli.works("clean", *known, *asked, "--out", tmp_path / "known")["clean"]
+    assert found["n"] == new["n"] == len(results(cli.score))
+    for run in (tmp_path / "new", tmp_path / "known"):
+        lists = [(run / name).read_text().split() for name in ("keep.txt", "remove.txt")]
+        assert sorted(lists[0] + lists[1]) == sorted(row["id"] for row in results(run))
+    assert cli.works("verify", tmp_path / "new")["intact"]
+    assert "no training set" in cli.refusal("clean", *cli.case.usual, "--out", tmp_path / "none")
+
+
 def audit(cli: Cli, tmp_path: Path) -> None:
     bom, card = tmp_path / "bom.json", tmp_path / "card.md"
     assert cli.works("audit", cli.score, "--bom", bom, "--card", card)["written"] == [str(bom), str(card)]
@@ -257,7 +271,7 @@ def init(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 CELLS = (
     check, fit, inspect, scan, score, verify, report, compare, gate, mechanisms, keygen, sign, receipts, trust, audit,
-    cost, serve, init,
+    clean, cost, serve, init,
 )  # fmt: skip
 # They try networks of their own; tests/runs has theirs.
 OF_THEIR_OWN = {"demo", "doctor"}

@@ -25,7 +25,7 @@ from covary.models.spaces import select_parameters
 from covary.objects import check_consent, is_object_name
 from covary.runs.check import CheckReport, check, check_texts
 from covary.runs.display import SILENT, Display
-from covary.runs.folder.write import write_run
+from covary.runs.folder.write import Also, write_run
 from covary.runs.report import write_report
 from covary.runs.report.run_folder import section
 from covary.settings import (
@@ -266,13 +266,13 @@ def _draws(s: Settings) -> int:
     return (estimator_named(s.estimator).draws if draws is None else draws) * s.extractor.chains
 
 
-def check_plan(plan: ScanPlan, material: Material | None = None) -> CheckReport:
-    """Looks at the model and data before any long work."""
+def check_plan(plan: ScanPlan, material: Material | None = None, *, apart: bool = True) -> CheckReport:
+    """Looks at the model and data before any long work; with `apart`, trusted inputs should not be among the others."""
     s, own, material = plan.settings, plan.settings.extractor, material or Material(plan)
     if isinstance(own, TextSettings):
         return check_texts(
             material.trusted, material.inputs, fpr=s.fpr, calibration=material.calibration,
-            model=material.detector.extractor.model,
+            model=material.detector.extractor.model, apart=apart,
         )  # fmt: skip
     draws = _draws(s)
     layerwise = isinstance(own, SampledSettings) and own.layerwise
@@ -298,13 +298,14 @@ def check_plan(plan: ScanPlan, material: Material | None = None) -> CheckReport:
         draws=draws,
         own_observable=own_observable,
         by_gradients=s.by_gradients,
+        apart=apart,
     )
 
 
-def _checked(plan: ScanPlan, material: Material, display: Display) -> list[dict[str, Any]]:
+def _checked(plan: ScanPlan, material: Material, display: Display, apart: bool = True) -> list[dict[str, Any]]:
     """Looks before the long work, and refuses what can not end well."""
     with display.waiting("looking at network and data"):
-        report = check_plan(plan, material)
+        report = check_plan(plan, material, apart=apart)
     errors = list(report.of_level("error"))
     if errors:
         # The one that ends it may follow from another, such as weights that were never loaded.
@@ -342,17 +343,22 @@ def _fitted(material: Material, display: Display, before: PreviousSplit | None =
 
 
 def scan(
-    plan: ScanPlan, out: Path, *, display: Display = SILENT, before: PreviousSplit | None = None, force: bool = False
+    plan: ScanPlan, out: Path, *, display: Display = SILENT, before: PreviousSplit | None = None, force: bool = False,
+    apart: bool = True, also: Also | None = None,
 ) -> dict[str, Any]:
     """Check, fit and score in one go; returns the summary of the RUN written to `out`.
 
     `before` are the trusted data's fingerprint and roles in a RUN that is done again: the same data keep their roles.
+    `apart` and `also` are as of `check_plan` and `write_run`.
     """
     with folders.reserved(out, "RUN", force=force) as out:
-        return _scan(plan, out, display, before, force)
+        return _scan(plan, out, display, before, force, apart, also)
 
 
-def _scan(plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | None, force: bool) -> dict[str, Any]:
+def _scan(
+    plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | None, force: bool, apart: bool,
+    also: Also | None,
+) -> dict[str, Any]:
     started = time.perf_counter()
     if plan.inputs is None:
         raise CovaryError("there is nothing to judge", "inputs=")
@@ -367,7 +373,7 @@ def _scan(plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | N
             _ = material.detector
         with _answers_told(material.detector, display):
             _ = material.trusted, material.calibration, material.inputs
-    findings = _checked(plan, material, display)
+    findings = _checked(plan, material, display, apart)
     detector = _fitted(material, display, before)
     inputs = material.inputs
     assert inputs is not None
@@ -376,7 +382,7 @@ def _scan(plan: ScanPlan, out: Path, display: Display, before: PreviousSplit | N
         return write_run(
             detector, inputs, out, fdr=plan.fdr, target=plan.target, offline=plan.offline, together=plan.together,
             added=plan.added, config=names, plan={**plan.model_dump(), "settings": detector.settings.model_dump()},
-            findings=findings, started=started, progress=bar, force=force,
+            findings=findings, started=started, progress=bar, force=force, also=also,
             report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
         )  # fmt: skip
 
@@ -416,11 +422,12 @@ def score(
     opened: Callable[[Detector], Source] | None = None,
     flagged_of: str | None = None,
     added: Sequence[Addition] = (),
+    also: Also | None = None,
 ) -> dict[str, Any]:
     """Judges inputs by a saved detector; returns the summary of the RUN written to `out`.
 
     With `opened` the inputs are what it gives: some of `data`, which the pile `flagged_of` flagged. Inputs `added`
-    are trusted as well, in this RUN alone.
+    are trusted as well, in this RUN alone. `also` is as of `write_run`.
     """
     started = time.perf_counter()
     pile = PileSettings.checked(fdr=fdr, truth=truth, target=target, offline=offline, together=together)
@@ -437,7 +444,7 @@ def score(
         with display.progress("inputs") as bar:
             return write_run(
                 detector, inputs, out, fdr=pile.fdr, target=pile.target, offline=pile.offline, together=pile.together,
-                added=added, config=names, started=started, progress=bar, force=force,
+                added=added, config=names, started=started, progress=bar, force=force, also=also,
                 report=lambda folder: (write_completions(inputs, folder), write_report(folder)),
             )  # fmt: skip
 

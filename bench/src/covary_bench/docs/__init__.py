@@ -10,7 +10,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import hard, images, pile, production, sampled, studies, texts, ways, why
+from covary_bench.docs import cleaning, hard, images, pile, production, sampled, studies, texts, ways, why
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -84,6 +84,11 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
     "threat-model.md": {
         "false alarms": ("false-alarms", studies.false_alarms),
         "harm": ("production-harm", production.harm),
+    },
+    "training.md": {
+        "clean": ("clean", cleaning.removed),
+        "clean retrained": ("clean", cleaning.retrained),
+        "clean trusted": ("clean", cleaning.trusted),
     },
     "trusted-data.md": {
         "deals of trusted inputs": ("deals-of-trusted", lambda record: studies.deals_of_trusted(record["500"])),

@@ -40,6 +40,7 @@ def check(
     own_observable: bool = False,
     evidence: Mapping[str, float] | None = None,
     by_gradients: bool = True,
+    apart: bool = True,
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -59,11 +60,14 @@ def check(
         own_observable: whether the user's own observable is looked at, which may need no logits: then data alone are.
         evidence: forward passes an input of every kind of evidence that may be asked for.
         by_gradients: whether gradients are taken; without them none need reach the weights.
+        apart: whether trusted inputs should not be among the others, as they are in a training set.
     """
     trusted = _named(network, trusted)
     inputs, calibration = (None if source is None else _named(network, source) for source in (inputs, calibration))
     by_gradients = by_gradients and not draws
-    findings, figures = _look(network, trusted, inputs, calibration, batch_size, seed, own_observable, by_gradients)
+    findings, figures = _look(
+        network, trusted, inputs, calibration, batch_size, seed, own_observable, by_gradients, apart
+    )
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
     held = None if calibration is None else len(calibration)
@@ -92,6 +96,7 @@ def _look(
     seed: int,
     own_observable: bool,
     by_gradients: bool,
+    apart: bool,
 ) -> tuple[list[Finding], dict[str, Any]]:
     """All but calibration and cost; without `accuracy` among the figures where the network does not run."""
     findings: list[Finding] = []
@@ -148,7 +153,7 @@ def _look(
     if inputs is not None and "Inputs" in about and about["Inputs"]["shape"] == about["Trusted inputs"]["shape"]:
         findings += _unseen_classes(network, inputs, np.asarray(numbers["predicted_per_class"]), batch_size)
         findings += sets.class_names(trusted, inputs)
-    return findings + sets.overlap(trusted, inputs, calibration), figures
+    return findings + sets.overlap(trusted, inputs if apart else None, calibration), figures
 
 
 def _unseen_classes(network: Network, inputs: Source, trusted_counts: np.ndarray, batch_size: int) -> list[Finding]:

@@ -36,6 +36,7 @@ def check_texts(
     fpr: float = 0.01,
     calibration: Source | None = None,
     model: LanguageModel | None = None,
+    apart: bool = True,
 ) -> CheckReport:
     """What there is to say of texts before their gradients are taken: lengths, cuts, refusals, rates, time, memory."""
     figures: dict[str, Any] = {"n_trusted": len(trusted), "n_inputs": None if inputs is None else len(inputs)}
@@ -48,7 +49,7 @@ def check_texts(
         figures[role] = record
     findings += _lengths_apart(figures)
     known = set(trusted.digests())
-    for role in ("Texts", "Calibration texts"):
+    for role in ("Texts", "Calibration texts") if apart else ("Calibration texts",):
         same = sum(digest in known for digest in there[role].digests()) if role in there else 0
         if same:
             text = f"{same} of them, with their answers, are trusted texts as well."

@@ -36,6 +36,8 @@ COLUMNS = ["id", "score", "p_value", "flagged", "predicted"]
 MORE_COLUMNS = [
     "raised_by", "kind", "kind_p", "unexplained", "least_explained_layer", "explained_by", "copy_of", "card",
 ]  # fmt: skip
+# What writes more into a RUN: called with the detector that judged, the inputs, and the folder while it is written.
+Also = Callable[[Detector, Source, Path], Any]
 # Inputs named where nothing is flagged.
 HIGHEST = 5
 
@@ -71,6 +73,7 @@ def write_run(
     started: float | None = None,
     progress: Progress | None = None,
     report: Callable[[Path], Any] | None = None,
+    also: Also | None = None,
     force: bool = False,
 ) -> dict[str, Any]:
     """Scores `inputs` into the folder `out` and returns the summary; the folder appears whole or not at all.
@@ -88,6 +91,7 @@ def write_run(
         started: when the work began, on `time.perf_counter`'s clock.
         progress: called with (inputs done, inputs in all).
         report: writes the report into the folder.
+        also: writes what else the folder is to hold; called with the detector that judged, the inputs and the folder.
         force: replace an earlier RUN though it is signed.
     """
     started = time.perf_counter() if started is None else started
@@ -177,6 +181,8 @@ def write_run(
         folders.write_json(folder / "summary.json", summary)
         if report is not None:
             report(folder)
+        if also is not None:
+            also(detector, inputs, folder)
         write_receipt(folder)
     return summary
 
