@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # Ways of choosing whom to remove, as in the record, and their columns.
-OURS = {"covary": "alone", "with labels": "with labels", "cards": "by cards"}
+OURS = {"covary": "scores alone", "with labels": "with labels", "cards": "by cards"}
 RIVALS = ("spectral signatures", "activation clustering")
 
 
@@ -20,15 +20,14 @@ def _title(name: str) -> str:
 
 
 def removed(record: dict[str, Any]) -> str:
-    """Markdown: share of the poisoned images removed, and of the clean ones, by every way."""
-    heads = ["poisoned set", "learned", *(f"poison gone, {way}" for way in OURS.values())]
-    heads += [f"clean gone, {way}" for way in OURS.values()] + ["precision", *(name.title() for name in RIVALS)]
+    """Markdown: share of the poisoned images removed / of the clean ones, by every way."""
+    heads = ["poisoned set", "learned", *OURS.values(), "precision", *(name.title() for name in RIVALS)]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, cell in record["cells"].items():
-        gone = cell["removed"]
-        row = [_title(name), _share(cell["learned"]), *(_share(gone[way]["recall"]) for way in OURS)]
-        row += [_share(gone[way]["clean"]) for way in OURS] + [_share(gone["covary"]["precision"])]
-        lines.append(f"| {' | '.join(row + [_share(gone[rival]['recall']) for rival in RIVALS])} |")
+        gone = {way: f"{_share(found['recall'])} / {_share(found['clean'])}" for way, found in cell["removed"].items()}
+        row = [_title(name), _share(cell["learned"]), *(gone[way] for way in OURS)]
+        row += [_share(cell["removed"]["covary"]["precision"]), *(gone[rival] for rival in RIVALS)]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
