@@ -4,6 +4,7 @@ By what they look at:
     the answer's probabilities   completion NLL, mean token probability, ConfGuard
     hidden states                Mahalanobis, KNN, layer fingerprints, VAE, our layer profile
     words alone                  completion text, prompt text
+    the prompt alone             LCF, quantum entropy, Attention Tracker, perplexity, length (`PROMPT_BASELINES`)
     perturbed weights            the published method
     gradients                    gradient norm, each part of the combined score alone
 """
@@ -16,12 +17,16 @@ from covary_bench.baselines.material import Baseline
 from covary_bench.baselines.parts import part_alone
 from covary_bench.baselines.profile_activations import profile_on_activations
 from covary_bench.baselines.texts.activation_vae import activation_vae
+from covary_bench.baselines.texts.attention_tracker import attention_tracker
 from covary_bench.baselines.texts.completion_nll import mean_probability, two_sided
 from covary_bench.baselines.texts.confguard import confguard
 from covary_bench.baselines.texts.knn_by_layer import knn_by_layer
 from covary_bench.baselines.texts.layer_fingerprints import layer_fingerprints
 from covary_bench.baselines.texts.material import Answered, Chain, TextMaterial
+from covary_bench.baselines.texts.prompt_length import prompt_length
+from covary_bench.baselines.texts.prompt_perplexity import prompt_perplexity
 from covary_bench.baselines.texts.published import published
+from covary_bench.baselines.texts.quantum_entropy import quantum_entropy
 from covary_bench.baselines.texts.text_alone import completion_text, prompt_text
 
 # name -> score of the queries; adding one is one file and one line.
@@ -47,4 +52,17 @@ TEXT_BASELINES: dict[str, Baseline] = {
     "published (max CCC)": Baseline(lambda m: published(m, "ccc", "max"), "chain"),
 }
 
-__all__ = ["TEXT_BASELINES", "Answered", "Baseline", "Chain", "TextMaterial"]
+# Of prompts alone, before anything is answered: `log_p` are the prompt's own, `@ answer` its states' mean.
+PROMPT_BASELINES: dict[str, Baseline] = {
+    "LCF": Baseline(lambda m: layer_fingerprints(m, ("anchor",))),
+    "LCF, prompt and last token": Baseline(layer_fingerprints),
+    "Mahalanobis, last token": Baseline(lambda m: by_layer(m.on_states("anchor"), 1)),
+    "Mahalanobis, prompt": Baseline(lambda m: by_layer(m.on_states("answer"), 1)),
+    "quantum entropy": Baseline(quantum_entropy),
+    "Attention Tracker": Baseline(attention_tracker),
+    "prompt perplexity": Baseline(prompt_perplexity),
+    "prompt text": Baseline(prompt_text),
+    "prompt length": Baseline(prompt_length),
+}
+
+__all__ = ["PROMPT_BASELINES", "TEXT_BASELINES", "Answered", "Baseline", "Chain", "TextMaterial"]

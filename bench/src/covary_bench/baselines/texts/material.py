@@ -26,25 +26,30 @@ class Answered:
         log_p: log-probability of every token of each answer, in nats.
         states: hidden states by `layer @ answer` (mean over the answer) and `layer @ anchor` (the prompt's last
             position), at full width.
+        focus: share of the last position's attention that goes to the instruction, by head (see `attention_tracker`),
+            or None.
     """
 
     prompts: list[str]
     answers: list[str]
     log_p: list[Float[np.ndarray, " _"]]
     states: States
+    focus: Float[np.ndarray, "n heads"] | None = None
 
     def take(self, index: np.ndarray) -> Answered:
         """Some of them, in that order."""
         chosen = [int(i) for i in index]
         prompts, answers = ([words[i] for i in chosen] for words in (self.prompts, self.answers))
-        return Answered(
-            prompts, answers, [self.log_p[i] for i in chosen], {name: part[index] for name, part in self.states.items()}
-        )
+        states = {name: part[index] for name, part in self.states.items()}
+        focus = None if self.focus is None else self.focus[index]
+        return Answered(prompts, answers, [self.log_p[i] for i in chosen], states, focus)
 
     def followed_by(self, others: Answered) -> Answered:
         """These, then the others."""
         states = {name: np.concatenate([part, others.states[name]]) for name, part in self.states.items()}
-        return Answered(self.prompts + others.prompts, self.answers + others.answers, self.log_p + others.log_p, states)
+        both = None if self.focus is None or others.focus is None else np.concatenate([self.focus, others.focus])
+        prompts, answers = self.prompts + others.prompts, self.answers + others.answers
+        return Answered(prompts, answers, self.log_p + others.log_p, states, both)
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,17 @@ class TextMaterial(Material):
             raise CovaryError("this baseline samples weights", "material with a chain")
         return self.chain
 
-    def on_states(self) -> Material:
-        """The same texts, hidden states at full width in place of compressed ones, and no groups: as published."""
+    def on_states(self, position: str = "") -> Material:
+        """The same texts, hidden states at full width in place of compressed ones, and no groups: as published.
+
+        `position` leaves the states of `answer` or `anchor` alone.
+        """
         trusted, queries = (
-            replace(rows, latent=dict(own.states), predicted=np.zeros(len(rows), np.int64))
+            replace(
+                rows,
+                latent={name: part for name, part in own.states.items() if name.endswith(position)},
+                predicted=np.zeros(len(rows), np.int64),
+            )
             for rows, own in ((self.trusted, self.known), (self.queries, self.query_texts))
         )
         return Material(trusted, queries, self.trusted_features, self.query_features, seed=self.seed)
