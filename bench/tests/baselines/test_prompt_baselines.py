@@ -76,8 +76,8 @@ def test_focus_is_the_instruction_s_share_head_by_head():
 
 def test_heads_are_those_that_an_order_distracts():
     rng = np.random.default_rng(0)
-    plain = rng.normal([0.6, 0.6, 0.6], [0.02, 0.02, 0.3], (200, 3))
-    ordered = rng.normal([0.2, 0.6, 0.5], [0.02, 0.02, 0.3], (200, 3))
+    plain = rng.normal([0.6, 0.6, 0.6], [0.02, 0.02, 0.02], (200, 3))
+    ordered = rng.normal([0.2, 0.6, 0.4], [0.02, 0.02, 0.3], (200, 3))
     assert important_heads(plain, ordered).tolist() == [True, False, False]
     # Nothing clear at four deviations: fewer are asked for; nothing at all: the clearest head.
     assert important_heads(plain[:, 2:], ordered[:, 2:]).tolist() == [True]
