@@ -9,6 +9,7 @@ import pytest
 
 from covary.scoring.pile.together import judge_together
 from covary.scoring.rows import Rows
+from covary_bench.docs import pile as docs
 from covary_bench.studies.pile import attackers, sizes, texts, validity
 from covary_bench.studies.pile.dealt import WAYS, Deal, Material, pile_of
 from covary_bench.studies.pile.rows import Stored
@@ -121,3 +122,12 @@ def test_a_trigger_word_stands_once_in_every_passage():
     found = texts.triggered(["a b c", "d"], rng)
     assert [[word for word in text.split() if word != texts.TRIGGER] for text in found] == [["a", "b", "c"], ["d"]]
     assert all(text.split().count(texts.TRIGGER) == 1 for text in found)
+
+
+def test_what_was_not_timed_says_so():
+    record = {"times": {"fast": 3.2, "thorough": 6.1, "load": [2.0, 3.5]}}
+    told = docs.cost(record).splitlines()
+    assert told[3] == "| Rows, thorough, in forwards | at most 6.5 | 6.10 | 2 to 3.5 |"
+    assert sum("not measured" in line for line in told) == 5
+    million = {"inputs": 1_000_000, "MB": 900, "processor seconds": 300, "load": [1.0, 1.0]}
+    assert "900 MB, 300 processor seconds" in docs.cost({"million": million})

@@ -103,6 +103,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "scales": ("speed-*", speed.scales),
         "curve": ("speed-*", speed.curve),
         "metrics": ("metrics", studies.preconditioners),
+        "thorough": ("pile-cost", pile.cost),
     },
 }
 

@@ -141,6 +141,36 @@ def salted(record: dict[str, Any]) -> str:
     return _table(heads, rows)
 
 
+def cost(record: dict[str, Any]) -> str:
+    """Markdown: what thorough evidence, a look at a pile and a million inputs cost; what was not measured says so."""
+    rows: list[list[str]] = []
+
+    def told(what: str, aim: str, of: str, figure: str | None) -> None:
+        load = " to ".join(f"{value:g}" for value in record[of]["load"]) if of in record else ""
+        rows.append([what, aim, "not measured" if figure is None else figure, load])
+
+    times, compiled, million = (record.get(name, {}) for name in ("times", "compiled", "million"))
+    told("Rows, fast, in forwards", "at most 3.3", "times", _figure(times, "fast"))
+    told("Rows, thorough, in forwards", "at most 6.5", "times", _figure(times, "thorough"))
+    alone, together = (times.get(f"judging {way}, of thorough rows") for way in ("alone", "together"))
+    told("Judging each input alone, of thorough rows", "", "times", None if alone is None else f"{100 * alone:.1f} %")
+    more = None if alone is None or together is None else f"{100 * (together - alone):.1f} %"
+    told("A look at a pile of 1,000, on top", "at most 10 %", "times", more)
+    told(
+        "`torch.compile`: a forward over a plain one", "", "compiled", _figure(compiled, "forward, compiled over plain")
+    )
+    told("`torch.compile`: rows over those of the plain network", "", "compiled",
+         compiled.get("rows of a compiled network", _figure(compiled, "rows, compiled over plain")))  # fmt: skip
+    whole = f"{million['inputs']:,} inputs" if million else "A million inputs"
+    peak = None if not million else f"{million['MB']:,} MB, {million['processor seconds']:,} processor seconds"
+    told(f"{whole} in partitions judged together: peak memory", "at most 1,500 MB", "million", peak)
+    return _table(["what", "aim", "found", "load of the machine"], rows)
+
+
+def _figure(found: dict[str, Any], name: str) -> str | None:
+    return f"{found[name]:.2f}" if name in found else None
+
+
 def plot(record: dict[str, Any], path: Path) -> None:
     """Curves of the share caught at 1 %, a row an attack, a column a size."""
     import matplotlib
