@@ -98,15 +98,19 @@ def crossed(record: dict[str, Any]) -> str:
 
 
 def texts(record: dict[str, Any]) -> str:
-    """Markdown: the classifier of passages; what the score catches and what every part alone could tell."""
+    """Markdown: the classifiers of passages; what the score catches and what every part alone could tell."""
     rows = []
-    for name, own in record.items():
-        if isinstance(own, dict):
-            (caught, *rates), errors = own["rates"][0], own["rates"][1]
-            parts = ", ".join(f"{part} {value:.3f}" for part, value in own["parts"].items() if part != "score")
-            told = ", ".join(f"{100 * rate:.1f} %" for rate in rates)
-            rows.append([name, _near(caught, errors[0]), told, f"{own['parts']['score']:.4f}", parts])
-    return _table(["pile", "caught at 1 %", "false alarms at 1, 5 %", "AUROC", "AUROC of parts"], rows)
+    for case, found in record.items():
+        title = f"{case}: right on {found['accuracy']:.2f}, success {found['attack_success']:.2f}"
+        for name in (name for name in found if isinstance(found[name], dict)):
+            (caught, *rates), errors = found[name]["rates"][0], found[name]["rates"][1]
+            parts = found[name]["parts"]
+            each = ", ".join(f"{part} {value:.3f}" for part, value in parts.items() if part != "score")
+            told = ", ".join(f"{100 * rate:.1f}" for rate in rates)
+            rows.append([title, name, _near(caught, errors[0]), f"{told} %", f"{parts['score']:.4f}", each])
+            title = ""
+    heads = ["classifier", "pile", "caught at 1 %", "false alarms at 1, 5 %", "AUROC", "AUROC of parts"]
+    return _table(heads, rows)
 
 
 def attackers(record: dict[str, Any]) -> str:
