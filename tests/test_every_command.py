@@ -227,6 +227,17 @@ def clean(cli: Cli, tmp_path: Path) -> None:
     assert "no training set" in cli.refusal("clean", *cli.case.usual, "--out", tmp_path / "none")
 
 
+def export(cli: Cli, tmp_path: Path) -> None:
+    """Of evidence that a forward pass alone gives; of all others what to do instead."""
+    asked = ("export", cli.detector, tmp_path / "exported", "--format", "torchscript", AGREED)
+    if cli.case.kind != "latent":
+        assert "expected evidence latent" in cli.refusal(*asked)
+        return
+    assert cli.works(*asked)["graph"]["format"] == "torchscript"
+    assert cli.works("inspect", tmp_path / "exported")["trusted"] == 60
+    assert cli.works("verify", tmp_path / "exported")["intact"]
+
+
 def audit(cli: Cli, tmp_path: Path) -> None:
     bom, card = tmp_path / "bom.json", tmp_path / "card.md"
     assert cli.works("audit", cli.score, "--bom", bom, "--card", card)["written"] == [str(bom), str(card)]
@@ -270,8 +281,8 @@ def init(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CELLS = (
-    check, fit, inspect, scan, score, verify, report, compare, gate, mechanisms, keygen, sign, receipts, trust, audit,
-    clean, cost, serve, init,
+    check, fit, inspect, scan, score, verify, report, compare, gate, mechanisms, keygen, sign, receipts, trust, export,
+    audit, clean, cost, serve, init,
 )  # fmt: skip
 # They try networks of their own; tests/runs has theirs.
 OF_THEIR_OWN = {"demo", "doctor"}

@@ -21,9 +21,9 @@ from covary.features.guards import check_missing_classes, check_shape, missing_c
 from covary.features.projections import projection_fingerprint
 from covary.models.network import Network
 from covary.objects import check_consent, is_object_name, load_object
-from covary.scoring.calibration.guarantee import calibrate_on_right
+from covary.scoring.calibration.fitted import fit_judge
 from covary.scoring.evidence import Evidence, Explainer
-from covary.scoring.judge import Judge, Verdicts
+from covary.scoring.judge import Verdicts
 from covary.scoring.outlier_methods import NotFitted, OutlierMethods
 from covary.scoring.pile.cards import Cards, find_cards
 from covary.scoring.pile.together import judge_together, views
@@ -187,24 +187,10 @@ class Detector(OutlierMethods):
         if s.half_rows:
             rows, calibration = quantise(rows), None if calibration is None else quantise(calibration)
         self.trusted_rows, self.labels, self.calibration_rows = rows, labels, calibration
-        kind = s.calibrates_by(len(rows))
-        self.judge = Judge(s.score, s.coupling, s.fpr, s.per_class, s.seed, kind, s.sets_apart).fit(
-            rows, labels, calibration, roles or self._roles_before()
-        )
+        self.judge = fit_judge(s, rows, labels, calibration, roles or self._roles_before())
         self.judge.statements += missing_classes(np.bincount(rows.predicted, minlength=self.classes))
-        if s.false_alarms == "right":
-            calibrate_on_right(self.judge, self._answered_right())
         self.explainer = Explainer(self.judge)
         return self
-
-    def _answered_right(self) -> list[str]:
-        """Names of the trusted inputs whose class is known and which the network answers with it."""
-        if self.labels is None or self.calibration_rows is not None:
-            where = "trusted inputs without classes" if self.labels is None else "a calibration set apart"
-            found = f"false alarms counted over right answers, with {where}"
-            raise CovaryError(found, "classes of trusted inputs, some of which calibrate", "count them over all")
-        right = self.trusted_rows.predicted == self.labels
-        return [name for name, known in zip(self.trusted_rows.ids, right.tolist(), strict=True) if known]
 
     def _roles_before(self) -> dict[str, list[str]] | None:
         fingerprint, roles = self.previous_split or (None, None)

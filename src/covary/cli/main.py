@@ -13,7 +13,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.main import get_command
 
 from covary import __version__
-from covary.cli import audit, clean, config, doctor, receipts, serve
+from covary.cli import audit, clean, config, doctor, export, receipts, serve
 from covary.cli.console import (
     as_flags,
     print_error,
@@ -429,6 +429,7 @@ app.command()(doctor.doctor)
 app.command()(audit.audit)
 app.command()(clean.clean)
 app.command()(config.init)
+app.command()(export.export)
 
 
 def _version(requested: bool) -> bool:

@@ -95,12 +95,13 @@ def pool(layer: nn.Module, output: Any, n: int | None = None, layout: Layout | N
     axis = 0 if layout is None else layout.axis
     if output.ndim == 1:
         return output.unsqueeze(0) if n == 1 else folded(output, layout, n).mean(1).unsqueeze(-1)
-    channel = _channel(layer, output, axis)
+    channel = channel_of(layer, output, axis)
     by_sample = folded(output.movedim(channel, -1), layout, n, axis - (axis > channel))
     return by_sample.mean(tuple(range(1, by_sample.ndim - 1)))
 
 
-def _channel(layer: nn.Module, output: Tensor, axis: int) -> int:
+def channel_of(layer: nn.Module, output: Tensor, axis: int) -> int:
+    """The dimension of a layer's output that holds its channels, where `axis` holds the samples."""
     last = output.ndim - 1
     if isinstance(layer, _CHANNELS_SECOND):
         return 1

@@ -23,6 +23,7 @@ from covary.features.engine.compressed import Compressed
 from covary.features.engine.fast import FastEngine, Observe, some_of
 from covary.features.engine.latent import LatentEngine
 from covary.features.exact import ChooseLogits, Gradients, exact_gradients, where_vmap_fails
+from covary.features.layouts import Layout
 from covary.features.memory_format import takes_channels_last
 from covary.features.observables import UserObservable, energy, margin, observable_named
 from covary.features.preconditioner import GradientMoments, Metric, metric_from_arrays, metric_to_arrays, under_metric
@@ -406,6 +407,22 @@ class GradientExtractor(ArrayInputs):
         )
         _check_non_finite(rows)
         return rows
+
+    @property
+    def activation_projections(self) -> dict[str, Tensor | None]:
+        """What pooled activations are multiplied with, by layer, after a first batch; None where they stay whole."""
+        return {name: p for name, p in self._activation_projections.items() if name != LAST_FEATURES}
+
+    @property
+    def layouts(self) -> dict[str, list[Layout | None]]:
+        """Where the samples are in the output of every call of a layer; after a first batch of two that differ."""
+        places = self._fast.hooked.places or {}
+        return {name: [call.outputs[0] for call in calls] for name, calls in places.items() if calls[0].outputs}
+
+    @property
+    def one_by_one(self) -> str:
+        """Why samples go one by one, in words; empty where they go in batches."""
+        return self._fast.notes[0] if self._fast.one_by_one else ""
 
     @property
     def latent_layers(self) -> list[str]:

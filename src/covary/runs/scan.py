@@ -39,7 +39,7 @@ from covary.settings import (
     wrong_value,
 )
 from covary.storage import detector as saved
-from covary.storage import folders
+from covary.storage import exported, folders
 from covary.storage.fingerprints import digest_file
 from covary.storage.receipts import RECORDS
 from covary.storage.verify import in_words, receipt_state
@@ -571,5 +571,7 @@ def describe(folder: Path) -> dict[str, Any]:
         if state != "intact":
             raise CovaryError(f"{folder} {in_words(state)}", "an intact pile", "run `covary score` again")
         return {"kind": "pile", "folder": str(folder), "receipt": state, **summary, "plan": plan}
-    found = f"{folder} is no detector, RUN or pile"
-    raise CovaryError(found, "a folder with detector.json, run.json or pile.json", "check the path")
+    if (folder / exported.RECORD).exists():
+        return exported.describe(folder)
+    found = f"{folder} is no detector, RUN, pile or export"
+    raise CovaryError(found, f"a folder with {', '.join(RECORDS.values())}", "check the path")

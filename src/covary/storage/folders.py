@@ -42,6 +42,15 @@ FILES = {
         "draws.safetensors",
         *_OWN,
     ),
+    "export": (
+        "exported.json",
+        "network.onnx",
+        "network.onnx.data",
+        "network.pt",
+        "network.pt2",
+        "rows.safetensors",
+        *_OWN,
+    ),
     "RUN": (
         "summary.json",
         "results.csv",

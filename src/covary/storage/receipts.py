@@ -23,7 +23,7 @@ SCHEMA = "1.0"
 OWN = {RECEIPT, HASH, SIGNATURE}
 WHAT = "a RUN or detector with a receipt"
 # The file that tells what a folder is.
-RECORDS = {"detector": "detector.json", "RUN": "run.json", "pile": "pile.json"}
+RECORDS = {"detector": "detector.json", "RUN": "run.json", "pile": "pile.json", "export": "exported.json"}
 # Configuration, seeds, fingerprints and outputs.
 Parts = tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]
 # What reading a folder raises whose files are not as covary writes them.
@@ -31,11 +31,11 @@ UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, StopI
 
 
 def kind_of(folder: Path) -> str:
-    """`detector`, `RUN` or `pile`, by the files that are there."""
+    """`detector`, `RUN`, `pile` or `export`, by the files that are there."""
     for kind, name in RECORDS.items():
         if (folder / name).is_file():
             return kind
-    raise CovaryError(f"{folder} is no detector, RUN or pile", f"a folder with {', '.join(RECORDS.values())}")
+    raise CovaryError(f"{folder} is no detector, RUN, pile or export", f"a folder with {', '.join(RECORDS.values())}")
 
 
 def file_digests(folder: Path) -> dict[str, str]:
@@ -77,6 +77,13 @@ def _of_detector(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts
     return config, {"seed": record["settings"]["seed"]}, fingerprints, {"rows": digests["rows.safetensors"]}
 
 
+def _of_export(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts:
+    config = {**record["settings"], "graph": record["graph"], "preprocessing": record["preprocessing"]}
+    fingerprints = {"network": record["fingerprint"], "trusted": record["trusted_fingerprint"]}
+    outputs = {name: digest for name, digest in digests.items() if name.startswith(("network.", "rows."))}
+    return config, {"seed": record["settings"]["seed"]}, fingerprints, outputs
+
+
 def _of_pile(folder: Path, record: Any, digests: Mapping[str, str]) -> Parts:
     summary = json.loads((folder / "summary.json").read_text("utf-8"))
     config = {name: value for name, value in record.items() if name not in ("versions", "detector", "listing")}
@@ -93,6 +100,7 @@ PARTS: dict[str, Callable[[Path, Any, Mapping[str, str]], Parts]] = {
     "RUN": _of_run,
     "detector": _of_detector,
     "pile": _of_pile,
+    "export": _of_export,
 }
 
 

@@ -56,6 +56,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "adaptive detectors": ("adaptive-small", images.hidden),
     },
     "why-not-simply.md": {mark: ("+".join(why.RECORDS), made) for mark, made in why.MARKS.items()},
+    "exports.md": {"evidence parts": ("vision-small", images.parts)},
     "language.md": {
         "language groups": ("language-tuning", texts.groups),
         "language layers": ("language-tuning", texts.layers),

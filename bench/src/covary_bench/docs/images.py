@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from covary_bench.baselines.images import BASELINES
 from covary_bench.scoring import EVERY_WAY, OURS
 from covary_bench.summary import FIGURES, mark_of, value
@@ -16,6 +18,7 @@ CONTROLS = (
     "pile on features", "pile on activations", "pile on gradients", "survival", "Spectral Signatures in the pool",
 )  # fmt: skip
 RIVALS = ("Mahalanobis", "Spectral Signatures", "IBD-PSC", "profile on activations", "KNN on features")
+FIGURES_OF_PARTS = ("auroc", "tpr_at_1", "der_calibrated", "der_best", "fpr")
 PUBLISHED = ("published (Class CCC)", "published (CLC)", "published offline")
 
 
@@ -98,6 +101,20 @@ def compared(*names: str, of: Callable[[Mapping[str, Any]], bool] = lambda cell:
         return markdown(heads, rows)
 
     return made
+
+
+def parts(record: Record) -> str:
+    """One line an evidence part, beside all of them: means over held-out cells whose attack works."""
+    counted = {name: cell for name, cell in record["cells"].items()
+               if name not in record["tuning"]["cells"] and not mark_of(cell)}  # fmt: skip
+    shown = []
+    for name in (OURS, "functional part", "latent part", "confidence part"):
+        found = [[value(cell, name, ("masked", key)) for key in FIGURES_OF_PARTS] for cell in counted.values()]
+        measured = np.array([row for row in found if None not in row], float)
+        if len(measured):
+            auroc, *others = measured.mean(0)
+            shown.append([name, number(auroc, 4), *map(number, others), str(len(measured))])
+    return markdown(["evidence", "AUROC", "TPR at 1 %", "DER calibrated", "DER best", "false alarms", "cells"], shown)
 
 
 def has(name: str) -> Callable[[Mapping[str, Any]], bool]:
