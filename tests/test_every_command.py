@@ -270,6 +270,19 @@ def serve(cli: Cli, tmp_path: Path) -> None:
     assert [len(found) for found in Monitor(detector)(batch)] == [4, 4]
 
 
+def guard(cli: Cli, tmp_path: Path) -> None:
+    """Prompts answered under guard, again by what was kept; without answers there is nothing to guard."""
+    kept, log = tmp_path / "guard", tmp_path / "log.jsonl"
+    asked = ("guard", cli.detector, cli.case.inputs, "--policy", "mark", "--keep", kept, "--log", log, AGREED)
+    if cli.case.kind != "text":
+        assert "judges no answers" in cli.refusal(*asked)
+        return
+    first = cli.works(*asked, "--every", 2)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (first["n"], len(lines)) == (12, sum(len(one["looks"]) for one in first["answers"]))
+    assert cli.works(*asked)["answers"] == first["answers"]
+
+
 def init(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it writes, the next command reads; the folder of a language model goes by `hf`."""
     monkeypatch.chdir(tmp_path)
@@ -282,7 +295,7 @@ def init(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 CELLS = (
     check, fit, inspect, scan, score, verify, report, compare, gate, mechanisms, keygen, sign, receipts, trust, export,
-    audit, clean, cost, serve, init,
+    audit, clean, cost, serve, guard, init,
 )  # fmt: skip
 # They try networks of their own; tests/runs has theirs.
 OF_THEIR_OWN = {"demo", "doctor"}

@@ -13,7 +13,7 @@ from typer import Argument, Exit, Option, Typer
 from typer.main import get_command
 
 from covary import __version__
-from covary.cli import audit, clean, config, doctor, export, receipts, serve
+from covary.cli import audit, clean, config, doctor, export, guard, receipts, serve
 from covary.cli.console import (
     as_flags,
     print_error,
@@ -425,6 +425,7 @@ def _show(summary: dict[str, Any], out: Path, json: bool) -> None:
 
 receipts.add_to(app)
 app.command()(serve.serve)
+app.command()(guard.guard)
 app.command()(doctor.doctor)
 app.command()(audit.audit)
 app.command()(clean.clean)

@@ -153,14 +153,14 @@ def is_rows(value: Any) -> bool:
 
 
 @contextmanager
-def as_written(folder: Path) -> Iterator[None]:
+def as_written(folder: Path, record: str = RECORD, what: str = WHAT, remedy: str = "fit again") -> Iterator[None]:
     """Tells in one sentence that a record which fits its own seal is still none that covary writes."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, MemoryError, RuntimeError) as problem:
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
-        found = f"{folder / RECORD} is not as covary writes it ({reason})"
-        raise CovaryError(found, WHAT, "fit again") from problem
+        found = f"{folder / record} is not as covary writes it ({reason})"
+        raise CovaryError(found, what, remedy) from problem
 
 
 def open_record(folder: Path, public_key: str | Path | None = None) -> dict[str, Any]:

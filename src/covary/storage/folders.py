@@ -67,6 +67,7 @@ FILES = {
         "mislabelled.txt",
         *_OWN,
     ),
+    "guard": ("guard.json", "rows.safetensors", *_OWN),
     "demo's material": ("inputs.npz", "trusted.npz", "weights.safetensors"),
     "language demo's material": ("inputs.jsonl", "trusted.jsonl", "model"),
     "prompts": ("inputs.jsonl", "trusted.jsonl"),

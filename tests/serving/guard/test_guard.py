@@ -19,16 +19,6 @@ ODD = {"prompt": " ".join(["wolf"] * 30)}
 LONGEST, EVERY, RATE = 6, 3, 0.2
 
 
-@pytest.fixture(scope="module")
-def detector():
-    return Detector(texts.causal(), max_new_tokens=LONGEST, judge="answer", fpr=RATE).fit(texts.records(60))
-
-
-@pytest.fixture(scope="module")
-def guard(detector):
-    return Guard(detector, every=EVERY)
-
-
 def answer(prompt):
     """What the model says, without the end-of-text token."""
     model = texts.causal()
@@ -58,7 +48,7 @@ def test_looks_are_the_prompt_and_every_few_tokens(guard, monkeypatch):
     assert watch.verdict.forwards_per_token == pytest.approx(expected, abs=0.01)
 
 
-def test_the_running_p_value_is_that_of_the_oddest_look_so_far(guard, detector, monkeypatch):
+def test_the_running_p_value_is_that_of_the_oddest_look_so_far(guard, of_texts, monkeypatch):
     """Against a loop over folds, looks and trusted answers."""
     monkeypatch.setattr(guard, "policy", "mark")
     prompt = fresh(1, 11)[0]
@@ -68,18 +58,18 @@ def test_the_running_p_value_is_that_of_the_oddest_look_so_far(guard, detector, 
     for token in said:
         watch.add(token)
     watch.end()
-    trusted = {text.id: text for text in detector.extractor.trusted_tokens}
-    ids, folds = guard.judges[0].calibration_ids, guard.judges[0].calibration_folds
+    trusted = {text.id: text for text in of_texts.extractor.trusted_tokens}
+    ids, folds = guard.looks.judges[0].calibration_ids, guard.looks.judges[0].calibration_folds
     looks = len(watch.verdicts)
     own = np.array([guard.scores(so_far_of(watch, k), k) for k in range(looks)])
     most = {}
-    for name, fold in zip(ids[:6], folds[:6], strict=True):
-        every = range(min(len(guard.judges), 1 + -(-len(trusted[name].targets) // EVERY)))
+    for name, fold in zip(ids[:3], folds[:3], strict=True):
+        every = range(min(len(guard.looks.judges), 1 + -(-len(trusted[name].targets) // EVERY)))
         most[name] = max(guard.scores(so_far(trusted[name], k * EVERY), k)[fold] for k in every)
-    np.testing.assert_allclose(list(most.values()), guard.highest_[:6], atol=1e-4)
+    np.testing.assert_allclose(list(most.values()), guard.looks.highest_[:3], atol=1e-4)
     for k in range(looks):
         oddest = own[: k + 1].max(0)
-        at_least = sum(m >= oddest[fold] for m, fold in zip(guard.highest_, folds, strict=True))
+        at_least = sum(m >= oddest[fold] for m, fold in zip(guard.looks.highest_, folds, strict=True))
         assert watch.verdicts[k].p_value == pytest.approx((1 + at_least) / (1 + len(ids)))
     falling = [verdict.p_value for verdict in watch.verdicts]
     assert falling == sorted(falling, reverse=True)
@@ -97,9 +87,9 @@ def so_far_of(watch, look):
 
 
 def test_no_look_is_scored_by_what_has_seen_the_text(guard):
-    first = guard.judges[0]
+    first = guard.looks.judges[0]
     fold = dict(zip(first.calibration_ids, first.calibration_folds, strict=True))
-    for judge in guard.judges:
+    for judge in guard.looks.judges:
         for name, own in zip(judge.calibration_ids, judge.calibration_folds, strict=True):
             assert own == fold[name]
             assert name not in judge.roles[f"reference {own}"]
@@ -108,11 +98,11 @@ def test_no_look_is_scored_by_what_has_seen_the_text(guard):
 
 def test_clean_answers_are_stopped_about_as_often_as_asked_for_over_all_looks(guard):
     stopped = []
-    for prompt in fresh(24, 21):
+    for prompt in fresh(12, 21):
         *_, (_, last) = guard.watch(list(prompt), iter(answer(prompt)))
         stopped.append(last.flagged)
-    # Near the rate: no more than three standard errors of 24 answers above it.
-    assert np.mean(stopped) <= RATE + 3 * (RATE * (1 - RATE) / 24) ** 0.5
+    # Near the rate: no more than three standard errors of 12 answers above it.
+    assert np.mean(stopped) <= RATE + 3 * (RATE * (1 - RATE) / 12) ** 0.5
 
 
 def test_an_odd_prompt_is_stopped_before_anything_is_said(guard):
@@ -125,7 +115,7 @@ def test_an_odd_prompt_is_stopped_before_anything_is_said(guard):
 
 
 @pytest.mark.parametrize("policy", ["stop", "mark"])
-def test_generate_ends_where_the_policy_says_so(detector, guard, policy, tmp_path, monkeypatch):
+def test_generate_ends_where_the_policy_says_so(of_texts, guard, policy, tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "policy", policy)
     monkeypatch.setattr(guard, "log", tmp_path / "log.jsonl")
     model = texts.causal()
@@ -152,10 +142,10 @@ def texts_of(record):
     return read_texts([record])[0]
 
 
-def test_what_cannot_guard_is_told(detector):
+def test_what_cannot_guard_is_told(of_texts):
     with pytest.raises(CovaryError, match="every is 0"):
-        Guard(detector, every=0)
-    with pytest.raises(CovaryError, match="policy is 'warn'"):
-        Guard(detector, policy="warn")
+        Guard(of_texts, every=0)
+    with pytest.raises(CovaryError, match="policy is 'warn'; expected one of: stop, mark, log"):
+        Guard(of_texts, policy="warn")
     with pytest.raises(CovaryError, match="judges no answers"):
         Guard(Detector(texts.causal(), judge="prompt").fit(texts.records(24)))
