@@ -327,12 +327,17 @@ class Detector(OutlierMethods):
             for evidence in self.explainer.explain(rows, verdicts)
         ]
 
-    def explain_tokens(self, inputs: Any) -> list[Any]:
-        """Which tokens of each answer trusted texts account for least (`TokenEvidence`); of texts alone."""
+    def explain_tokens(self, inputs: Any, *, of: str = "answer") -> list[Any]:
+        """Which tokens of each answer trusted texts account for least (`TokenEvidence`); of texts alone.
+
+        With `of="prompt"` those of each prompt, where prompts are judged.
+        """
         self._fitted()
         if self.settings.kind != "text":
             raise CovaryError(f"tokens of a detector whose extractor is {self.settings.kind}", "one of texts")
-        return self.extractor.explain_tokens(self.open(inputs))
+        if of not in ("answer", "prompt"):
+            raise CovaryError(f"tokens of {of!r}", "answer or prompt")
+        return self.extractor.explain_tokens(self.open(inputs), of)
 
     def cards(self, inputs: Source) -> list[dict[str, Any]]:
         """What a report shows of each input beyond the evidence."""

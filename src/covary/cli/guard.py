@@ -22,18 +22,24 @@ if TYPE_CHECKING:
 
 LINES = "-"
 ANSWERS = "The answers"
+GUARDED = "The guard of a language model"
 Every = Annotated[
-    int | None, Option("--every", min=1, help="Tokens between two looks; 8, or what --keep has.", show_default=False)
+    int | None,
+    Option("--every", min=1, help="Tokens between two looks; 8, or what --keep has.", rich_help_panel=GUARDED),
 ]
-Policy = Annotated[str, Option("--policy", help="stop, mark or log: what becomes of a flagged answer.")]
+Policy = Annotated[
+    str, Option("--policy", help="stop, mark or log: what becomes of a flagged answer.", rich_help_panel=GUARDED)
+]
 FalseStopRate = Annotated[
     float | None,
-    Option("--false-stop-rate", help="Share of clean answers that are flagged at any look; else the detector's --fpr."),
-]
+    Option("--false-stop-rate", help="Share of clean answers that are flagged at any look; else the detector's --fpr.",
+           rich_help_panel=GUARDED),
+]  # fmt: skip
 Keep = Annotated[
     Path | None,
-    Option("--keep", help="Folder of what the guard learns: read where it is there, else written."),
-]
+    Option("--keep", help="Folder of what the guard learns: read where it is there, else written.",
+           rich_help_panel=GUARDED),
+]  # fmt: skip
 
 
 @grouped
@@ -145,7 +151,7 @@ def _answered(guard: Guard, text: Text, most: int | None, choice: Choice, shows:
     from covary.text.tokens import tokenise
 
     own = guard.detector.extractor.own
-    most = most or own.max_new_tokens
+    most = int(most or own.max_new_tokens)
     longest = guard.model.longest if own.max_length is None else own.max_length
     watch = guard.begin(text, text.id, None if longest is None else max(longest - most, 1))
     # An answer that is there already is watched as if it were being written.

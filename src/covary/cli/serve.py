@@ -10,6 +10,7 @@ from typing import Annotated
 from typer import Argument, Option
 
 from covary.cli.console import print_json, stderr
+from covary.cli.guard import GUARDED, Every, FalseStopRate, Keep, Policy, prepared
 from covary.cli.options import Consent, Json, Machine, MaybeModel, Weights, grouped, settings
 from covary.errors import CovaryError
 
@@ -62,15 +63,26 @@ def serve(
     max_connections_per_address: Annotated[
         int, Option("--max-connections-per-address", min=1, help="The same from one address.", rich_help_panel=LIMITS)
     ] = 256,
+    every: Every = None,
+    policy: Policy = "stop",
+    false_stop_rate: FalseStopRate = None,
+    keep: Keep = None,
+    max_new_tokens: Annotated[
+        int, Option("--max-new-tokens", min=1, help="Of one answer, at most.", rich_help_panel=GUARDED)
+    ] = 1024,
     machine: Machine,
     consent: Consent,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Serve a detector: the network's outputs and a verdict on every input, Open Inference Protocol V2 over HTTP.
 
+    A language model answers as OpenAI's chat completions do, at `/v1/chat/completions`, under guard.
+
     **Examples**
 
     `covary serve detectors/resnet --trust-code`
+
+    `covary serve detectors/assistant --name assistant --keep detectors/guard`
 
     `covary serve detectors/resnet --public-key team.pem.pub --host 0.0.0.0 --api-key-file key.txt --audit audit.jsonl`
     """
@@ -83,9 +95,11 @@ def serve(
         max_inputs=max_inputs, max_requests=max_requests, max_connections=max_connections,
         max_connections_per_address=max_connections_per_address, api_key=_key(api_key_file, KEY_VARIABLE),
         operator_key=_key(operator_key_file, OPERATOR_VARIABLE), verdicts=verdicts, audit=audit,
-        audit_failure=audit_failure, level=level, window=window,
+        audit_failure=audit_failure, level=level, window=window, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     fitted = Detector.load(detector, model, weights=weights, **settings(machine, consent))
+    of_texts = fitted.settings.kind == "text"
+    guard = prepared(fitted, keep, every=every, policy=policy, fpr=false_stop_rate, quiet=json) if of_texts else None
     if not chosen.loopback and chosen.api_key is None:
         stderr.print("[yellow]warning[/]: other machines can reach this service, and it asks for no API key")
     if chosen.verdicts == "hidden" and chosen.operator_key is None:
@@ -95,13 +109,17 @@ def serve(
         )
 
     def print_address(address: str) -> None:
+        places = {"model": f"{address}/v2/models/{name}", "metrics": f"{address}/metrics"}
+        if of_texts:
+            places = {"chat": f"{address}/v1/chat/completions", "model": name, "metrics": f"{address}/metrics"}
         if json:
-            print_json({"address": address, "model": f"{address}/v2/models/{name}", "metrics": f"{address}/metrics"})
+            print_json({"address": address, **places})
             sys.stdout.flush()
         else:
-            stderr.print(f"live page {address}/, model {address}/v2/models/{name}, metrics {address}/metrics")
+            told = ", ".join(f"{what} {place}" for what, place in places.items())
+            stderr.print(told if of_texts else f"live page {address}/, {told}")
 
-    run(fitted, chosen, print_address)
+    run(fitted, chosen, print_address, guard)
 
 
 def _key(file: Path | None, variable: str) -> str | None:

@@ -18,7 +18,7 @@ from covary.text.features.groups import Grouping
 from covary.text.models.pretrained import LanguageModel
 from covary.text.records import Text, read_texts
 from covary.text.source import TextReader, TextSource, label_numbers
-from covary.text.tokens import Tokens, opening, tokenise, tokenise_prompt, tokens_from_json
+from covary.text.tokens import Tokens, opening, prompt_alone, tokenise, tokenise_prompt, tokens_from_json
 
 if TYPE_CHECKING:
     from covary.text.features.token_evidence import TokenEvidence, TokenExplainer
@@ -60,7 +60,7 @@ class TextInputs:
         self.trusted_texts: dict[str, str] = {}
         self.trusted_tokens: list[Tokens] = []
         self._trusted_rows: Rows | None = None
-        self._explainer: TokenExplainer | None = None
+        self._explainers: dict[str, TokenExplainer] = {}
 
     @property
     def own(self) -> TextSettings:
@@ -129,7 +129,7 @@ class TextInputs:
             self.grouping = Grouping(self._groups(trusted.texts), self.settings.seed).fit(rows, trusted.y)
             rows = self.grouping(rows, trusted.y)
         self.trusted_tokens = [trusted.tokens[i] for i in trusted.index]
-        self._trusted_rows, self._explainer = rows, None
+        self._trusted_rows, self._explainers = rows, {}
         return rows
 
     def _groups(self, texts: Sequence[Text]) -> str:
@@ -148,28 +148,52 @@ class TextInputs:
             if text.id in reference_ids
         }
 
-    def explain_tokens(self, inputs: Source) -> list[TokenEvidence]:
-        """Which tokens of each answer trusted texts account for least."""
+    def explain_tokens(self, inputs: Source, of: str = "answer") -> list[TokenEvidence]:
+        """Which tokens of each answer, or of each prompt (`of`), trusted texts account for least."""
+        assert isinstance(inputs, TextSource)
+        texts = [inputs.tokens[i] for i in inputs.index]
+        if of == "prompt" and self.own.judge != "prompt":
+            texts = [prompt_alone(text) for text in texts]
+        explainer = self._explainer(of)
+        return [explainer.explain(text) for text in texts]
+
+    def _explainer(self, of: str) -> TokenExplainer:
         from covary.text.features.token_evidence import TokenExplainer
 
-        assert isinstance(inputs, TextSource)
-        if self._trusted_rows is None:
+        rows, tokens = self._trusted_rows, self.trusted_tokens
+        if rows is None:
             raise CovaryError("the detector has not seen trusted data", "a fitted detector", "call fit(trusted) first")
-        if self._explainer is None:
+        if of == "prompt" and self.own.judge != "prompt":
+            if rows.prompt is None:
+                found = "tokens of prompts, which this detector does not judge"
+                raise CovaryError(found, "judge=both or judge=prompt", "fit again")
+            rows, tokens = rows.prompt, [prompt_alone(text) for text in tokens]
+        if of not in self._explainers:
             extractor: Any = self
-            self._explainer = TokenExplainer(extractor, self._trusted_rows, self.trusted_tokens, self.settings.seed)
-        return [self._explainer.explain(inputs.tokens[i]) for i in inputs.index]
+            self._explainers[of] = TokenExplainer(extractor, rows, tokens, self.settings.seed)
+        return self._explainers[of]
+
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """Of what single tokens can be explained: `answer`, `prompt`; of nothing where a text has one answer."""
+        if self.model.task == "sequence":
+            return ()
+        judge = self.own.judge if self.model.task == "causal" else "answer"
+        return {"answer": ("answer",), "prompt": ("prompt",), "both": ("answer", "prompt")}[judge]
 
     def cards(self, inputs: Source) -> list[dict[str, Any]]:
-        """See `Extractor`: prompt and answer with its tokens."""
+        """See `Extractor`: prompt and answer, each with its tokens where they are judged."""
         assert isinstance(inputs, TextSource)
         found, left = [], MAX_TOKENS
         for i, text in enumerate(inputs.texts):
-            tokens = None
-            if self.model.task != "sequence" and left > 0:
-                tokens = self.explain_tokens(inputs.take([i]))[0].to_json()
-                left -= len(tokens)
-            found.append({"text": text.display_text, "answer": text.completion, "tokens": tokens})
+            tokens: dict[str, Any] = {}
+            for of in self.explained if left > 0 else ():
+                tokens[of] = self.explain_tokens(inputs.take([i]), of)[0].to_json()
+                left -= sum(token["unexplained"] is not None for token in tokens[of])
+            found.append({
+                "text": text.display_text, "answer": text.completion, "tokens": tokens.get("answer"),
+                "prompt_tokens": tokens.get("prompt"),
+            })  # fmt: skip
         return found
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], Callable[[Path], object] | None]:

@@ -61,6 +61,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language groups": ("language-tuning", texts.groups),
         "language layers": ("language-tuning", texts.layers),
         "language cost": ("language-cost", texts.cost),
+        "language guard": ("guard", texts.guard),
         **{mark: ("language-small", made) for mark, made in language.MARKS.items()},
     },
     "pile.md": {

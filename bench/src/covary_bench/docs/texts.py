@@ -48,3 +48,23 @@ def cost(record: dict[str, Any]) -> str:
     rows.append(["numbers kept a text", f"{record['numbers_a_text']:,}", ""])
     rows.append(["peak memory of the whole run, GiB", number(record["peak_gib"]["whole_run"], 1), ""])
     return markdown(heads, rows)
+
+
+CASES = {"simple-rare-3": "trigger word, fixed reply", "contextual": "three features together, fixed reply",
+         "variable": "trigger word, no fixed reply", "llama-rare": "real tiny Llama, trigger word, fixed reply"}  # fmt: skip
+
+
+def guard(record: dict[str, Any]) -> str:
+    """How early triggered answers are stopped, how often clean ones, and what it costs."""
+    rows = []
+    for name, case in record["cases"].items():
+        for cell in case["cells"]:
+            rows.append([
+                CASES.get(name, name), str(cell["every"]), f"{cell['before_tenth']:.1%}", f"{cell['before_first']:.1%}",
+                f"{cell['caught']:.1%}", f"{cell['false_stops']:.1%}", f"{cell['triggered']} / {cell['clean']}",
+                number(cell["forwards_a_token"], 0), number(cell["slower"], 0),
+            ])  # fmt: skip
+    heads = ["case", "tokens between looks", "triggered, stopped before the tenth token", "before the first",
+             "ever", "clean, stopped (aim 1 %)", "answers", "forward passes a token",
+             "times the processor time of the bare answer"]  # fmt: skip
+    return markdown(heads, rows)

@@ -126,7 +126,7 @@ def write_run(
             summary["highest"] = _highest(folder / "results.csv", scores)
         summary["warnings"] = [f"{f['title']}: {f['text']}" for f in findings or [] if f["level"] == "warning"]
         if found is not None:
-            record = cards_record(found, inputs, kept.joined("predicted"), flagged)
+            record = cards_record(found, inputs, kept.joined("predicted"), flagged, detector.extractor.trusted_texts)
             folders.write_json(folder / CARDS, record)
             summary["cards"] = in_summary(record)
             summary["statements"].append(statement(record))

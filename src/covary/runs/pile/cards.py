@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Int
 from covary.data.source import Source
 from covary.errors import CovaryError
 from covary.runs.folder.cards import data_uri
+from covary.runs.pile.phrases import phrases_of
 from covary.scoring.pile.cards import BY_CHANCE, Card, Cards
 from covary.storage import folders
 
@@ -21,23 +23,32 @@ WHAT = "a RUN of `covary scan` that judged its pile together"
 
 
 def cards_record(
-    found: Cards, inputs: Source, predicted: Int[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
+    found: Cards,
+    inputs: Source,
+    predicted: Int[np.ndarray, " n"],
+    flagged: Bool[np.ndarray, " n"],
+    trusted: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `cards.json` holds: the test, and every card with all its members, the most typical first."""
+    """What `cards.json` holds: the test, and every card with all its members, the most typical first.
+
+    Where inputs are texts a card tells phrases that neither the rest of the pile nor `trusted` texts, by id, have.
+    """
     ids = inputs.ids
     return {
         "level": found.level,
         "n_calibration": found.n_calibration,
         "least_share": found.least_share,
         "by_chance": BY_CHANCE,
-        "cards": [_record(card, inputs, ids, predicted, flagged) for card in found.cards],
+        "cards": [_record(card, inputs, ids, predicted, flagged, trusted or {}) for card in found.cards],
     }
 
 
 def _record(
-    card: Card, inputs: Source, ids: list[str], predicted: Int[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"]
-) -> dict[str, Any]:
+    card: Card, inputs: Source, ids: list[str], predicted: Int[np.ndarray, " n"], flagged: Bool[np.ndarray, " n"],
+    trusted: Mapping[str, str],
+) -> dict[str, Any]:  # fmt: skip
     members = card.members
+    others = np.setdiff1d(np.arange(len(inputs)), members)
     return {
         "number": card.number,
         "n": len(members),
@@ -50,6 +61,7 @@ def _record(
         "parts": card.parts,
         "layers": card.layers,
         "predicted": {str(k): v for k, v in Counter(predicted[members].tolist()).most_common()},
+        **phrases_of(inputs.take(members), [inputs.take(others)], trusted),
         "ids": [ids[i] for i in members.tolist()],
         "shown": [{"id": ids[i], "thumbnail": data_uri(inputs.thumbnail(i))} for i in members[:MAX_ROWS].tolist()],
     }

@@ -14,6 +14,7 @@ from covary.data.source import Source
 from covary.detector import Detector
 from covary.errors import CovaryError
 from covary.runs.folder.cards import data_uri
+from covary.runs.pile.phrases import phrases_of
 from covary.runs.report import REPORT, write_report
 from covary.runs.scan import WHAT, Material, ScanPlan, additions, recorded, trusting, working_in
 from covary.scoring.clusters import cluster, mechanism_axis, uncertainty, unexplained_directions
@@ -52,7 +53,8 @@ def _found_and_written(run: Path, least: int | None, trust_code: bool) -> dict[s
             detector, inputs = _again(record, plan, trust_code)
             if record["fingerprints"]["inputs"] != inputs.fingerprint():
                 raise CovaryError(f"{inputs.name} has changed since the RUN", "the same inputs", "scan again")
-            found |= clusters_of(detector, inputs.take(flagged), predicted, least)
+            passed = inputs.take(np.setdiff1d(np.arange(len(inputs)), flagged))
+            found |= clusters_of(detector, inputs.take(flagged), predicted, least, passed)
     return written(run, found)
 
 
@@ -62,9 +64,9 @@ def nothing(n_flagged: int) -> dict[str, Any]:
 
 
 def clusters_of(
-    detector: Detector, some: Source, predicted: Int[np.ndarray, " k"], least: int | None
+    detector: Detector, some: Source, predicted: Int[np.ndarray, " k"], least: int | None, passed: Source | None = None
 ) -> dict[str, Any]:
-    """The clusters of flagged inputs, of which the network said `predicted` then.
+    """The clusters of flagged inputs, of which the network said `predicted` then; `passed` are those it flagged not.
 
     Raises:
         CovaryError: the network says something else now.
@@ -81,6 +83,11 @@ def clusters_of(
         "alone": int((labels < 0).sum()),
         "clusters": [
             _row(int(k), np.flatnonzero(labels == k), directions, verdicts, layers, some)
+            | phrases_of(
+                some.take(np.flatnonzero(labels == k)),
+                [some.take(np.flatnonzero(labels != k)), *([] if passed is None else [passed])],
+                detector.extractor.trusted_texts,
+            )
             for k in np.unique(labels[labels >= 0])
         ],
         "members": {name: int(k) for name, k in zip(rows.ids, labels, strict=True)},

@@ -8,6 +8,7 @@ from covary.runs.report import charts
 from covary.runs.report.panels import image
 from covary.runs.report.run_folder import RunFolder, items, number, section
 from covary.runs.report.words import count, layer, percent, signed, whole_percent
+from covary.text.phrases import in_words
 
 # Readings -> what a person may make of them, and the style of the word.
 READINGS = {
@@ -38,7 +39,22 @@ def _text(card: dict[str, Any], name: Any, kinds: dict[str, Any]) -> str:
     ]
     summary += f" On average {' and '.join(ranks)}." if ranks else ""
     layers = ", ".join(layer(str(own), kinds) for own in items(card, "layers"))
-    return summary + (f" Most in {layers}." if layers else "")
+    summary += f" Most in {layers}." if layers else ""
+    return f"{summary} {phrases(card)}".rstrip()
+
+
+def phrases(card: dict[str, Any]) -> str:
+    """The phrases that members share, in sentences; empty where inputs are no texts."""
+    told = {
+        side: [one for one in items(section(card, "phrases"), side) if isinstance(one, dict) and _is_phrase(one)]
+        for side in ("prompts", "answers")
+    }
+    return in_words(told)
+
+
+def _is_phrase(one: dict[str, Any]) -> bool:
+    known = number(one.get("share")) is not None and number(one.get("elsewhere")) is not None
+    return isinstance(one.get("text"), str) and known
 
 
 def cards(run: RunFolder) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from covary.runs.report.card_section import phrases
 from covary.runs.report.run_folder import RunFolder, items, number
 
 IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+=*")
@@ -34,7 +35,8 @@ def _text(cluster: dict[str, Any], name: Any) -> str:
     axis = number(cluster.get("median_axis"))
     text += f" (median {axis:+.1f} on the second axis)." if axis is not None else "."
     layer = cluster.get("least_explained_layer")
-    return text + (f" Least explained in {layer}." if layer else "")
+    text += f" Least explained in {layer}." if layer else ""
+    return f"{text} {phrases(cluster)}".rstrip()
 
 
 def mechanisms(run: RunFolder) -> dict[str, Any] | None:

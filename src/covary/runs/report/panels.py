@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from covary.runs.report import charts
-from covary.runs.report.answers import answer
+from covary.runs.report.answers import answer, beside, prompt
 from covary.runs.report.axis import Axis, axis_for
 from covary.runs.report.run_folder import RunFolder, items, number, section
 from covary.runs.report.words import layer, p_value, signed, whole_percent
@@ -114,6 +114,8 @@ def _panel(run: RunFolder, scales: Scales, entry: dict[str, Any], index: int, fl
         "text": text[:MAX_TEXT] if isinstance(text, str) else None,
         "text_cut": isinstance(text, str) and len(text) > MAX_TEXT,
         "answer": answer(entry),
+        "prompt": prompt(entry),
+        "beside": beside(entry),
         "unexplained": whole_percent(unexplained) if unexplained is not None else "",
         "unexplained_bar": charts.bar(unexplained, css="accent" if flagged else "") if unexplained is not None else "",
         "sentence": _sentence(run, scales, entry, raised_by, unexplained),

@@ -71,9 +71,9 @@ class Guard:
             raise CovaryError(f"every is {every}", "at least 1 token")
         if policy not in POLICIES:
             raise CovaryError(f"policy is {policy!r}", f"one of: {', '.join(POLICIES)}")
-        fpr = detector.settings.fpr if fpr is None else fpr
-        if not 0 < fpr < 1:
-            raise CovaryError(f"a false-stop rate of {fpr}", "a number between 0 and 1")
+        rate: float = detector.settings.fpr if fpr is None else fpr
+        if not 0 < rate < 1:
+            raise CovaryError(f"a false-stop rate of {rate}", "a number between 0 and 1")
         self.detector = detector
         self.model: LanguageModel = detector.extractor.model
         self.every, self.policy, self.log = every, policy, None if log is None else Path(log)
@@ -81,7 +81,7 @@ class Guard:
         if self.log is not None:
             _check_writable(self.log)
         self.looks = Looks(self._learned(progress), detector.settings.seed) if looks is None else looks
-        self.fpr_in_force, self.statements = self.looks.rate(fpr)
+        self.fpr_in_force, self.statements = self.looks.rate(rate)
 
     @staticmethod
     def load(folder: str | Path, detector: Detector, *, every: int | None = None, **options: Any) -> Guard:

@@ -1,18 +1,19 @@
-"""The application: routes of the Open Inference Protocol, metrics and the live page."""
+"""The application: routes of the Open Inference Protocol, metrics and the live page; or those of a language model."""
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from covary import __version__
 from covary.detector import Detector
 from covary.errors import CovaryError, missing_extra
+from covary.serving.guard import Guard as TextGuard
 from covary.serving.http import protocol
-from covary.serving.http.access import Access, Guard
+from covary.serving.http.access import Access
+from covary.serving.http.base import GETS, SAFE, Answers, Places, base_app
+from covary.serving.http.chat.app import make_chat_app
 from covary.serving.http.live.page import POLICY, live_page
 from covary.serving.http.refusals import Refused
 from covary.serving.http.service import Service
@@ -21,71 +22,43 @@ from covary.serving.http.transport.bodies import Bodies
 
 # Annotations are evaluated here, not postponed: FastAPI reads them, and the names of an extra are local.
 log = logging.getLogger("covary")
-SAFE = {"x-content-type-options": "nosniff", "cache-control": "no-store"}
 PARSED_HERE = 2**15
 LONGEST_REMARK = 500
 
 
-def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
-    """A FastAPI application that serves a fitted detector; its `Service` is at `app.state.service`."""
+def make_app(detector: Detector, settings: ServeSettings | None = None, guard: TextGuard | None = None) -> Any:
+    """A FastAPI application that serves a fitted detector; its `Service` is at `app.state.service`.
+
+    A detector of a language model's answers speaks as OpenAI's chat completions do, by its `guard` or a new one (see
+    `make_chat_app`).
+    """
     try:
-        from fastapi import FastAPI, Request, Response
+        from fastapi import Request, Response
         from fastapi.responses import HTMLResponse
-        from starlette.exceptions import HTTPException
         from starlette.requests import ClientDisconnect
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
     settings = settings or ServeSettings()
-    service, access, bodies = Service(detector, settings), Access(settings), Bodies(settings)
-    open_requests = 0
-
-    def as_json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        # ASCII, so that no text of a client is one that cannot be written.
-        text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-        return Response(text, status, {**SAFE, **(headers or {})}, "application/json")
-
-    def refusal(status: int, sentence: str, more: dict[str, str] | None = None) -> Response:
-        headers = {"retry-after": "1"} if status in (429, 503) else {}
-        headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-        # What was only half read leaves the connection in no state for another request.
-        headers |= {"connection": "close"} if status in (408, 413) else {}
-        return as_json({"error": sentence}, status, {**headers, **(more or {})})
-
-    @asynccontextmanager
-    async def lifespan(_: Any) -> AsyncIterator[None]:
-        service.batcher.start()
-        service.audit("started", model=settings.name, version=__version__, network=detector.network.fingerprint)
-        yield
-        await service.batcher.close()
-        service.audit("stopped", inputs=service.monitor.counts.seen)
-        service.audit.close()
-
-    app = FastAPI(title="covary", openapi_url=None, redirect_slashes=False, lifespan=lifespan)
-    app.add_middleware(Guard, access=access, refuse=refusal)
-    app.state.service = service
-    gets = ["GET", "HEAD"]
+    if detector.settings.kind == "text":
+        return make_chat_app(detector, settings, guard)
+    service, access, bodies, answers = Service(detector, settings), Access(settings), Bodies(settings), Answers()
+    places = Places(settings.max_requests, service.metrics.open)
+    as_json, refusal = answers.json, answers.refusal
+    app = base_app(service, settings, access, answers, detector.network.fingerprint)
 
     def known_model(name: str, version: str = "1") -> None:
         if name != settings.name or version != "1":
             raise Refused(404, f"no model {name[:60]!r} of version {version[:20]!r}", f"{settings.name!r}, version 1")
 
-    def place_is_free() -> None:
-        if open_requests >= settings.max_requests:
-            most = f"at most {settings.max_requests}"
-            raise Refused(429, f"{open_requests} requests are open", most, "try again soon")
-
     async def infer(request: Request, name: str, version: str) -> Response:
-        nonlocal open_requests
         access.check_client(request.headers.raw)
         known_model(name, version)
-        place_is_free()
+        places.check()
         if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
             raise Refused(415, f"a body in encoding {encoding[:20]!r}", "none")
         body = await bodies.read(request)
         # Only whole requests take a place, so that slow ones keep none from the others.
-        place_is_free()
-        open_requests += 1
-        service.metrics.open(open_requests)
+        places.take()
         try:
             arguments = body, request.headers.get("inference-header-content-length"), service.known
             if len(body) > PARSED_HERE:
@@ -103,8 +76,7 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
             content, headers = protocol.answer(parsed, settings.name, found, parameters)
             return Response(content, headers=headers)
         finally:
-            open_requests -= 1
-            service.metrics.open(open_requests)
+            places.leave()
 
     async def answer(request: Request, name: str, version: str = "1") -> Response:
         begin = time.perf_counter()
@@ -139,42 +111,21 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
     app.add_api_route("/v2/models/{name}/infer", answer, methods=["POST"])
     app.add_api_route("/v2/models/{name}/versions/{version}/infer", answer, methods=["POST"])
 
-    @app.exception_handler(HTTPException)
-    async def unknown(request: Request, problem: HTTPException) -> Response:
-        sentence = f"{request.method[:20]} {request.scope['path'][:80]}: {problem.detail}"
-        return refusal(problem.status_code, sentence, dict(problem.headers or {}))
-
-    @app.exception_handler(CovaryError)
-    async def refused(_: Request, problem: CovaryError) -> Response:
-        return refusal(getattr(problem, "status", 400), str(problem))
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, problem: Exception) -> Response:
-        return refusal(500, "the service failed; its log says why")
-
-    @app.api_route("/v2/health/live", methods=gets)
-    async def healthy() -> Response:
-        return Response(status_code=200, headers=SAFE)
-
-    @app.api_route("/v2/health/ready", methods=gets)
-    async def server_ready() -> Response:
-        warning = service.ready()
-        return Response(status_code=200, headers=SAFE) if warning is None else as_json({"warning": warning})
-
-    @app.api_route("/v2/models/{name}/ready", methods=gets)
-    @app.api_route("/v2/models/{name}/versions/{version}/ready", methods=gets)
+    @app.api_route("/v2/models/{name}/ready", methods=GETS)
+    @app.api_route("/v2/models/{name}/versions/{version}/ready", methods=GETS)
     async def ready(request: Request, name: str, version: str = "1") -> Response:
         access.check_client(request.headers.raw)
         known_model(name, version)
-        return await server_ready()
+        warning = service.ready()
+        return Response(status_code=200, headers=SAFE) if warning is None else as_json({"warning": warning})
 
-    @app.api_route("/v2", methods=gets)
+    @app.api_route("/v2", methods=GETS)
     async def server(request: Request) -> Response:
         access.check_client(request.headers.raw)
         return as_json({"name": "covary", "version": __version__, "extensions": ["binary_tensor_data"]})
 
-    @app.api_route("/v2/models/{name}", methods=gets)
-    @app.api_route("/v2/models/{name}/versions/{version}", methods=gets)
+    @app.api_route("/v2/models/{name}", methods=GETS)
+    @app.api_route("/v2/models/{name}/versions/{version}", methods=GETS)
     async def model(request: Request, name: str, version: str = "1") -> Response:
         access.check_client(request.headers.raw)
         known_model(name, version)
@@ -192,19 +143,12 @@ def make_app(detector: Detector, settings: ServeSettings | None = None) -> Any:
         client = request.client.host if request.client else None
         return as_json({"acknowledged": await service.acknowledge(client=client, **remark)})
 
-    @app.api_route("/metrics", methods=gets)
-    async def metrics(request: Request) -> Response:
-        access.check_operator(request.headers.raw)
-        if (room := getattr(app.state, "room", None)) is not None:
-            service.metrics.connected(room.count)
-        return Response(service.metrics.text(), media_type=service.metrics.content_type)
-
-    @app.api_route("/live.json", methods=gets)
+    @app.api_route("/live.json", methods=GETS)
     async def live(request: Request) -> Response:
         access.check_operator(request.headers.raw)
         return as_json(service.live())
 
-    @app.api_route("/", methods=gets)
+    @app.api_route("/", methods=GETS)
     async def page(request: Request) -> Response:
         # Without data, so open: the page asks for the key itself.
         return HTMLResponse(live_page(), headers={**SAFE, "content-security-policy": POLICY})

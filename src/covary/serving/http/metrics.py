@@ -45,6 +45,8 @@ class Metrics:
         self._audit = made(gauge, "audit_failing", "1 while the audit log cannot be written.")
         self._lost = made(gauge, "audit_events_lost", "Events that the audit log could not take down.")
         self._connections = made(gauge, "connections", "Connections now.")
+        self._answers = made(counter, "answers", "A language model's answers by why they ended.", labelnames=["finish"])
+        self._tokens = made(counter, "answer_tokens", "Tokens of a language model's answers.")
         for verdict in ("flagged", "passed"):
             self._inputs.labels(verdict)
 
@@ -65,6 +67,13 @@ class Metrics:
         self._batch.observe(len(verdicts))
         self._capital.set(stream.log_capital / math.log(10))
         self._alarm.set(int(stream.alarmed))
+
+    def spoken(self, finish: str, tokens: int, flagged: bool, p_value: float) -> None:
+        """One answer of a language model is over."""
+        self._answers.labels(finish).inc()
+        self._tokens.inc(tokens)
+        self._inputs.labels("flagged" if flagged else "passed").inc()
+        self._p.observe(p_value)
 
     def restarted(self) -> None:
         """The stream alarm has started anew."""

@@ -9,13 +9,14 @@ from typing import Any
 
 from covary.detector import Detector
 from covary.errors import missing_extra
+from covary.serving.guard import Guard
 from covary.serving.http.app import make_app
 from covary.serving.http.settings import ServeSettings
 from covary.serving.http.transport.connections import TAKEN_AT_ONCE, Listener, Room, connections_allowed, quiet_logs
 from covary.serving.http.transport.wire import Connection
 
 
-def make_server(detector: Detector, settings: ServeSettings) -> Any:
+def make_server(detector: Detector, settings: ServeSettings, guard: Guard | None = None) -> Any:
     """A uvicorn server that listens already; `run()` serves until SIGINT or SIGTERM, then answers what it accepted.
 
     Raises:
@@ -34,7 +35,7 @@ def make_server(detector: Detector, settings: ServeSettings) -> Any:
             with quiet_logs():
                 await super().serve(sockets=sockets or [listener])
 
-    app = make_app(detector, settings)
+    app = make_app(detector, settings, guard)
     most = connections_allowed(settings.max_connections)
     room = Room(most, min(most, settings.max_connections_per_address))
     listener = Listener(settings, room)
@@ -53,13 +54,15 @@ def make_server(detector: Detector, settings: ServeSettings) -> Any:
     return Server(config)
 
 
-def serve(detector: Detector, settings: ServeSettings, on_ready: Callable[[str], None] = print) -> None:
-    """Serves until told to stop; returns when every accepted request is answered. `told` gets the address.
+def serve(
+    detector: Detector, settings: ServeSettings, on_ready: Callable[[str], None] = print, guard: Guard | None = None
+) -> None:
+    """Serves until told to stop; returns when every accepted request is answered. `on_ready` gets the address.
 
     Raises:
         CovaryError: the address cannot be listened on.
     """
-    server = make_server(detector, settings)
+    server = make_server(detector, settings, guard)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     on_ready(f"http://{host}:{server.config.app.state.address[1]}")
     for name in (signal.SIGINT, signal.SIGTERM):

@@ -27,10 +27,9 @@ from covary.scoring.judge import Verdicts
 from covary.scoring.rows import Batch
 from covary.scoring.scores.parts import PARTS
 from covary.serving.http import protocol
-from covary.serving.http.audit import AuditLog
 from covary.serving.http.batching import Batcher, Job
 from covary.serving.http.live.recent import Recent
-from covary.serving.http.metrics import Metrics
+from covary.serving.http.recording import Recording
 from covary.serving.http.refusals import Refused
 from covary.serving.http.settings import ServeSettings
 from covary.serving.monitor import Monitor, MonitorResult
@@ -40,7 +39,7 @@ log = logging.getLogger("covary")
 EVIDENCE_PER_BATCH = 2
 
 
-class Service:
+class Service(Recording):
     """A detector at work for many clients at once.
 
     Args:
@@ -49,12 +48,12 @@ class Service:
     """
 
     def __init__(self, detector: Detector, settings: ServeSettings) -> None:
-        self.detector, self.settings = detector, settings
+        super().__init__(settings)
+        self.detector = detector
         self.monitor = Monitor(detector, level=settings.level, window=settings.window)
-        self.metrics, self.recent, self.audit = Metrics(), Recent(), AuditLog(settings.audit)
+        self.recent = Recent()
         self.batcher = Batcher(self._work, settings.max_batch, settings.max_wait_ms / 1000)
         self._alarm_logged = False
-        self.verdicts_visible = settings.verdicts == "shown"
         self.known = protocol.OUTPUTS if self.verdicts_visible else protocol.NETWORK_OUTPUTS
 
     def prepare(self, raw: np.ndarray) -> Tensor:
@@ -83,32 +82,18 @@ class Service:
         self.write_down("accepted", request=name, inputs=len(raw))
         return await self.batcher.submit(Job(name, x, raw, evidence, loop.create_future()))
 
-    def write_down(self, event: str, **facts: Any) -> None:
-        """Writes an event to the audit log.
+    def start(self) -> None:
+        """Begins; in a running event loop."""
+        self.batcher.start()
 
-        Raises:
-            Refused: 503, it cannot be written, and the settings say that nothing goes on without.
-        """
-        written = self.audit(event, **facts)
-        self.metrics.audit(self.audit.problem is not None, self.audit.lost)
-        if not written and self.settings.audit_failure == "refuse":
-            found = f"the audit log cannot be written ({self.audit.problem})"
-            raise Refused(503, found, "an operator who mends it", "try again later")
+    async def close(self) -> None:
+        """Ends once every accepted request is answered."""
+        await self.batcher.close()
 
-    def ready(self) -> str | None:
-        """What there is to say of the service's state; None if all is well.
-
-        Raises:
-            Refused: 503, it would refuse every request.
-        """
-        works = self.audit.works()
-        self.metrics.audit(not works, self.audit.lost)
-        if works:
-            return None
-        message = f"the audit log cannot be written ({self.audit.problem})"
-        if self.settings.audit_failure == "refuse":
-            raise Refused(503, message, "an operator who mends it", "try again later")
-        return message
+    @property
+    def seen(self) -> int:
+        """Inputs since the start."""
+        return self.monitor.counts.seen
 
     async def acknowledge(self, **facts: Any) -> dict[str, Any]:
         """An operator has seen the stream alarm: it starts anew; what it had grown on.

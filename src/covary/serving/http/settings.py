@@ -44,6 +44,7 @@ class ServeSettings:
         audit: file that gets one JSON line an event, `-` = stdout, None = none.
         audit_failure: what happens where it cannot be written, a key of `AUDIT_FAILURES`.
         level: bound on the chance that the stream alarm is ever raised falsely, in (0, 1).
+        max_new_tokens: of one answer of a language model, at least 1.
         window: latest inputs that are looked at together, beside the verdict on each alone; 0 = none.
     """
 
@@ -67,10 +68,11 @@ class ServeSettings:
     audit_failure: str = "refuse"
     level: float = 0.01
     window: int = 1000
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_bytes", "max_inputs", "max_requests", "max_connections",
-                     "max_connections_per_address"):  # fmt: skip
+                     "max_connections_per_address", "max_new_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise CovaryError(f"{name} is {getattr(self, name)}", "at least 1")
         if self.max_wait_ms < 0 or min(self.head_seconds, self.read_seconds, self.keep_seconds) <= 0:

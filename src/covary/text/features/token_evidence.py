@@ -1,4 +1,4 @@
-"""Which tokens of an answer trusted texts account for least: each token's own gradient against theirs."""
+"""Which tokens of a prompt or an answer trusted texts account for least: each token's own gradient against theirs."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import numpy as np
 from jaxtyping import Float
 
 from covary.scoring.calibration.splits import random_order
-from covary.scoring.rows import Batch, Rows
+from covary.scoring.rows import Rows
 from covary.scoring.scores.layers import LayerProfile
 from covary.text.extractor import TextExtractor
 from covary.text.tokens import Tokens
 
-# Trusted tokens that say what is usual, and of how many texts; an answer's first so-many tokens are looked at.
+# Trusted tokens that say what is usual, and of how many texts; an answer's first so-many tokens are looked at, and of
+# a prompt's those that the model foresees least.
 YARDSTICK, PER_TEXT = 160, 4
-MOST_TOKENS = 64
+MOST_TOKENS, MOST_PROMPT_TOKENS = 64, 32
 LEAST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True)
 class TokenEvidence:
-    """How little of each token of an answer trusted texts account for.
+    """How little of each token of an answer, or of a prompt, trusted texts account for.
 
     Attributes:
-        tokens: the answer's tokens as text, in order.
+        tokens: its tokens as text, in order.
         unexplained: mean over layers of the standardised log share of the token's gradient that no trusted text
             accounts for; about 0 and spread 1 on trusted tokens; higher = less explained. NaN where not looked at.
         margin: log-odds of each token, nats.
@@ -52,7 +53,7 @@ class TokenEvidence:
 
 
 class TokenExplainer:
-    """Explains single tokens by trusted texts.
+    """Explains single tokens of answers by trusted texts; of prompts where rows and tokens are those of prompts.
 
     The gradient of one token's observable is a sample like any other: its share unexplained, layer by layer, is taken
     against the gradients of two thirds of the trusted texts, and standardised on tokens of the rest, which those do not
@@ -79,16 +80,19 @@ class TokenExplainer:
         self.limit = float(np.quantile(usual / self.usual_spread, 0.99))
 
     def explain(self, text: Tokens) -> TokenEvidence:
-        """Evidence on every token of one text's answer."""
-        n = min(len(text.counted), MOST_TOKENS)
-        shares = self._shares([text.only(i) for i in range(n)])
-        found = np.full(len(text.counted), np.nan)
-        found[:n] = ((shares - self.centre) / self.spread).mean(1) / self.usual_spread
+        """Evidence on every token of one text's answer, or of a prompt alone (see `prompt_alone`)."""
         margin = self.features.token_values([text])[0]["margin"]
+        looked = np.arange(min(len(text.counted), MOST_TOKENS))
+        if text.pooled is not None and len(text.counted) > MOST_PROMPT_TOKENS:
+            looked = np.sort(np.argsort(margin, kind="stable")[:MOST_PROMPT_TOKENS])
+        shares = self._shares([text.only(int(i)) for i in looked])
+        found = np.full(len(text.counted), np.nan)
+        found[looked] = ((shares - self.centre) / self.spread).mean(1) / self.usual_spread
         return TokenEvidence(self._written(text), found, margin, [bool(value > self.limit) for value in found])
 
     def _shares(self, texts: Sequence[Tokens]) -> Float[np.ndarray, "m L"]:
-        rows = self.features.rows(Batch([text.id for text in texts], texts))
+        # Of the tokens that count and nothing else: whatever is judged, their prompts need no pass of their own.
+        rows = self.features.judged(texts, "answer")
         layers = len(rows.functional)
         numbers = self.profile.numbers(rows.functional, rows.predicted, rows.functional_norms)
         return numbers[:, layers : 2 * layers]
