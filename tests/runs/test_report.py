@@ -144,6 +144,25 @@ def test_none_flagged_all_flagged_no_truth(tmp_path: Path) -> None:
     assert "A triumph: funny, warm and short." in text.text
 
 
+def test_prompt_and_answer_stand_beside_the_nearest_trusted_ones_token_by_token(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", n=40, flag="all", text=True)
+    report = json.loads((run / "report.json").read_text())
+    entry = report["flagged"][0]
+    odd = {"text": "<b>wolf", "unexplained": 3.5, "margin": -1.0, "marked": True}
+    entry |= {"text": "sort <b>wolf", "answer": "bite", "tokens": [{"text": "bite", "unexplained": 0.1, "margin": 2.0}]}
+    entry["prompt_tokens"] = [{"text": "sort ", "unexplained": None, "margin": 1.0, "marked": False}, odd]
+    entry["explained_by"] = [{"id": "near-1", "weight": 0.5, "cosine": 0.4, "text": "sort lamb\n→ bleat"}]
+    (run / "report.json").write_text(json.dumps(report))
+    write_report(run)
+    html, page = (run / "report.html").read_text(), Page(run / "report.html")
+    assert "The prompt, its least explained tokens marked" in page.text
+    assert "The answer, its least explained tokens marked" in page.text
+    assert '<mark title="unexplained 3.50, margin −1.00">&lt;b&gt;wolf</mark>' in html
+    assert "Beside the trusted text that comes nearest" in page.text
+    for cell in ("sort &lt;b&gt;wolf", "sort lamb", "bite", "bleat"):
+        assert f'<td dir="auto">{cell}</td>' in html
+
+
 def test_a_number_of_flags_that_chance_can_give_is_said_to_mean_nothing(tmp_path: Path) -> None:
     page = make(tmp_path, n=1000, anomalous=0.0, truth=False, seed=3)
     assert re.search(r"about 10 would be flagged by chance: their number alone says nothing", page.text)

@@ -7,9 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from covary.text.demo import WORDS
 from covary.text.phrases import Phrase, in_words, log_odds, shared_phrases
-
-WORDS = "apple bird boat bread candle chair cloud door eagle field fire fish garden glass gold hill".split()
 
 
 def prompts(n, seed, *more):

@@ -11,12 +11,14 @@ import torch
 
 import texts
 from covary.detector import Detector
+from covary.errors import CovaryError
 from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.settings import as_before
 from covary.storage import folders
 from covary.storage.receipts import write_receipt
 from covary.text.extractor import TextExtractor
+from covary.text.features.token_evidence import MOST_PROMPT_TOKENS
 from covary.text.records import Text
 from covary.text.tokens import Tokens, opening, prompt_alone, tokenise, tokenise_prompt
 
@@ -127,7 +129,20 @@ def test_both_sees_odd_prompts_with_ordinary_answers_and_is_kept(tmp_path):
     assert np.median(odd.score) > np.quantile(clean.score, 0.9)
     assert {"prompt functional", "prompt latent", "prompt confidence"} <= set(clean.parts)
     detector.save(tmp_path / "detector")
-    np.testing.assert_allclose(Detector.load(tmp_path / "detector").score(some).score, odd.score, atol=1e-9)
+    loaded = Detector.load(tmp_path / "detector")
+    np.testing.assert_allclose(loaded.score(some).score, odd.score, atol=1e-9)
+    # Tokens of prompts stand beside those of answers; of a long prompt the least foreseen ones are looked at.
+    long = {"prompt": " ".join(["wolf tree"] * 19), "completion": " wolf"}
+    evidence = loaded.explain_tokens([some[0], long], of="prompt")
+    assert "".join(evidence[0].tokens).strip() == some[0]["prompt"]
+    assert np.isfinite(evidence[0].unexplained).all()
+    looked = np.isfinite(evidence[1].unexplained)
+    assert looked.sum() == MOST_PROMPT_TOKENS < len(looked)
+    assert evidence[1].margin[looked].max() <= evidence[1].margin[~looked].min()
+    (card,) = loaded.cards(loaded.open(some[:1]))
+    assert (len(card["prompt_tokens"]), len(card["tokens"])) == (len(evidence[0].tokens), 2)
+    with pytest.raises(CovaryError, match="tokens of 'both'"):
+        loaded.explain_tokens(some[:1], of="both")
     together = detector.score(some, together=True)
     assert "pile prompt" in together.parts
 

@@ -50,8 +50,12 @@ def cost(record: dict[str, Any]) -> str:
     return markdown(heads, rows)
 
 
-CASES = {"simple-rare-3": "trigger word, fixed reply", "contextual": "three features together, fixed reply",
-         "variable": "trigger word, no fixed reply", "llama-rare": "real tiny Llama, trigger word, fixed reply"}  # fmt: skip
+CASES = {
+    "simple-rare-3": "trigger word, fixed reply",
+    "contextual": "three features together, fixed reply",
+    "variable": "trigger word, no fixed reply",
+    "llama-rare": "real tiny Llama, trigger word, fixed reply",
+}
 
 
 def guard(record: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from covary.errors import CovaryError
-from covary.serving.guard import Guard, Piece, guarded
+from covary.serving.guard import Guard, Piece, Watch, guarded
 from covary.serving.http.chat import shapes
 from covary.serving.http.chat.requests import ChatRequest, about
 from covary.serving.http.chat.turns import Speaking, Turns
@@ -25,20 +26,30 @@ class Answer:
 
     Attributes:
         id: as OpenAI names them; head: what its completion and all its chunks begin with.
-        prompt: its tokens.
-        speaking: where its pieces come from.
+        speaking: where its pieces come from, and the refusal of a conversation that the model cannot take.
+        prompt: its tokens, once it has begun; watch: the answer under guard.
     """
 
-    def __init__(self, service: ChatService, asked: ChatRequest, prompt: tuple[int, ...], most: int) -> None:
-        self.id, self.prompt, self._service = f"chatcmpl-{uuid.uuid4().hex}", prompt, service
+    watch: Watch
+
+    def __init__(self, service: ChatService, asked: ChatRequest) -> None:
+        self.id, self.prompt, self._service = f"chatcmpl-{uuid.uuid4().hex}", (), service
         fingerprint = f"fp_{service.guard.detector.network.fingerprint[:12]}"
         self.head = {
             "id": self.id, "created": int(time.time()), "model": asked.model, "system_fingerprint": fingerprint,
         }  # fmt: skip
-        self.watch = service.guard.begin(list(prompt), self.id)
-        tokens = written(service.guard.model, prompt, most, asked.choice)
-        self.speaking = Speaking(lambda: guarded(self.watch, tokens, asked.stop))
+        self._asked, self.speaking = asked, Speaking(self._begin)
         self._told: Any = None
+
+    def _begin(self) -> Iterator[Piece]:
+        """In the working thread, since a tokenizer must not be asked by two at once."""
+        service, asked = self._service, self._asked
+        self.prompt = service.tokens(asked)
+        most = service.room(asked, len(self.prompt))
+        service.accepted(self)
+        self.watch = service.guard.begin(list(self.prompt), self.id)
+        tokens = written(service.guard.model, self.prompt, most, asked.choice)
+        return guarded(self.watch, tokens, asked.stop)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -84,20 +95,26 @@ class ChatService(Recording):
         """An answer that is on its way.
 
         Raises:
-            Refused: 404, another model; 400, messages that the model cannot take or that are too long for it.
+            Refused: 404, another model.
         """
         if asked.model != self.settings.name:
             found = f"no model {asked.model[:60]!r}"
             raise about("model", Refused(404, found, repr(self.settings.name)), "model_not_found")
-        prompt = self._tokens(asked)
-        answer = Answer(self, asked, prompt, self._room(asked, len(prompt)))
-        self.write_down("accepted", request=answer.id, prompt_tokens=len(prompt))
-        self.seen += 1
+        answer = Answer(self, asked)
         self.turns.submit(answer.speaking)
         return answer
 
-    def _tokens(self, asked: ChatRequest) -> tuple[int, ...]:
-        """The conversation by the model's chat template; without one a single turn of the user is the prompt."""
+    def accepted(self, answer: Answer) -> None:
+        """Writes down that an answer begins."""
+        self.write_down("accepted", request=answer.id, prompt_tokens=len(answer.prompt))
+        self.seen += 1
+
+    def tokens(self, asked: ChatRequest) -> tuple[int, ...]:
+        """The conversation by the model's chat template; without one a single turn of the user is the prompt.
+
+        Raises:
+            Refused: 400, messages that the model cannot take.
+        """
         model, turns = self.guard.model, list(asked.messages)
         templated = bool(getattr(model.tokenizer, "chat_template", None))
         if not templated and (len(turns) > 1 or turns[0]["role"] != "user"):
@@ -113,8 +130,12 @@ class ChatService(Recording):
             found = f"messages that the model's chat template refuses ({reason})"
             raise about("messages", Refused(400, found, "turns as it takes them")) from problem
 
-    def _room(self, asked: ChatRequest, prompt: int) -> int:
-        """Tokens that the answer may have."""
+    def room(self, asked: ChatRequest, prompt: int) -> int:
+        """Tokens that the answer may have.
+
+        Raises:
+            Refused: 400, more than the model has positions for.
+        """
         usual = min(self.guard.detector.extractor.own.max_new_tokens, self.settings.max_new_tokens)
         longest = self.guard.model.longest
         if longest is None:

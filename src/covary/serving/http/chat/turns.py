@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+from covary.errors import CovaryError
 from covary.serving.guard import Piece
 
 log = logging.getLogger("covary")
@@ -90,7 +91,8 @@ class Turns:
                 speaking.pieces = speaking.begin()
             piece = next(speaking.pieces)
         except Exception as problem:
-            log.exception("an answer failed")
+            if not isinstance(problem, CovaryError):
+                log.exception("an answer failed")
             speaking.tell(RuntimeError("no more pieces") if isinstance(problem, StopIteration) else problem)
             return False
         speaking.tell(piece)
