@@ -14,6 +14,7 @@ import texts
 from covary.detector import Detector
 from covary.serving.http import ServeSettings, make_app
 from covary.text.completions import greedy
+from served import service_of
 
 CHAT = "/v1/chat/completions"
 ODD = " ".join(["wolf"] * 30)
@@ -191,7 +192,7 @@ def test_keys_limits_hidden_verdicts_and_the_audit_log(of_texts, guard, tmp_path
 def test_an_audit_log_that_fails_gives_no_answer(of_texts, guard, monkeypatch):
     monkeypatch.setattr(guard, "policy", "mark")
     with TestClient(make_app(of_texts, ServeSettings(name="assistant"), guard), base_url="http://localhost") as client:
-        service = client.app.state.service
+        service = service_of(client)
         monkeypatch.setattr(service, "audit", lambda event, **facts: event != "answered")
         service.audit.problem, service.audit.lost, service.audit.close = "full", 0, lambda: None
         assert client.post(CHAT, json=asking(max_tokens=2)).status_code == 503
