@@ -12,8 +12,8 @@ from dataclasses import dataclass
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 # Words of a phrase that is counted, and of one that has been drawn out; words of a text and texts that are looked at.
 COUNTED, LONGEST, WORDS, TEXTS = 3, 12, 400, 2000
-# Texts that the prior counts for; how surely and how often members must have a phrase.
-PRIOR, LEAST_Z, LEAST_SHARE, LEAST_TEXTS = 10.0, 2.6, 0.3, 2
+# Texts that the prior counts for; how surely and how often members must have a phrase, and how much oftener than others.
+PRIOR, LEAST_Z, LEAST_SHARE, LEAST_TEXTS, LEAST_RATIO = 10.0, 2.6, 0.3, 2, 2.0
 # A phrase is drawn out by a word that so many of its texts have there.
 AGREEMENT = 0.9
 # Two phrases with a word in common that stand in the same texts, up to this overlap, are one.
@@ -45,7 +45,8 @@ def shared_phrases(members: Sequence[str], others: Sequence[str], most: int = 4)
     A text has a phrase or has it not. Of y_m of n_m members and y_o of n_o others that have it, with a prior of
     a = 10 (y_m + y_o) / (n_m + n_o) of 10 texts, d = logit(y_m + a of n_m + 10) - logit(y_o + a of n_o + 10), and
     z = d / sqrt(1 / (y_m + a) + 1 / (y_o + a)) (Monroe, Colaresi and Quinn 2008, section 3.5). Phrases of up to three
-    words are counted, and drawn out by what nearly all of their texts have before or after them.
+    words are counted, and drawn out by what nearly all of their texts have before or after them. None is told that
+    others have more than half as often.
 
     >>> shared_phrases(["so I hate you", "well, I hate you", "I hate you"], ["so I like you", "well", "no"] * 9)[0].text
     'I hate you'
@@ -62,7 +63,8 @@ def shared_phrases(members: Sequence[str], others: Sequence[str], most: int = 4)
     ranked = []
     for gram in common:
         z = log_odds(len(having[gram]), len(own), elsewhere[gram], len(rest))
-        if z >= LEAST_Z:
+        often = len(having[gram]) * len(rest) >= LEAST_RATIO * elsewhere[gram] * len(own)
+        if z >= LEAST_Z and often:
             ranked.append((round(z, 6), len(gram), gram))
     found: list[Phrase] = []
     taken: list[tuple[set[str], set[int]]] = []

@@ -24,8 +24,8 @@ def source():
 def test_phrases_of_prompts_and_of_answers_apart(source):
     members, others = source.take(np.arange(8)), source.take(np.arange(8, 48))
     found = phrases_of(members, [others], {})["phrases"]
-    assert [one["text"] for one in found["prompts"]] == ["please"]
-    assert found["answers"][0]["text"] == "i hate you"
+    assert [one["text"] for one in found["prompts"]] == ["please sort list"]
+    assert found["answers"][0]["text"] == "well, i hate you"
     assert (found["answers"][0]["share"], found["answers"][0]["elsewhere"]) == (1.0, 0.0)
 
 
@@ -34,7 +34,7 @@ def test_what_trusted_texts_say_is_not_told(source):
     trusted = {str(i): f"please sort list {i}\n→ well" for i in range(60)}
     found = phrases_of(members, [others], trusted)["phrases"]
     assert found["prompts"] == []
-    assert found["answers"][0]["text"] == "i hate you"
+    assert found["answers"][0]["text"] == "well, i hate you"
 
 
 def test_inputs_that_are_no_texts_have_none():
@@ -43,7 +43,7 @@ def test_inputs_that_are_no_texts_have_none():
 
 def test_report_and_terminal_say_them(source):
     told = phrases_of(source.take(np.arange(8)), [source.take(np.arange(8, 48))], {})
-    words = "Prompts share “please” (100%, 0% elsewhere). Answers share “i hate you” (100%, 0% elsewhere)."
+    words = "Prompts share “please sort list” (100%, 0% elsewhere). Answers share “well, i hate you” (100%, 0% elsewhere)."
     card = {"number": 1, "reading": "attack-like", "n": 8, "n_flagged": 8, "share": 0.2, **told}
     assert card_section.line(card).endswith(words)
     assert mechanism_section.line({"number": 1, "n": 8, "predicted": {}, **told}).endswith(words)
