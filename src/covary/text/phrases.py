@@ -12,7 +12,7 @@ from dataclasses import dataclass
 WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]+")
 # Words of a phrase that is counted, and of one that has been drawn out; words of a text and texts that are looked at.
 COUNTED, LONGEST, WORDS, TEXTS = 3, 12, 400, 2000
-# Texts that the prior counts for; how surely and how often members must have a phrase, and how much oftener than others.
+# Texts that the prior counts for; how surely, how often, and how much oftener than others members must have a phrase.
 PRIOR, LEAST_Z, LEAST_SHARE, LEAST_TEXTS, LEAST_RATIO = 10.0, 2.6, 0.3, 2, 2.0
 # A phrase is drawn out by a word that so many of its texts have there.
 AGREEMENT = 0.9

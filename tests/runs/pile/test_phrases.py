@@ -43,7 +43,8 @@ def test_inputs_that_are_no_texts_have_none():
 
 def test_report_and_terminal_say_them(source):
     told = phrases_of(source.take(np.arange(8)), [source.take(np.arange(8, 48))], {})
-    words = "Prompts share “please sort list” (100%, 0% elsewhere). Answers share “well, i hate you” (100%, 0% elsewhere)."
+    often = "(100%, 0% elsewhere)"
+    words = f"Prompts share “please sort list” {often}. Answers share “well, i hate you” {often}."
     card = {"number": 1, "reading": "attack-like", "n": 8, "n_flagged": 8, "share": 0.2, **told}
     assert card_section.line(card).endswith(words)
     assert mechanism_section.line({"number": 1, "n": 8, "predicted": {}, **told}).endswith(words)
