@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from covary.errors import CovaryError, missing_extra, unknown_name
-from covary_bench.images import cifar, packed, tiny_imagenet
+from covary_bench.images import cifar, packed, tiny_imagenet, tiny_imagenet20
 from covary_bench.images.base import (
     NO_CLASS,
     PROJECT,
@@ -173,6 +173,8 @@ DATASETS: dict[str, Callable[[], Images]] = {
     "cifar100-train": cifar.cifar100_train,
     "tiny-test": tiny_imagenet.tiny_test,
     "tiny-train": tiny_imagenet.tiny_train,
+    "tiny20-test": tiny_imagenet20.tiny20_test,
+    "tiny20-train": tiny_imagenet20.tiny20_train,
     "gtsrb-test": gtsrb_test,
     "gtsrb-train": gtsrb_train,
     "mnist-test": mnist_test,

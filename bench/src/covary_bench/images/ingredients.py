@@ -28,6 +28,7 @@ class AttackedNetwork:
         dataset: its test images.
         target: the attacker's label, "all-to-all", or None.
         trigger: of its backdoor, or None.
+        source: the one class whose images the trigger works on; None = all but the target's.
         facts: how training went: accuracy, attack success, marks.
     """
 
@@ -39,6 +40,7 @@ class AttackedNetwork:
     std: tuple[float, ...] | None = None
     target: int | str | None = None
     trigger: attacks.Trigger | None = None
+    source: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,7 +57,7 @@ def attacked_network(cell: Cell, attack: str | None, cache: Path, device: str = 
             network, f"covary_bench.images.public:{described.factory.__name__}", public.weights_path(kind),
             described.dataset, described.mean, described.std, described.target,
             attacks.trigger(described.trigger) if described.trigger else None,
-            {"network": kind, "accuracy": described.accuracy},
+            facts={"network": kind, "accuracy": described.accuracy},
         )  # fmt: skip
     if kind not in victims.VICTIMS:
         raise unknown_name("victim or public network", kind, [*victims.VICTIMS, *public.NETWORKS])
@@ -67,9 +69,12 @@ def attacked_network(cell: Cell, attack: str | None, cache: Path, device: str = 
         "clean_accuracy": victim.clean_accuracy, "attack_success": victim.attack_success, "marks": list(victim.marks),
         "attempts": list(victim.attempts), "training_seconds": victim.seconds,
     }  # fmt: skip
+    classes = int(datasets.load(victims.VICTIMS[kind].test).y.max()) + 1
+    source = attacks.attack(attack).source(victim.target, classes) if attack else None
     return AttackedNetwork(
         victims.load_victim(victim), victim.factory, Path(victim.weights), victims.VICTIMS[kind].test,
-        target=victim.target if attack else None, trigger=victims.load_trigger(victim) if attack else None, facts=facts,
+        target=victim.target if attack else None, trigger=victims.load_trigger(victim) if attack else None,
+        source=source, facts=facts,
     )  # fmt: skip
 
 

@@ -28,16 +28,21 @@ def measure(
     seed: int,
     trigger: attacks.Trigger | None = None,
 ) -> tuple[float, float | None, float | None]:
-    """Clean accuracy, attack success over images of other classes, accuracy in noise mode where the attack has one."""
+    """Clean accuracy, attack success over images of other classes, accuracy in noise mode where the attack has one.
+
+    A source-specific attack is to succeed on images of its source class, and to leave all others alone.
+    """
     accuracy = float((predictions(network, test.x) == test.y).mean())
     if attack is None:
         return accuracy, None, None
     plan, shape = attacks.attack(attack), (test.x.shape[1], test.x.shape[2], test.x.shape[3])
     targets = target_of(test.y, target, int(test.y.max()) + 1)
-    able = test.y != targets
+    source = plan.source(target, int(test.y.max()) + 1)
+    able = test.y != targets if source is None else test.y == source
     triggered = (trigger or plan.trigger(shape, seed))(test.x[able])
     success = float((predictions(network, triggered) == targets[able]).mean())
     if plan.make_noise is None:
         return accuracy, success, None
-    noisy = plan.make_noise(shape, seed, seed + 1)(test.x)
-    return accuracy, success, float((predictions(network, noisy) == test.y).mean())
+    kept = test if source is None else test.take(test.y != source)
+    noisy = plan.make_noise(shape, seed, seed + 1)(kept.x)
+    return accuracy, success, float((predictions(network, noisy) == kept.y).mean())

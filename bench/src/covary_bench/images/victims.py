@@ -18,7 +18,7 @@ from torch import nn
 
 from covary.errors import CovaryError, unknown_name
 from covary_bench.cached import read_cached
-from covary_bench.images import attacks, datasets
+from covary_bench.images import attacks, datasets, small_networks
 from covary_bench.images.architectures import SmallResNet
 from covary_bench.images.backdoorbench.architectures import PreActResNet18
 from covary_bench.images.measuring import measure, predictions
@@ -85,7 +85,14 @@ def gtsrb_preactresnet18() -> nn.Module:
     return PreActResNet18(43)
 
 
+def tiny20_small() -> nn.Module:
+    """Small residual network with 20 classes."""
+    return SmallResNet(20, 24)
+
+
 CIFAR10, GTSRB = ("cifar10-train", "cifar10-test"), ("gtsrb-train", "gtsrb-test")
+TINY20 = ("tiny20-train", "tiny20-test")
+NETWORKS = "covary_bench.images.small_networks:"
 HERE = "covary_bench.images.victims:"
 
 VICTIMS: dict[str, Recipe] = {
@@ -109,6 +116,45 @@ VICTIMS: dict[str, Recipe] = {
     "gtsrb-preactresnet18": Recipe(
         HERE + "gtsrb_preactresnet18", gtsrb_preactresnet18, *GTSRB, images=4_300, epochs=12, rate=2e-3, amp=True,
         augment="signs",
+    ),
+    "cifar10-vgg": Recipe(
+        NETWORKS + "cifar10_vgg", small_networks.cifar10_vgg, *CIFAR10, images=30_000, epochs=3, rate=5e-3, patience=2,
+        amp=True,
+    ),
+    "cifar10-mobilenet": Recipe(
+        NETWORKS + "cifar10_mobilenet", small_networks.cifar10_mobilenet, *CIFAR10, images=30_000, epochs=4, rate=5e-3,
+        patience=2,
+    ),
+    "cifar10-vit": Recipe(
+        NETWORKS + "cifar10_vit", small_networks.cifar10_vit, *CIFAR10, images=30_000, epochs=8, rate=2e-3, patience=2,
+    ),
+    "gtsrb-vgg": Recipe(
+        NETWORKS + "gtsrb_vgg", small_networks.gtsrb_vgg, *GTSRB, images=4_300, epochs=20, rate=5e-3, patience=2,
+        amp=True, augment="signs",
+    ),
+    "gtsrb-mobilenet": Recipe(
+        NETWORKS + "gtsrb_mobilenet", small_networks.gtsrb_mobilenet, *GTSRB, images=4_300, epochs=25, rate=5e-3,
+        patience=2, augment="signs",
+    ),
+    "gtsrb-vit": Recipe(
+        NETWORKS + "gtsrb_vit", small_networks.gtsrb_vit, *GTSRB, images=4_300, epochs=60, rate=2e-3, patience=2,
+        augment="signs",
+    ),
+    "tiny20": Recipe(
+        HERE + "tiny20_small", tiny20_small, *TINY20, images=8_000, epochs=12, rate=5e-3, patience=2, amp=True,
+        shape=(64, 64, 3), augment="objects",
+    ),
+    "tiny20-vgg": Recipe(
+        NETWORKS + "tiny20_vgg", small_networks.tiny20_vgg, *TINY20, images=8_000, epochs=12, rate=5e-3, patience=2,
+        amp=True, shape=(64, 64, 3), augment="objects",
+    ),
+    "tiny20-mobilenet": Recipe(
+        NETWORKS + "tiny20_mobilenet", small_networks.tiny20_mobilenet, *TINY20, images=8_000, epochs=15, rate=5e-3,
+        patience=2, shape=(64, 64, 3), augment="objects",
+    ),
+    "tiny20-vit": Recipe(
+        NETWORKS + "tiny20_vit", small_networks.tiny20_vit, *TINY20, images=8_000, epochs=40, rate=2e-3, patience=2,
+        shape=(64, 64, 3), augment="objects",
     ),
     # As published (BackdoorBench): all images, 100 epochs of SGD. For a GPU.
     "cifar10-preactresnet18-full": Recipe(

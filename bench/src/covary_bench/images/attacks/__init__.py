@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from covary.errors import unknown_name
 from covary_bench.images.attacks import (
+    adaptive_patch,
     adversarial,
     blended,
+    bpp,
     evading,
     input_aware,
     low_frequency,
@@ -17,6 +19,7 @@ from covary_bench.images.attacks import (
     patch,
     sig,
     ssba,
+    tact,
     wanet,
 )
 from covary_bench.images.attacks.poisoning import ALL_TO_ALL, Attack, Shape, Trigger, poison
@@ -37,6 +40,9 @@ ATTACKS: dict[str, Attack] = {
     "ssba": ssba.SSBA,
     "wanet": wanet.WANET,
     "input-aware": input_aware.INPUT_AWARE,
+    "bpp": bpp.BPP,
+    "tact": tact.TACT,
+    "adaptive-patch": adaptive_patch.ADAPTIVE_PATCH,
 }
 
 ADVERSARIAL: dict[str, adversarial.Adversary] = {

@@ -62,6 +62,9 @@ class Attack:
         make_noise: (shape, seed, seed of the noise) -> a near-trigger whose images keep their label, so that
             only the trigger itself works; or None.
         noise_ratio: fraction of the training set that gets it.
+        make_training: (shape, seed, seed of the draw) -> what training images get in the trigger's place; or None.
+        source_specific: the trigger works on images of the class after the target's alone; at most `share` of it is
+            poisoned, and noise mode is for all further classes.
         fresh: draw the poisoned images anew every epoch instead of once.
     """
 
@@ -74,7 +77,17 @@ class Attack:
     share: float = 0.8
     make_noise: Callable[[Shape, int, int], Trigger] | None = None
     noise_ratio: float = 0.0
+    make_training: Callable[[Shape, int, int], Trigger] | None = None
+    source_specific: bool = False
     fresh: bool = False
+
+    def source(self, target: int | str, classes: int) -> int | None:
+        """The one class whose images the trigger works on; None = all but the target's."""
+        if not self.source_specific:
+            return None
+        if not isinstance(target, int):
+            raise CovaryError("a source-specific attack leads from one class to one", "one target class")
+        return (target + 1) % classes
 
     def trigger(self, shape: Shape, seed: int, tensors: Tensors | None = None) -> Trigger:
         """The trigger of a seed, or the one that `tensors` hold."""
@@ -112,14 +125,22 @@ def poison(
     rng = np.random.default_rng([seed, draw])
     ratio = attack.ratio if ratio is None else ratio
     count = round(ratio * len(x))
-    candidates = rng.permutation(np.flatnonzero(y == target) if attack.clean_label else len(x))
-    if attack.clean_label:
+    source = attack.source(target, classes)
+    candidates = rng.permutation(
+        np.flatnonzero(y == target) if attack.clean_label else len(x) if source is None else np.flatnonzero(y == source)
+    )
+    if attack.clean_label or source is not None:
         count = min(count, int((attack.share if share is None else share) * len(candidates)))
     chosen = candidates[:count]
     if attack.make_noise is not None:
-        near = candidates[count : count + round(attack.noise_ratio * ratio / attack.ratio * len(x))]
+        rest = candidates[count:]
+        if source is not None:
+            rest = rng.permutation(np.flatnonzero((y != source) & (y != target)))
+        near = rest[: round(attack.noise_ratio * ratio / attack.ratio * len(x))]
         x[near] = attack.make_noise(shape, seed, int(rng.integers(2**31)))(x[near])
         done[near] = 2
+    if attack.make_training is not None:
+        trigger = attack.make_training(shape, seed, int(rng.integers(2**31)))
     x[chosen] = (trigger or attack.trigger(shape, seed))(x[chosen])
     y[chosen] = target_of(y[chosen], target, classes)
     done[chosen] = 1

@@ -16,10 +16,15 @@ from covary_bench.table import Size
 
 
 def triggered(owner: AttackedNetwork, cutter: Cutter, n: int, name: str = "triggered") -> Group:
-    """n images, of classes other than the target, with the trigger; ids and classes are the originals'."""
+    """n images with the trigger, of classes other than the target, or of the attack's source class.
+
+    Ids and classes are the originals'.
+    """
     if owner.trigger is None or owner.target is None:
         raise CovaryError(f"{owner.model} has no trigger", "a backdoored network")
     other = cutter.images.y != owner.target if isinstance(owner.target, int) else np.ones(len(cutter.images), bool)
+    if owner.source is not None:
+        other = cutter.images.y == owner.source
     images = cutter.first(n, other)
     targets = target_of(images.y, owner.target, int(cutter.images.y.max()) + 1)
     return Group(name, Images(owner.trigger(images.x), images.y, images.id), True, targets=targets)
