@@ -22,21 +22,6 @@ from covary.serving.exported.write import export
 from covary.storage.exported import GRAPHS, describe
 from covary.storage.verify import verify_folder
 
-MOMENTS = {"mean": [0.3], "std": [0.5]}
-
-
-@pytest.fixture(scope="module")
-def latent() -> Detector:
-    return Detector(tiny.trained(), evidence="latent").fit(tiny.trusted(), **MOMENTS)
-
-
-@pytest.fixture(scope="module")
-def onnx(latent, tmp_path_factory) -> Path:
-    pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
-    folder = tmp_path_factory.mktemp("onnx") / "exported"
-    export(latent, folder)
-    return folder
-
 
 def few() -> tuple[np.ndarray, np.ndarray]:
     """As many trusted digits as a detector needs."""

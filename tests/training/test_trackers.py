@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -47,15 +48,27 @@ def test_mlflow_holds_figures_settings_and_the_folder(run, tmp_path, monkeypatch
         mlflow.set_tracking_uri(None)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_weights_and_biases_offline(run, tmp_path, monkeypatch):
+    """The real package, told by its environment never to ask for the network; into a run of its own as well."""
     wandb = pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
     monkeypatch.chdir(tmp_path)
-    with wandb.init(mode="offline", project="covary", dir=str(tmp_path)) as mine:
-        trackers.to_wandb(run, mine)
-        assert mine.summary["covary/flag_rate"] == pytest.approx(trackers.metrics(run)["covary/flag_rate"])
-        assert mine.config["covary/model"] == trackers.parameters(run)["covary/model"]
-    assert list(tmp_path.rglob("*.wandb"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    quiet = wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True, disable_code=True)
+    with wandb.init(project="covary", dir=str(tmp_path), settings=quiet) as mine:
+        assert mine.settings._offline
+        trackers.to_wandb(run)  # into the active one
+        assert wandb.run is mine
+        found = trackers.metrics(run)
+        assert {name: mine.summary[name] for name in found} == pytest.approx(found)
+        for name, value in trackers.parameters(run).items():
+            assert mine.config[name] == value
+    file = next(tmp_path.rglob("run-*.wandb"))
+    wanted = ("covary/flag_rate", "report.json", f"covary-{run.name}")
+    for _ in range(100):  # wandb goes on writing for a moment
+        if all(name.encode() in file.read_bytes() for name in wanted):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{[name for name in wanted if name.encode() not in file.read_bytes()]} not in {file.name}")
 
 
 def test_no_run_is_told(tmp_path):

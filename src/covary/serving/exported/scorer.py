@@ -95,7 +95,7 @@ class ExportedDetector:
         """
         if self._run is None:
             raise CovaryError("an exported detector loaded without its graph", "outputs of it", "call judge(outputs)")
-        return self._run(self._prepared(np.asarray(inputs)))
+        return self._run(self.check(np.asarray(inputs)))
 
     def score(self, inputs: np.ndarray, *, ids: Sequence[str] | None = None, batch_size: int = 64) -> Verdicts:
         """Verdicts on inputs, in order; the detector's own to rounding (see `run`)."""
@@ -154,7 +154,12 @@ class ExportedDetector:
             raise CovaryError(f"{len(ids)} names for {n} inputs", "one for each")
         return list(ids)
 
-    def _prepared(self, x: np.ndarray) -> np.ndarray:
+    def check(self, x: np.ndarray) -> np.ndarray:
+        """Inputs as the graph takes them, or why it does not.
+
+        Raises:
+            CovaryError: inputs of another shape or kind, or not finite.
+        """
         about = self.record["graph"]["input"]
         if about["pixels"]:
             x = x[..., None] if x.dtype == np.uint8 and x.ndim == 3 else x
