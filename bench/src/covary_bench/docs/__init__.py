@@ -10,7 +10,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import cleaning, hard, images, pile, production, sampled, studies, texts, ways, why
+from covary_bench.docs import cleaning, hard, images, newcomer, pile, production, sampled, studies, texts, ways, why
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -57,6 +57,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
     },
     "why-not-simply.md": {mark: ("+".join(why.RECORDS), made) for mark, made in why.MARKS.items()},
     "exports.md": {"evidence parts": ("vision-small", images.parts)},
+    "install.md": {"newcomer": ("newcomer", newcomer.steps)},
     "language.md": {
         "language groups": ("language-tuning", texts.groups),
         "language layers": ("language-tuning", texts.layers),

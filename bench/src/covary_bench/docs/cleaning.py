@@ -10,22 +10,23 @@ RIVALS = ("spectral signatures", "activation clustering")
 
 
 def _share(value: float) -> str:
-    return f"{100 * value:.1f} %"
+    # Never broken before its sign, narrow as a column may be.
+    return f"{100 * value:.1f}\u00a0%"
 
 
 def _title(name: str) -> str:
     """`badnets 10 % s0` as a reader knows it."""
     attack, rest = name.removesuffix(" s0").split(" ", 1)
-    return f"{ {'badnets': 'BadNets', 'wanet': 'WaNet'}.get(attack, attack) }, {rest}"
+    return f"{ {'badnets': 'BadNets', 'wanet': 'WaNet'}.get(attack, attack) }, {rest}".replace(" %", "\u00a0%")
 
 
 def removed(record: dict[str, Any]) -> str:
     """Markdown: share of the poisoned images removed / of the clean ones, by every way."""
-    heads = ["poisoned set", "learned", *OURS.values(), "precision", *(name.title() for name in RIVALS)]
+    heads = ["poisoned set", "judged", "learned", *OURS.values(), "precision", *(name.title() for name in RIVALS)]
     lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
     for name, cell in record["cells"].items():
         gone = {way: f"{_share(found['recall'])} / {_share(found['clean'])}" for way, found in cell["removed"].items()}
-        row = [_title(name), _share(cell["learned"]), *(gone[way] for way in OURS)]
+        row = [_title(name), f"{cell['judged']:,}", _share(cell["learned"]), *(gone[way] for way in OURS)]
         row += [_share(cell["removed"]["covary"]["precision"]), *(gone[rival] for rival in RIVALS)]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
