@@ -41,7 +41,7 @@ def material() -> Material:
 def test_anomalies_count_that_do_what_they_were_made_for(material):
     assert len(material.kinds["clean"]) == 600
     assert list(material.kinds["triggered"]) == list(range(600, 655)), "answered 0, and of another class"
-    foreign = Stored(rows(3, 2), np.full(3, -1), None)
+    foreign = Stored(rows(3, 2), np.zeros(3, np.int64), None, harmless=True)
     assert list(foreign.succeed()) == [0, 1, 2]
     fooled = Stored(replace(rows(3, 2), predicted=np.array([0, 1, 1])), np.array([0, 0, 1]), None)
     assert list(fooled.succeed()) == [1]

@@ -15,6 +15,7 @@ NETWORKS = {
     "hidden from activations": "hidden from activations",
     "hidden from gradients": "hidden from activations and gradients",
     "hidden from piles": "hidden from these, survival and piles",
+    "hidden from piles, at any price": "the same, at any price",
     "sharpened": "5 % of clean inputs made overconfident",
 }
 
@@ -132,16 +133,18 @@ def attackers(record: dict[str, Any]) -> str:
 
 
 def salted(record: dict[str, Any]) -> str:
-    """Markdown: an attack in a pile that holds ever more photos."""
-    found = record["salted"]
+    """Markdown: an attack in a pile that holds ever more inputs that are odd but harmless."""
     rows = []
-    for way in ("together", "alone"):
-        means, errors = found[way]
-        for n, mean, error in zip(found["photos"], means, errors, strict=True):
-            rows.append(
-                [way, str(n), _near(mean[0], error[0]), _percent(mean[1]), _percent(mean[2]), _near(mean[3], 0)]
-            )
-    heads = ["judged, thorough", "photos", "attack caught at 1 %", "false alarms at 1 %", "at 5 %", "photos flagged"]
+    for found in record["salted"]:
+        title = f"{NETWORKS[found['network']]}, {found['attack']} triggered"
+        for way in ("together", "alone"):
+            means, errors = found[way]
+            for n, mean, error in zip(found["salts"], means, errors, strict=True):
+                what = f"{n} {found['salt']}" if n else "none"
+                alarms = ", ".join(f"{100 * rate:.2f}" for rate in mean[1:3])
+                rows.append([title, way, what, _near(mean[0], error[0]), f"{alarms} %", _near(mean[3], error[3])])
+                title = ""
+    heads = ["network", "judged, thorough", "salt", "attack caught at 1 %", "false alarms at 1, 5 %", "salt flagged"]
     return _table(heads, rows)
 
 

@@ -3,7 +3,8 @@
     nice -n 10 python -m covary_bench.studies.pile.attackers [--victim NAME] [--deals 8] [--cache cache]
 
 Networks are those that `hiding.adaptive` and `hiding.sharpened` left in the cache; each is compared with the victim it
-was made from, on the same images. A second part salts piles with photos. Writes `bench/results/pile-attackers.json`.
+was made from, on the same images. A second part salts piles with photos and with noisy images. Writes
+`bench/results/pile-attackers.json`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from covary_bench.studies.pile.dealt import WAYS, Deal, Material, caught, pile_o
 from covary_bench.studies.pile.rows import network_named, stored
 
 RESULTS = Path(__file__).resolve().parents[4] / "results" / "pile-attackers.json"
+PAID = ("clean_accuracy", "attack_success", "strength", "share", "median_margin_ratio")
 CLEAN, ODD = 500, (500, 26)
-SALTED, ATTACK, SALTS = 1_500, 15, (0, 15, 75, 300, 600)
+SALTED, SALTS = 1_500, (0, 75, 300, 600)
+# Where an attack is seen alone, and where the pile alone sees it: network, triggered inputs of a salted pile.
+ATTACKS = {"as trained": 15, "hidden from activations": 150}
 
 
 def networks(name: str, cache: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -43,24 +47,28 @@ def networks(name: str, cache: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             chosen = adaptive.choice(attempts, victim.clean_accuracy)
             own = home / f"{chosen.strength:g}"
             found[f"hidden from {hidden}"] = own / "weights.safetensors", json.loads((own / "attempt.json").read_text())
+            strongest = folders[-1].parent
+            if hidden == "piles" and strongest != own:
+                facts = json.loads((strongest / "attempt.json").read_text())
+                found["hidden from piles, at any price"] = strongest / "weights.safetensors", facts
     home = cache / "adaptive" / f"{name}-sharpened"
     if (home / "attempt.json").is_file():
         found["sharpened"] = home / "weights.safetensors", json.loads((home / "attempt.json").read_text())
     return found
 
 
-def material_of(name: str, label: str, weights: Path, cache: Path) -> Material:
-    """Rows of one network on clean and triggered images."""
+def material_of(name: str, label: str, weights: Path, cache: Path, *salts: str) -> Material:
+    """Rows of one network on clean and triggered images, and on odd but harmless ones."""
+    kinds = ("clean", "triggered", *salts)
     if label == "as trained":
-        return Material.of(stored(name, "clean", cache), triggered=stored(name, "triggered", cache))
-    owner = network_named(name, cache)
-    owner.network.load_state_dict(load_file(weights))
-    owner = replace(owner, weights=weights)
-    parts = {
-        kind: stored(f"{name}, {label}", kind, cache, owner, cache / "victims" / name)
-        for kind in ("clean", "triggered")
-    }
-    return Material.of(parts["clean"], triggered=parts["triggered"])
+        parts = {kind: stored(name, kind, cache) for kind in kinds}
+    else:
+        owner = network_named(name, cache)
+        owner.network.load_state_dict(load_file(weights))
+        owner = replace(owner, weights=weights)
+        home = cache / "victims" / name
+        parts = {kind: stored(f"{name}, {label}", kind, cache, owner, home) for kind in kinds}
+    return Material.of(parts.pop("clean"), **parts)
 
 
 def one_deal(material: Material, seed: int) -> dict[str, list[float]]:
@@ -84,19 +92,19 @@ def one_deal(material: Material, seed: int) -> dict[str, list[float]]:
     return found
 
 
-def salted(material: Material, seed: int) -> dict[str, list[list[float]]]:
-    """way -> per number of photos: caught of the attack, false alarms at 1 and 5 %, photos flagged at 1 %."""
+def salted(material: Material, kind: str, attack: int, seed: int) -> dict[str, list[list[float]]]:
+    """way -> per number of odd inputs: caught of the attack, false alarms at 1 and 5 %, odd ones flagged at 1 %."""
     rng = np.random.default_rng([seed, 5])
     known, left = material.draw(rng)
-    sizes = [{"triggered": ATTACK, "photos": n, "clean": SALTED - ATTACK - n} for n in SALTS]
+    sizes = [{"triggered": attack, kind: n, "clean": SALTED - attack - n} for n in SALTS]
     piles = [pile_of(left, own, rng) for own in sizes]
     deal = Deal(material, known, np.unique(np.concatenate(piles)), seed)
     found: dict[str, list[list[float]]] = {}
     for way, together in (("together", True), ("alone", False)):
         for own, pile in zip(sizes, piles, strict=True):
             p = deal.verdicts(pile, together).p_value
-            odd, photos, clean = np.split(p, np.cumsum(list(own.values()))[:-1])
-            figures = [caught(odd, 0.01), caught(clean, 0.01), caught(clean, 0.05), caught(photos, 0.01)]
+            odd, salt, clean = np.split(p, np.cumsum(list(own.values()))[:-1])
+            figures = [caught(odd, 0.01), caught(clean, 0.01), caught(clean, 0.05), caught(salt, 0.01)]
             found.setdefault(way, []).append(figures)
     return found
 
@@ -131,20 +139,29 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=datasets.cache_folder())
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"deals": options.deals, "networks": {}, "salted": {"photos": SALTS, "pile": SALTED}}
+    record: dict[str, Any] = {"deals": options.deals, "networks": {}, "salted": []}
     home = options.cache / "pile" / options.victim
-    for label, (weights, facts) in networks(options.victim, options.cache).items():
+    found = networks(options.victim, options.cache)
+    for label, (weights, facts) in found.items():
         material = material_of(options.victim, label, weights, options.cache)
         kept = home / f"attackers-{label.replace(' ', '-')}.json"
         deals = dealt(kept, options.deals, lambda seed, own=material: one_deal(own, seed))
         ways = {way: mean_and_error([deal[way] for deal in deals]) for way in WAYS}
-        record["networks"][label] = {"paid": facts, "ways": ways}
+        paid = {key: round(float(facts[key]), 4) for key in PAID if facts.get(key) is not None}
+        record["networks"][label] = {"paid": paid, "ways": ways}
         print(label, facts, {way: own[0] for way, own in ways.items()}, flush=True)
-    parts = {kind: stored(options.victim, kind, options.cache) for kind in ("clean", "triggered", "photos")}
-    material = Material.of(parts["clean"], triggered=parts["triggered"], photos=parts["photos"])
-    deals = dealt(home / "salted.json", options.deals, lambda seed: salted(material, seed))
-    record["salted"] |= {way: mean_and_error([deal[way] for deal in deals]) for way in ("together", "alone")}
-    print(record["salted"], flush=True)
+    for label, attack in ATTACKS.items():
+        for kind in ("photos", "noise"):
+            material = material_of(options.victim, label, found[label][0], options.cache, kind)
+            kept = home / f"salted-{label.replace(' ', '-')}-{kind}.json"
+            deals = dealt(
+                kept,
+                options.deals,
+                lambda seed, own=material, kind=kind, attack=attack: salted(own, kind, attack, seed),
+            )
+            ways = {way: mean_and_error([deal[way] for deal in deals]) for way in ("together", "alone")}
+            record["salted"].append({"network": label, "attack": attack, "salt": kind, "salts": SALTS, **ways})
+            print(record["salted"][-1], flush=True)
     RESULTS.write_text(json.dumps(record, separators=(",", ":")).replace('},"', '},\n"') + "\n")
 
 

@@ -2,10 +2,10 @@
 
     nice -n 10 python -m covary_bench.studies.pile.rows NETWORK KIND [--cache cache]
 
-KIND is `clean`, `triggered`, a name in `attacks.ADVERSARIAL`, or `photos`. Anomalous inputs are made of other images
-than clean ones: those of a victim of training images that it was not trained on, those of a public network of test
-images set aside. So which anomalies there are says nothing of which clean inputs are left. The layers amplified for
-survival are chosen on `CHOOSING` test images that no study deals out again.
+KIND is `clean`, `triggered`, a name in `attacks.ADVERSARIAL` or `CORRUPTIONS`, or `photos`. Anomalous inputs are made
+of other images than clean ones: those of a victim of training images that it was not trained on, those of a public
+network of test images set aside. So which anomalies there are says nothing of which clean inputs are left. The layers
+amplified for survival are chosen on `CHOOSING` test images that no study deals out again.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from covary.storage import folders
 from covary.storage.detector import rows_from_arrays, rows_to_arrays
 from covary_bench.images import attacks, datasets, public, victims
 from covary_bench.images.attacks.adversarial import attack_in_batches
+from covary_bench.images.corruptions import CORRUPTIONS
 from covary_bench.images.datasets import Images
 from covary_bench.images.ingredients import AttackedNetwork
 from covary_bench.images.measuring import predictions
 
 CHOOSING, ASIDE, MADE = 200, 3_000, 5_600
 # Of networks made from a victim, which stand in small piles alone.
-FEW = 2_400
+FEW, MOST_CORRUPTED = 2_400, 1_000
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,25 @@ class Stored:
         rows: of the images, survival and all.
         y: class of each, -1 = none, (n,).
         target: the attacker's class, or None.
+        harmless: whether they have no aim at all.
     """
 
     rows: Rows
     y: Int[np.ndarray, " n"]
     target: int | None
+    harmless: bool = False
 
     def succeed(self) -> Int[np.ndarray, " k"]:
         """Positions of anomalous inputs that do what they were made for; all of those that have no aim."""
+        if self.harmless:
+            return np.arange(len(self.rows))
         if self.target is not None:
             return np.flatnonzero((self.rows.predicted == self.target) & (self.y != self.target))
         return np.flatnonzero((self.rows.predicted != self.y) | (self.y < 0))
 
     def take(self, index: Int[np.ndarray, " k"]) -> Stored:
         """Some of them."""
-        return Stored(self.rows.take(index), self.y[index], self.target)
+        return Stored(self.rows.take(index), self.y[index], self.target, self.harmless)
 
 
 def order_of(n: int) -> Int[np.ndarray, " n"]:
@@ -116,6 +121,9 @@ def images_of(owner: AttackedNetwork, kind: str, victim: victims.Victim | None) 
         images = datasets.load("photos-all")
         return images.x, images
     images = test.take(order[:ASIDE]) if victim is None else _unseen(victim)
+    if kind in CORRUPTIONS:
+        images = images.take(np.arange(len(images) - MOST_CORRUPTED, len(images)))
+        return CORRUPTIONS[kind](images.x, 0), images
     if kind == "triggered":
         if owner.trigger is None:
             raise CovaryError(f"{owner.model} has no trigger", "a backdoored network")
@@ -161,7 +169,8 @@ def stored(
         record.with_suffix(".part").write_text(json.dumps({"parts": parts, "target": target}))
         record.with_suffix(".part").rename(record)
     arrays, facts = folders.read_arrays(path), json.loads(record.read_text())
-    return Stored(rows_from_arrays(arrays, facts["parts"], "rows"), arrays["y"], facts["target"])
+    harmless = kind == "photos" or kind in CORRUPTIONS
+    return Stored(rows_from_arrays(arrays, facts["parts"], "rows"), arrays["y"], facts["target"], harmless)
 
 
 def main() -> None:
