@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -124,6 +126,28 @@ def test_order_and_passes_change_nothing(monkeypatch):
     texts.assert_same(full, back.take(np.arange(len(SOME))[::-1]))
     monkeypatch.setattr("covary.text.extractor.PASS_BYTES", {"cpu": 1, "gpu": 1})
     texts.assert_same(full, features.rows(texts.batch(SOME)))
+
+
+def test_states_that_every_prompt_has_are_the_same_numbers_alone_and_in_company():
+    """The last token of all prompts, as a chat template sets it, in a model whose states are projected."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100, hidden_size=96, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=48, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = LanguageModel(LlamaForCausalLM(config).eval(), texts.causal().tokenizer)
+    extractor = TextExtractor(model)
+    some = [
+        replace(text, ids=(*text.ids[: text.anchor], 7, *text.ids[text.anchor + 1 :])) for text in texts.tokens(13, 4)
+    ]
+    name = next(name for name in extractor.judged(some[:1], "answer").latent if name.endswith("embed_tokens @ anchor"))
+    together = extractor.judged(some, "answer").latent[name]
+    assert together.shape == (13, 64)
+    assert (together == together[0]).all()
+    for text in some[:3]:
+        assert np.array_equal(extractor.judged([text], "answer").latent[name][0], together[0])
 
 
 def test_norms_are_of_one_kind_whatever_the_answers_length():

@@ -281,7 +281,13 @@ class TextExtractor(TextInputs):
             narrow = wide > STATE_NUMBERS
             made = orthogonal_rows(STATE_NUMBERS, wide, self.seed, "hidden states") if narrow else None
             self._state_projections[wide] = made
-        return _numpy(compress(states, self._state_projections[wide]))
+        projection = self._state_projections[wide]
+        if projection is not None and states.device.type != "mps":
+            # What every prompt ends with has the same state, which must stay the same number in any company: rounding
+            # that differs with the batch would be all that such a layer tells.
+            states, projection = states.double(), projection.to(states.device).double()
+            return _numpy((states @ projection.T).float())
+        return _numpy(compress(states, projection))
 
 
 def _long(text: Tokens) -> int:
