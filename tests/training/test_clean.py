@@ -194,3 +194,14 @@ def test_an_id_with_a_line_break_stays_on_one_line(tmp_path):
     assert (tmp_path / "keep.txt").read_text() == "c\n"
     with open(tmp_path / "clean.csv", newline="") as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["a\nb", "c"]
+
+
+def test_what_is_odd_is_no_mislabelled_sample_whatever_its_label():
+    """Four samples: odd, contradicted, both, and one whose label nobody knows."""
+    one = Cleaned(
+        list("abcd"), np.zeros(4), np.array([0.001, 1.0, 0.001, 1.0]), np.zeros(4, int), np.zeros(4, int), 0.01,
+        label=np.array([0, 1, 1, -1]), label_p=np.array([1.0, 0.001, 0.001, np.nan]),
+    )  # fmt: skip
+    assert one.odd.tolist() == one.remove.tolist() == [True, False, True, False]
+    assert one.mislabelled.tolist() == [False, True, False, False]
+    assert replace(one, drop_mislabelled=True).remove.tolist() == [True, True, True, False]
