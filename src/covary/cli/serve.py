@@ -100,6 +100,11 @@ def serve(
     fitted = Detector.load(detector, model, weights=weights, **settings(machine, consent))
     of_texts = fitted.settings.kind == "text"
     guard = prepared(fitted, keep, every=every, policy=policy, fpr=false_stop_rate, quiet=json) if of_texts else None
+    if guard is not None and not guard.knows_conversations:
+        stderr.print(
+            "[yellow]warning[/]: most trusted texts did not go through the model's chat template, so every "
+            "conversation will look odd; trust texts with messages"
+        )
     if not chosen.loopback and chosen.api_key is None:
         stderr.print("[yellow]warning[/]: other machines can reach this service, and it asks for no API key")
     if chosen.verdicts == "hidden" and chosen.operator_key is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,8 +77,6 @@ def test_the_running_p_value_is_that_of_the_oddest_look_so_far(guard, of_texts, 
 
 
 def so_far_of(watch, look):
-    from dataclasses import replace
-
     n = min(look * EVERY, len(watch.answer))
     place = watch.prompt.anchor
     return replace(
@@ -140,6 +139,15 @@ def texts_of(record):
     from covary.text.records import read_texts
 
     return read_texts([record])[0]
+
+
+def test_prompts_that_no_template_has_seen_are_no_conversations(guard, monkeypatch):
+    assert guard.knows_conversations
+    monkeypatch.setattr(guard.model.tokenizer, "chat_template", "{{ messages }}", raising=False)
+    assert not guard.knows_conversations
+    texts = [replace(text, start=3) for text in guard.detector.extractor.trusted_tokens]
+    monkeypatch.setattr(guard.detector.extractor, "trusted_tokens", texts)
+    assert guard.knows_conversations
 
 
 def test_what_cannot_guard_is_told(of_texts):

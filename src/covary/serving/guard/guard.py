@@ -175,6 +175,14 @@ class Guard:
         """
         return logits_processor(self, name)
 
+    @property
+    def knows_conversations(self) -> bool:
+        """Whether trusted prompts went through the chat template, where the model has one, as conversations do."""
+        if not getattr(self.model.tokenizer, "chat_template", None):
+            return True
+        # Others begin with a starting token at most.
+        return bool(np.mean([text.start > 1 for text in self.detector.extractor.trusted_tokens]) >= 0.5)
+
     def write_down(self, verdict: RunningVerdict) -> None:
         """One line of the log."""
         if self.log is not None:
