@@ -95,14 +95,18 @@ def layout(table: str) -> Layout:
 
 
 def rounded(found: Any, key: str = "", digits: int = 4) -> Any:
-    """Figures as a record keeps them: `digits` after the point, of seconds three in all."""
+    """Figures as a record keeps them: `digits` after the point, of seconds three in all.
+
+    Who is ahead is told to a thousandth, so AUROCs keep a digit more than shares of a few hundred inputs.
+    """
     if isinstance(found, Mapping):
         return {name: rounded(value, str(name), digits) for name, value in found.items()}
     if isinstance(found, list | tuple):
         return [rounded(value, key, digits) for value in found]
     if isinstance(found, float):
-        # Who is ahead is told to a thousandth, so areas keep a digit more than shares of a few hundred inputs.
-        return float(f"{found:.3g}") if "seconds" in key else round(found, digits + key.startswith(("auroc", "der")))
+        if "seconds" in key:
+            return float(f"{found:.3g}")
+        return round(found, digits + key.startswith("auroc"))
     return found
 
 
