@@ -73,7 +73,9 @@ class Detector(OutlierMethods):
         name = observable if observable is None or isinstance(observable, str) else _name_of(observable)
         if "metric" in settings:
             warnings.warn("metric= is now called preconditioner=", FutureWarning, stacklevel=2)
-        model = of_pipeline(model) if is_pipeline(model) else model
+        carried = None
+        if is_pipeline(model):
+            model, carried = of_pipeline(model)
         if settings.get("extractor") is None and is_language_model(model):
             settings["extractor"] = "text"
         self.settings = Settings.checked(observable=name, **settings)
@@ -85,6 +87,8 @@ class Detector(OutlierMethods):
         # (fingerprint of the trusted data, roles) of a fit to be done again; those data then keep their roles.
         self.previous_split: tuple[str, dict[str, list[str]]] | None = None
         self.extractor: Any = extractor_of(self.settings, model, weights, function)
+        if carried is not None:
+            self.extractor.carried = carried
         # What it was left to choose, such as a precision, is settled now.
         self.settings = self.extractor.settings
 
@@ -380,7 +384,11 @@ class Detector(OutlierMethods):
         """
         from covary.runs.from_python import check_inputs
 
-        return check_inputs(self, self.open(inputs), None if trusted is None else self.open(trusted))
+        known = None
+        if trusted is not None:
+            # Before any fit, trusted inputs are opened as a fit would, and the others like them.
+            known = self.open(trusted) if hasattr(self, "judge") else self.extractor.open_trusted(trusted)
+        return check_inputs(self, self.open(inputs), known)
 
     def open(self, inputs: Any, *, truth: Any = None, ids: Sequence[str] | None = None) -> Source:
         """Inputs by path, name or array, read and preprocessed as the trusted ones were."""

@@ -197,7 +197,7 @@ def test_a_pipeline_is_judged_by_its_model_and_texts_may_be_a_dataset():
     assert detector.settings.kind == "text"
 
     class Images:
-        task = "image-classification"
+        task = "object-detection"
 
     from covary.text.models.pipelines import is_pipeline, of_pipeline
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Shaped
 from PIL import Image
 
+from covary.data.presets import ImageTransform
 from covary.errors import CovaryError
 from covary.objects import load_object
 
@@ -90,8 +91,13 @@ def channel_numbers(values: Any, what: str) -> tuple[float, ...] | None:
     return numbers
 
 
-def named_transform(transform: Any) -> tuple[Callable[[torch.Tensor], Any] | None, str | None]:
-    """A transform, given as a function or as `package.module:function`, and its name."""
+def named_transform(transform: Any) -> tuple[Callable[[torch.Tensor], Any] | None, str | dict[str, Any] | None]:
+    """A transform, given as a function or as `package.module:function`, and its name; of an `ImageTransform` what it
+    holds, as which it may be given as well."""
+    if isinstance(transform, Mapping):
+        transform = ImageTransform.from_json(transform)
+    if isinstance(transform, ImageTransform):
+        return transform, transform.to_json()
     name = transform if isinstance(transform, str) else None
     function = load_object(transform, "transform") if isinstance(transform, str) else transform
     if function is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,13 @@ from covary.data.preprocessing import (
     scaled,
     stacked,
 )
+from covary.data.presets import preset_of, with_preset
 from covary.data.readers import Reader, open_reader
 from covary.data.readers.base import checked_ids, checked_labels, checked_truth
 from covary.data.readers.images import ImageReader
 from covary.data.truth import read_truth
 from covary.errors import CovaryError
+from covary.objects import load_object
 from covary.scoring.rows import Batch
 
 
@@ -47,7 +50,7 @@ class Source:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         transform: Callable[[torch.Tensor], Any] | None = None,
-        transform_name: str | None = None,
+        transform_name: str | dict[str, Any] | None = None,
         index: np.ndarray | None = None,
         names: Sequence[str] = (),
     ) -> None:
@@ -265,7 +268,9 @@ def open_data(
         y: original classes (n,), where the data do not hold them.
         mean: subtracted after scaling, one number or one per channel.
         std: divided by after that, positive.
-        transform: function of one float tensor (c, h, w), or `package.module:function`; runs before mean and std.
+        transform: function of one float tensor (c, h, w), or `package.module:function`; runs before mean and std. Or
+            torchvision's `Weights.transforms()` or an image processor of transformers, whose mean and std are taken
+            where none are given.
         truth: 0 or 1 for every input: an array, a .npy, .csv or .npz file (key or column `truth`), or the name of an
             array in the .npz that `spec` names.
         mode: `L` (grey) or `RGB` of images that are decoded, as the trusted ones were.
@@ -273,6 +278,7 @@ def open_data(
     Raises:
         CovaryError: nothing there, nothing in it, or inputs, labels, ids or truth that do not fit together.
     """
+    transform, mean, std = with_preset(_at_hand(transform), mean, std)
     function, transform_name = named_transform(transform)
     mean, std = channel_numbers(mean, "mean"), channel_numbers(std, "std")
     if isinstance(spec, Source):
@@ -294,6 +300,16 @@ def open_data(
     return Source(
         reader, name=name, y=labels, truth=known, mean=mean, std=std, transform=function, transform_name=transform_name
     )
+
+
+def _at_hand(transform: Any) -> Any:
+    """What a name stands for where that is a library's preset, or a function without arguments that gives one."""
+    if not isinstance(transform, str):
+        return transform
+    found = load_object(transform, "transform")
+    if isinstance(found, functools.partial) and not found.args:
+        found = found()
+    return transform if preset_of(found) is None else found
 
 
 def _relabelled(source: Source, y: Any, truth: Any) -> Source:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from covary.data.carried import open_as_carried
+from covary.data.presets import Preset, carried_by
 from covary.data.source import Source, open_data
 from covary.errors import CovaryError
 from covary.features.guards import check_labels, network_at_work, no_gradient, shape_of_one
@@ -38,10 +40,13 @@ class ArrayInputs:
         self.previous_split: Roles | None = None
         self._transform: Callable[..., Any] | None = None
         self._mode: str | None = None
+        # What the network says of its images, and what came of it, in words.
+        self.carried: Preset | None = carried_by(host.module)
+        self.said_of_images = ""
 
     def open_trusted(self, inputs: Any, **kwargs: Any) -> Source:
         """See `Extractor`."""
-        source = open_data(inputs, **kwargs)
+        source, self.said_of_images = open_as_carried(self.carried, inputs, **kwargs)
         self.preprocessing, self._transform, self._mode = source.preprocessing, source.transform, source.mode
         source = self._named(source)
         self.class_names = source.class_names

@@ -50,6 +50,7 @@ def check_inputs(detector: Detector, inputs: Source, trusted: Source | None = No
         return check(
             detector.network, trusted, inputs, fpr=settings.fpr, conformal=how, batch_size=settings.batch_size,
             by_gradients=settings.by_gradients and not settings.sampled,
+            said_of_images=detector.extractor.said_of_images,
         )  # fmt: skip
     detector._fitted()
     if settings.kind == "text":

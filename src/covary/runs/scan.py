@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from covary.data.carried import open_as_carried
 from covary.data.class_names import read_class_names
+from covary.data.presets import carried_by
 from covary.data.source import Source, open_data
 from covary.detector import Detector, Progress, with_more
 from covary.errors import CovaryError
@@ -170,8 +172,17 @@ class Material:
         """The trusted inputs."""
         if self.plan.settings.kind == "text":
             return self.detector.extractor.open_trusted(self.plan.trusted)
+        return self._trusted[0]
+
+    @cached_property
+    def _trusted(self) -> tuple[Source, str]:
         # Without the detector, which a check of a network that it refuses must not need.
-        return open_data(self.plan.trusted, **self.plan.preprocessing)
+        return open_as_carried(carried_by(self.model.module), self.plan.trusted, **self.plan.preprocessing)
+
+    @property
+    def said_of_images(self) -> str:
+        """What came of what the network says of its images, in a sentence; empty where it says nothing."""
+        return "" if self.plan.settings.kind == "text" else self._trusted[1]
 
     @cached_property
     def calibration(self) -> Source | None:
@@ -194,7 +205,7 @@ class Material:
         trusted = self.trusted
         if self.plan.settings.kind == "text":
             return self.detector.open(name)
-        return open_data(name, truth=truth, mode=trusted.mode, **self.plan.preprocessing)
+        return open_data(name, truth=truth, **{**trusted.preprocessing, "mode": trusted.mode})
 
     @property
     def trusted_fingerprint(self) -> str:
@@ -298,6 +309,7 @@ def check_plan(plan: ScanPlan, material: Material | None = None, *, apart: bool 
         draws=draws,
         own_observable=own_observable,
         by_gradients=s.by_gradients,
+        said_of_images=material.said_of_images,
         apart=apart,
     )
 

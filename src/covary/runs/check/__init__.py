@@ -41,6 +41,7 @@ def check(
     evidence: Mapping[str, float] | None = None,
     by_gradients: bool = True,
     apart: bool = True,
+    said_of_images: str = "",
 ) -> CheckReport:
     """What a network makes of trusted data and inputs, with what to change where something looks wrong.
 
@@ -61,6 +62,7 @@ def check(
         evidence: forward passes an input of every kind of evidence that may be asked for.
         by_gradients: whether gradients are taken; without them none need reach the weights.
         apart: whether trusted inputs should not be among the others, as they are in a training set.
+        said_of_images: what came of what the network says of its images.
     """
     trusted = _named(network, trusted)
     inputs, calibration = (None if source is None else _named(network, source) for source in (inputs, calibration))
@@ -68,6 +70,9 @@ def check(
     findings, figures = _look(
         network, trusted, inputs, calibration, batch_size, seed, own_observable, by_gradients, apart
     )
+    if said_of_images:
+        change = "Pass mean=, std= or transform= where it was trained otherwise."
+        findings.append(Finding("note", "Preparation of images", said_of_images, change))
     if "accuracy" not in figures:  # the network does not run: nothing further can be told
         return CheckReport(findings, figures)
     held = None if calibration is None else len(calibration)
