@@ -55,8 +55,8 @@ def clean(
 ) -> Cleaned:
     """Judges a training set as one pile by a detector fitted on trusted samples; says which to train without.
 
-    The trusted samples are best some of the training set's own, which somebody has looked at: training samples are
-    fitted by the network, and so must the trusted ones be. They are found in the training set as copies, and kept.
+    The trusted samples are best some of the training set's own, drawn by lot, which somebody has looked at: the rate
+    holds for clean samples that are like them. They are found in the training set as copies, and kept.
 
     >>> detector = Detector(network, evidence="thorough").fit((x[seen], y[seen]))     # doctest: +SKIP
     >>> cleaned = clean(detector, (x, y))                                             # doctest: +SKIP
