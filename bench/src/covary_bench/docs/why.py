@@ -43,6 +43,7 @@ LINKS = {
     "attackers who hide": "benchmark.md#attackers-who-know-the-detector",
 }  # fmt: skip
 SEES, MISSES, LOST, ASKED_RATE = 0.95, 0.8, 0.005, 0.05
+ENOUGH = 0.5  # of a kind's cells, for a detector's mean over those it was measured in to speak for the kind
 AUROC, TPR, ALARMS = FIGURES["mean_auroc_masked"], FIGURES["mean_tpr_at_1"], ("masked", "fpr")
 DER = FIGURES["mean_der_calibrated"]
 ALONE, SCANNED = "alone", "as scanned"
@@ -74,6 +75,12 @@ def mean(cells: Cells, detector: str, place: tuple[str, str]) -> float | None:
     """Mean over the cells in which the detector has that figure; None where it has none."""
     found = [v for cell in cells.values() if (v := value(cell, detector, place)) is not None]
     return float(np.mean(found)) if found else None
+
+
+def enough(cells: Cells, detector: str, place: tuple[str, str]) -> bool:
+    """Whether a detector has that figure in half of the cells at least: few cells are not the kind."""
+    known = sum(value(cell, detector, place) is not None for cell in cells.values())
+    return bool(cells) and known >= ENOUGH * len(cells)
 
 
 def passes(cells: Cells, detector: str) -> float | None:
@@ -111,13 +118,13 @@ def rivals(records: Records) -> str:
         return ""
     by_kind, rows = kinds(records), []
     for name, cells in measured(records):
-        found = {word: mean(own, name, AUROC) for word, own in by_kind.items()}
+        found = {word: mean(own, name, AUROC) if enough(own, name, AUROC) else None for word, own in by_kind.items()}
         sees = [word for word, v in found.items() if v is not None and v >= SEES]
         misses = [word for word, v in found.items() if v is not None and v < MISSES]
         unknown = [word for word, v in found.items() if v is None]
         alarms = [v for cell in cells.values() if (v := value(cell, name, ALARMS)) is not None]
         holds = "" if np.mean(alarms) <= ASKED_RATE else "**not**: "
-        aside = f"; not measured: {together(unknown)}" if unknown else ""
+        aside = f"; few figures or none: {together(unknown)}" if unknown else ""
         rows.append([
             label(name), together(sees) or "none", (together(misses) or "none") + aside,
             f"{number(mean(cells, name, TPR))} ({number(mean(cells, OURS, TPR))}, {len(cells)})",
@@ -135,11 +142,12 @@ def losses(records: Records) -> str:
         return ""
     rows = []
     sets = [(word, cells, AUROC, "AUROC") for word, cells in kinds(records).items()]
-    sets.append(("all backdoors", counted(records["vision-small"]), DER, "DER, calibrated"))
+    both = {name: cell for name, cell in counted(records["vision-small"]).items() if value(cell, BOTH, DER) is not None}
+    sets.append(("all backdoors", both or counted(records["vision-small"]), DER, "DER, calibrated"))
     for word, cells, place, figure in sets:
-        # On the cells where covary was measured as it scans, if there are any; everybody on the same ones.
+        # On the cells where covary was measured as it scans, if these are enough; everybody on the same ones.
         scanned = {name: cell for name, cell in cells.items() if value(cell, BOTH, place) is not None}
-        ours, kept = (BOTH, scanned) if scanned else (OURS, cells)
+        ours, kept = (BOTH, scanned) if enough(cells, BOTH, place) else (OURS, cells)
         mine = mean(kept, ours, place)
         if mine is None:
             continue
