@@ -123,6 +123,11 @@ def test_quantum_entropy_agrees_with_the_slow_one():
     np.testing.assert_allclose(quantum_entropy(m), expected)
 
 
+def test_quantum_entropy_of_a_layer_that_never_changes_is_nothing():
+    same = np.ones((KNOWN, WIDE))
+    np.testing.assert_array_equal(entropy_scores(same, same[:QUERIES]), np.zeros(QUERIES))
+
+
 def test_lcf_and_mahalanobis_take_one_position_where_asked_to():
     m = material()
 

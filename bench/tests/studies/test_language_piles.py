@@ -117,8 +117,9 @@ def test_figures_of_a_pile_are_of_one_kind_and_its_clean_ones():
         assert m.query_texts.focus.shape == (80, 2)
         return np.arange(80.0)
 
-    figures = theirs(some, np.flatnonzero(some.at("trusted")), {"n": Baseline(by_hand)}, np.array([True, False, True]))
-    assert figures == {"n": {"x": [1.0, 1.0]}}
+    once = {"n": Baseline(by_hand), "quantum entropy": Baseline(by_hand)}
+    figures = theirs(some, np.flatnonzero(some.at("trusted")), once, np.array([True, False, True]))
+    assert figures == {name: {"x": [1.0, 1.0]} for name in once}
     assert two(np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, False, True, False])) == [1.0, 1.0]
     assert two(np.array([1.5, 1.0, 2.0, 0.0]), np.array([False, False, True, True])) == [0.5, 0.5]
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
-from covary_bench.docs import cleaning, hard, images, newcomer, pile, production, sampled, studies, texts, ways, why
+from covary_bench.docs import (
+    assistants, cleaning, hard, images, newcomer, pile, production, sampled, studies, texts, ways, why,
+)  # fmt: skip
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
 from covary_bench.table import SCALES, TABLES, table
@@ -63,6 +65,11 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language layers": ("language-tuning", texts.layers),
         "language cost": ("language-cost", texts.cost),
         "language guard": ("guard", texts.guard),
+        "jailbreaks, mixed": ("language-jailbreaks", assistants.jailbreaks("mixed")),
+        "jailbreaks, instructions": ("language-jailbreaks", assistants.jailbreaks("instructions")),
+        "jailbreaks flagged": ("language-jailbreaks", assistants.rates),
+        "assistants": ("language-backdoors", assistants.backdoors),
+        "assistant's cost": ("language-jailbreaks", assistants.cost),
         **{mark: ("language-small", made) for mark, made in language.MARKS.items()},
     },
     "pile.md": {

@@ -77,8 +77,12 @@ def backdoors(record: dict[str, Any]) -> str:
     return markdown(["", *cells], rows)
 
 
-def scan(record: dict[str, Any]) -> str:
-    """Seconds and memory of a scan, stage by stage."""
-    rows = [[stage, f"{own['seconds']:.0f}", f"{own['texts']:,}", f"{own['peak_gib']:.2f}"]
-            for stage, own in record["stages"].items()]  # fmt: skip
-    return markdown(["stage", "seconds of one processor", "texts", "peak memory so far, GiB"], rows)
+def cost(record: dict[str, Any]) -> str:
+    """The processor's time for prompts of each group: covary's rows, and a bare forward pass beside them."""
+    rows = []
+    for name, (n, tokens, taken, forward) in record["seconds"].items():
+        a_token = 1000 * taken / (tokens + n * record["template"])
+        rows.append([name, f"{n:.0f}", f"{tokens / n:.0f}", f"{taken / n:.2f}", f"{forward / n:.2f}", f"{a_token:.1f}"])
+    heads = ["prompts", "how many", "tokens of their own", "seconds each, covary", "seconds each, one forward pass",
+             "milliseconds a token, covary"]  # fmt: skip
+    return markdown(heads, rows)

@@ -29,8 +29,9 @@ def entropy_scores(
     values, vectors = np.linalg.eigh(covariance)
     x = (x / scale) @ vectors / np.sqrt(np.maximum(values, 1e-9))
     s = np.atleast_2d(np.cov(x.T))
-    # Where the pile is no longer than trusted texts in any direction, S - I has nothing to single out.
-    q = expm(alpha * (s - np.eye(len(s))) / max(float(np.linalg.eigvalsh(s)[-1]) - 1, 1e-6))
+    # Less |S| in place of less one, which the trace divides out: exp(0) is the most there is.
+    most = float(np.linalg.eigvalsh(s)[-1])
+    q = expm(alpha * (s - most * np.eye(len(s))) / max(most - 1, 1e-6))
     return np.einsum("nd,de,ne->n", x, q, x) / np.trace(q)
 
 

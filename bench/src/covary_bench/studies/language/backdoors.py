@@ -27,7 +27,7 @@ from covary_bench.studies.language.assistants import ANSWER, FOLLOWS, LEARNED
 from covary_bench.studies.language.piles import FPR, Pile, gather, ours, theirs
 from covary_bench.studies.language.prompts import prompts_of
 
-TRUSTED, QUERIES = 120, 60
+TRUSTED, QUERIES = 110, 40
 LEFT_OUT = ("Attention Tracker",)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from covary.detector import Detector
+from covary.text.tokens import opening
 from covary_bench.baselines.texts import PROMPT_BASELINES
 from covary_bench.baselines.texts.attention_tracker import important_heads
 from covary_bench.records import write_lines
@@ -75,7 +76,7 @@ def figures(detector: Detector, cache: Path, n: int) -> dict[str, Any]:
         print(name, cells[name], flush=True)
     return {
         "model": "SmolLM2-135M-Instruct", "dtype": detector.extractor.model.dtype, "heads": int(heads.sum()),
-        "counts": counts, "seconds": seconds, "cells": cells,
+        "template": len(opening(detector.extractor.model)), "counts": counts, "seconds": seconds, "cells": cells,
     }  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from covary_bench.studies.language.passes import TOGETHER, passes
 from covary_bench.studies.language.prompts import as_turns
 
 FPR = 0.01
+# Baselines whose score of a prompt depends on the pile around it.
+BY_PILE = ("quantum entropy",)
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,22 @@ def ours(detector: Detector, pile: Pile, known: np.ndarray) -> dict[str, Any]:
 def theirs(
     pile: Pile, known: np.ndarray, baselines: Mapping[str, Baseline], heads: Bool[np.ndarray, " heads"] | None = None
 ) -> dict[str, dict[str, list[float]]]:
-    """Every baseline's AUROC and recall, kind by kind; those that look at a pile look at the same ones."""
+    """Every baseline's AUROC and recall, kind by kind; those of `BY_PILE` look at the same piles as covary does."""
     result: dict[str, dict[str, list[float]]] = {name: {} for name in baselines}
-    trusted = pile.take(known)
-    for kind in pile.odd_kinds:
-        some = pile.take(np.flatnonzero(pile.at("clean") | pile.at("odd", kind)))
-        odd = some.at("odd")
-        both = odd | some.at("clean", kind)
-        attention = some.texts.focus
-        texts = replace(some.texts, focus=attention if heads is None or attention is None else attention[:, heads])
+    trusted, asked = pile.take(known), pile.take(np.flatnonzero(pile.at("clean") | pile.at("odd")))
+    if heads is not None and asked.texts.focus is not None:
+        asked = replace(asked, texts=replace(asked.texts, focus=asked.texts.focus[:, heads]))
+
+    def scores(baseline: Baseline, some: Pile) -> Float[np.ndarray, " q"]:
         nothing = np.zeros((len(known), 1)), np.zeros((len(some.rows), 1))
-        material = TextMaterial(trusted.rows, some.rows, *nothing, known=trusted.texts, query_texts=texts)
-        for name, baseline in baselines.items():
-            result[name][kind] = two(baseline(material)[both], odd[both])
+        return baseline(TextMaterial(trusted.rows, some.rows, *nothing, known=trusted.texts, query_texts=some.texts))
+
+    for name, baseline in baselines.items():
+        every = None if name in BY_PILE else scores(baseline, asked)
+        for kind in pile.odd_kinds:
+            chosen = asked.at("clean") | asked.at("odd", kind)
+            some = asked.take(np.flatnonzero(chosen))
+            both = some.at("odd") | some.at("clean", kind)
+            found = scores(baseline, some) if every is None else every[chosen]
+            result[name][kind] = two(found[both], some.at("odd")[both])
     return result
