@@ -11,7 +11,18 @@ from typing import Any
 from covary.errors import CovaryError
 from covary_bench.case import modality
 from covary_bench.docs import (
-    assistants, cleaning, hard, images, newcomer, pile, production, sampled, studies, texts, ways, why,
+    assistants,
+    cleaning,
+    hard,
+    images,
+    newcomer,
+    pile,
+    production,
+    sampled,
+    studies,
+    texts,
+    ways,
+    why,
 )  # fmt: skip
 from covary_bench.records import read_record
 from covary_bench.speed import page as speed
