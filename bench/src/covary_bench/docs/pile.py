@@ -18,6 +18,10 @@ NETWORKS = {
     "hidden from piles, at any price": "the same, at any price",
     "sharpened": "5 % of clean inputs made overconfident",
 }
+RATED = {
+    "cifar10-badnets-t0-s0": "BadNets victim, CIFAR-10",
+    "mnist_badnet_white5_t1": "public backdoored LeNet, MNIST",
+}
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -76,9 +80,8 @@ def validity(record: dict[str, Any]) -> str:
         split = own["split"]
         for j, rate in enumerate((0.01, 0.05)):
             expected = split["law"][j]
-            rows.append(
-                [network, f"law at {rate:.0%}", "", _percent(expected[0]), f"{100 * expected[1]:.1f} %", "1.63"]
-            )
+            title, inside = RATED.get(network, network), f"{100 * expected[1]:.1f} %"
+            rows.append([title, f"law at {100 * rate:g} %", "", _percent(expected[0]), inside, "1.63"])
             for way in ("together", "from the pile alone", "alone"):
                 for share, figures in zip(("none", "1 %", "20 %"), split[way], strict=False):
                     mean, error, inside, gap = figures[j]
@@ -94,7 +97,7 @@ def crossed(record: dict[str, Any]) -> str:
         for way in ("together", "from the pile alone", "alone"):
             for share, figures in zip(("none", "1 %", "20 %"), own["cross"][way], strict=False):
                 share = "any" if way == "alone" else share
-                rows.append([network, way, share, *(_percent(*figures[j][:2]) for j in (0, 1))])
+                rows.append([RATED.get(network, network), way, share, *(_percent(*figures[j][:2]) for j in (0, 1))])
     return _table(["network", "judged", "anomalies", "asked 1 %", "asked 5 %"], rows)
 
 
