@@ -103,7 +103,7 @@ def test_hard_inputs_are_told_by_way_and_by_card():
     for k, name in enumerate(LOOKING):
         rates[name] |= {"hard": 0.2, "hard_without": 0.3 if k else 0.08, "clean_without": 0.06}
     cards = [{"reading": "shift-like", "members": 9, "hard": 8, "odd": 0},
-             {"reading": "attack-like", "members": 50, "hard": 1, "odd": 49}]  # fmt: skip
+             {"reading": "attack-like", "members": 50, "hard": 12, "odd": 38}]  # fmt: skip
     measured = {"false_positive_rates": rates, "n_hard": 20, "cards": cards, "cards_without": [],
                 "detectors": {name: {} for name in EVERY_WAY}}  # fmt: skip
     record = {"cells": {"noise/x/0": measured, "blur/x/0": {"detectors": {}, "false_positive_rates": {}}}}

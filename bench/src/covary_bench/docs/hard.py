@@ -47,14 +47,15 @@ def hard_ways(record: Record) -> str:
 
 
 def hard_cards(record: Record) -> str:
-    """One line a cell: what the card says that most hard inputs lie on, in a pile without the attack and with it."""
+    """One line a cell: what the largest card of hard inputs says, in a pile without the attack and in one with it."""
     rows = []
     for name, cell in record["cells"].items():
         if not has(LOOKING[-1])(cell):
             continue
         told = []
         for key in ("cards_without", "cards"):
-            found = [card for card in cell.get(key, []) if card["hard"]]
+            # A card of the attack that a few hard inputs lie on says nothing about these.
+            found = [card for card in cell.get(key, []) if 2 * card["hard"] > card["members"]]
             card = max(found, key=lambda card: card["hard"], default=None)
             told += ["no card", ""] if card is None else \
                 [card["reading"], f"{card['hard']} of {cell['n_hard']}, among {card['members']}"]  # fmt: skip
