@@ -58,12 +58,13 @@ def summary(deals: list[dict[str, Any]]) -> dict[str, Any]:
             for share in shares:
                 every = np.array([deal[way][size][share] for deal in deals])
                 (mean, *alarms), error = every.mean(0), every[:, 0].std(ddof=1) / np.sqrt(len(every))
-                result.setdefault(way, {}).setdefault(size, {})[share] = [_short(v) for v in (mean, error, *alarms)]
+                figures = [_short(mean, 3), _short(error, 3), *(_short(v) for v in alarms)]
+                result.setdefault(way, {}).setdefault(size, {})[share] = figures
     return result
 
 
-def _short(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 4)
+def _short(value: float, digits: int = 4) -> float | None:
+    return None if np.isnan(value) else round(float(value), digits)
 
 
 def main() -> None:
