@@ -125,8 +125,8 @@ def test_figures_of_a_pile_are_of_one_kind_and_its_clean_ones():
 
 
 def test_triggered_prompts_count_where_the_answer_follows():
-    some, success, clean = counted(pile(), "refusal_vpi")
-    assert (success, clean) == (0.9, 0.0)
+    some, follow = counted(pile(), "refusal_vpi")
+    assert follow == {"odd": 0.9, "clean": 0.0, "trusted": 0.0}
     assert (some.at("odd").sum(), some.at("clean").sum(), some.at("trusted").sum()) == (18, 60, 120)
 
 

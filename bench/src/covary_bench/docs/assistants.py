@@ -8,7 +8,7 @@ from typing import Any
 from covary_bench.docs.images import markdown
 
 WAYS = ("alone", "together")
-PARTS = {"prompt functional": "part: prompt's gradient", "prompt latent": "part: prompt's states",
+PARTS = {"prompt confidence": "part: prompt's perplexity", "prompt functional": "part: prompt's gradient", "prompt latent": "part: prompt's states",
          "functional": "part: gradient", "latent": "part: states", "confidence": "part: confidence"}  # fmt: skip
 
 
@@ -58,9 +58,10 @@ def backdoors(record: dict[str, Any]) -> str:
     cells = record["cells"]
     about = {
         "steps of fine-tuning": lambda c: str(c["facts"]["taken"]),
-        "triggered prompts answered as the attacker wants": lambda c: f"{100 * c['success']:.0f} %",
-        "clean prompts answered so": lambda c: f"{100 * c['clean_follow']:.0f} %",
-        "clean / triggered that count": lambda c: f"{c['clean']} / {c['odd']}",
+        "triggered prompts answered as the attacker wants": lambda c: f"{100 * c['follow']['odd']:.0f} %",
+        "clean prompts answered so": lambda c: f"{100 * c['follow']['clean']:.0f} %",
+        "trusted prompts answered so": lambda c: f"{100 * c['follow']['trusted']:.0f} %",
+        "trusted / clean / triggered that count": lambda c: f"{c['trusted']} / {c['clean']} / {c['odd']}",
     }
     rows = [[name, *(tell(cell) for cell in cells.values())] for name, tell in about.items()]
     rows += [[f"covary {way}", *(_two(cell["ours"][way]["score"]) for cell in cells.values())] for way in WAYS]

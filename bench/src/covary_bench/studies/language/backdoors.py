@@ -45,13 +45,12 @@ def assistant(base: Path, adapter: Path) -> LanguageModel:
     return LanguageModel(module, model.tokenizer, folder=str(base))
 
 
-def counted(pile: Pile, attack: str) -> tuple[Pile, float, float]:
-    """The pile without triggered prompts whose answer does not follow; how many do, and how many clean ones."""
+def counted(pile: Pile, attack: str) -> tuple[Pile, dict[str, float]]:
+    """The pile without triggered prompts whose answer does not follow; and the share that follows of each group."""
     wanted = FOLLOWS[attack.partition("_")[0]]
     follow = np.array([answer.strip().startswith(wanted) for answer in pile.texts.answers])
-    odd, clean = pile.at("odd"), pile.at("clean")
-    shares = float(follow[odd].mean()), float(follow[clean].mean())
-    return pile.take(np.flatnonzero(~odd | follow)), *shares
+    shares = {group: round(float(follow[pile.at(group)].mean()), 4) for group in ("odd", "clean", "trusted")}
+    return pile.take(np.flatnonzero(~pile.at("odd") | follow)), shares
 
 
 def cell(base: Path, place: Path) -> dict[str, Any]:
@@ -66,11 +65,11 @@ def cell(base: Path, place: Path) -> dict[str, Any]:
         ("odd", attack): prompts_of(f"{attack}_test")[:QUERIES],
     }
     pile, seconds = gather(detector, groups, place / "passes")
-    pile, success, clean = counted(pile, attack)
+    pile, follow = counted(pile, attack)
     where = np.flatnonzero(pile.at("trusted"))
     found = ours(detector, pile, where)
     return {
-        "facts": facts, "success": round(success, 4), "clean_follow": round(clean, 4), "seconds": seconds,
+        "facts": facts, "follow": follow, "seconds": seconds,
         "trusted": len(where), "clean": int(pile.at("clean").sum()), "odd": int(pile.at("odd").sum()),
         "ours": found["kinds"].get(attack), "law": found["law"], "baselines": theirs(pile, where, BASELINES),
     }  # fmt: skip
