@@ -110,7 +110,7 @@ def test_figures_of_a_pile_are_of_one_kind_and_its_clean_ones():
         own = found["kinds"]["x"][way]
         assert own["score"] == [1.0, 1.0] and own["caught"] == 1.0  # noqa: PT018
         assert own["clean"][1] == 30 and own["all_clean"][1] == 60 and own["all_clean"][0] <= 6  # noqa: PT018
-    assert "pile" in found["kinds"]["x"]["together"]["parts"]
+    assert list(found["kinds"]["x"]["alone"]["parts"]) == ["functional", "confidence"]
 
     def by_hand(m: Any) -> np.ndarray:
         assert (len(m.known.prompts), len(m.query_texts.prompts)) == (120, 80)

@@ -8,7 +8,8 @@ from typing import Any
 from covary_bench.docs.images import markdown
 
 WAYS = ("alone", "together")
-PARTS = {"prompt confidence": "part: prompt's perplexity", "prompt functional": "part: prompt's gradient", "prompt latent": "part: prompt's states",
+PARTS = {"prompt confidence": "part: prompt's perplexity", "prompt functional": "part: prompt's gradient",
+         "prompt latent": "part: prompt's states",
          "functional": "part: gradient", "latent": "part: states", "confidence": "part: confidence"}  # fmt: skip
 
 

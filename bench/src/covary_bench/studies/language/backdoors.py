@@ -81,7 +81,7 @@ def main(base: Path, cache: Path, out: Path) -> None:
     for path in sorted(cache.glob("*/success.json")):
         cells[path.parent.name] = cell(base, path.parent)
         print(path.parent.name, cells[path.parent.name], flush=True)
-        write_lines(out, {"model": "SmolLM2-135M-Instruct", "cells": cells}, 4)
+        write_lines(out, {"model": "SmolLM2-135M-Instruct", "cells": cells}, 3)
 
 
 if __name__ == "__main__":

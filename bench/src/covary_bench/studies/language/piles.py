@@ -100,8 +100,9 @@ def ours(detector: Detector, pile: Pile, known: np.ndarray) -> dict[str, Any]:
                 "score": two(verdicts.score[both], odd[both]), "caught": round(float(verdicts.flagged[odd].mean()), 4),
                 "clean": [int(verdicts.flagged[like].sum()), int(like.sum())],
                 "all_clean": [int(verdicts.flagged[~odd].sum()), int((~odd).sum())],
-                "parts": {name: two(part[both], odd[both])[0] for name, part in verdicts.parts.items()},
             }  # fmt: skip
+            if way == "alone":
+                own["parts"] = {name: two(part[both], odd[both])[0] for name, part in verdicts.parts.items()}
             result.setdefault(kind, {})[way] = own
     law = false_alarm_interval(FPR, len(known), int(pile.at("clean").sum()))
     return {"kinds": result, "trusted": len(known), "law": [round(value, 4) for value in law]}
