@@ -39,7 +39,9 @@ def test_every_figure_of_a_detector_is_the_mean_of_its_cells_in_the_file():
     place = {name: i for i, name in enumerate(stored["columns"])}
     tuned = docs.read(ROOT / "bench" / "results", "vision-small")["tuning"]["cells"]  # type: ignore[index]
     known = {name: cell for name, cell in stored["cells"].items() if "missing" not in cell["facts"]}
-    cells = {name: {stored["detectors"][i]: values for i, *values in cell["detectors"]} for name, cell in known.items()
+    scale = [10**digits for digits in stored["digits"]]
+    cells = {name: {stored["detectors"][i]: [value and value / by for value, by in zip(values, scale, strict=False)]
+                    for i, *values in cell["detectors"]} for name, cell in known.items()
              if name not in tuned and cell["facts"]["victim"].get("attack_success", 1) >= 0.8}  # fmt: skip
     names = {why.label(name): name for name in why.ASKED}
     found = rows("rivals")

@@ -1,6 +1,7 @@
 """A table's record on disk: one line a cell and detector, with the figures that tables, plots and documentation use.
 
-A line begins with the detector's place in `detectors`; its figures stand in the order of `columns`.
+A line begins with the detector's place in `detectors`; its figures stand in the order of `columns`, times ten to
+the power of `digits`.
 Curves, and whatever else resuming needs, stay in the cache. Figures are kept to four or five digits after the point,
 seconds to three in all; `rounded` does the same to figures at hand, so that a table looks the same from cache and file.
 """
@@ -151,6 +152,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
     for name, value in rounded(head).items():
         yield f"{_json(name)}:{_json(value)},"
     yield f'"columns":{_json([*every, *ours])},'
+    yield f'"digits":{_json([_digits(name) for name in (*every, *ours)])},'
     yield f'"detectors":{_json(named)},'
     yield f'"about":{_json(abouts)},'
     yield '"cells":{'
@@ -172,7 +174,7 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
             while values and values[-1] is None:
                 values.pop()
             names = [*every, *ours]
-            values = [_short(rounded(value, names[i])) for i, value in enumerate(values)]
+            values = [_whole(rounded(value, names[i]), _digits(names[i])) for i, value in enumerate(values)]
             yield f"{_json([named.index(detector), *values])}{'' if end else ','}"
         yield "]}" + ("" if last else ",")
     yield "}"
@@ -199,9 +201,14 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _short(value: float | None) -> float | int | None:
-    """1 and 0 without a point."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _digits(column: str) -> int:
+    """Digits after the point that a column is kept to; 0 for seconds, whose leading digits are kept."""
+    return 0 if "seconds" in column else 4 + column.startswith("auroc")
+
+
+def _whole(value: float | None, digits: int) -> float | int | None:
+    """A figure without its point, which most of a record would be; what has no digits stays."""
+    return value if value is None or not digits else round(value * 10**digits)
 
 
 def _ended(items: Any) -> Iterator[tuple[bool, Any]]:
@@ -245,7 +252,7 @@ def read_record(path: Path) -> dict[str, Any]:
         CovaryError: no such file, or one that is not a record.
     """
     record = folders.read_json(path, "a record of the benchmark")
-    expected = {"columns": list, "detectors": list, "cells": dict}
+    expected = {"columns": list, "digits": list, "detectors": list, "cells": dict}
     if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in expected.items()):
         raise CovaryError(
             f"{path} has no cells by column", "a record of the benchmark", "move it away, or choose another --out"
@@ -263,9 +270,9 @@ def read_record(path: Path) -> dict[str, Any]:
         cells[name] = {"cell": name, "victim": {}, **facts}
         for number, *values in own["detectors"]:
             one = deepcopy(dict(kept.blank))
-            for place, value in zip(places, values, strict=False):
+            for place, digits, value in zip(places, record["digits"], values, strict=False):
                 if value is not None:
-                    _put(one, place, float(value))
+                    _put(one, place, value / 10**digits)
             for place, value in shared.items():
                 # Shared figures complete a view; they do not bring one that this detector has not got.
                 if _at(one, place[:1]) is not None or len(place) == 1:
