@@ -15,8 +15,8 @@ $(VENV)/.light: pyproject.toml bench/pyproject.toml constraints.txt
 
 $(VENV)/.ready: $(VENV)/.light
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable ./bench
-	# For the series in its files alone; its own pins are others.
-	$(BIN)/pip install --quiet --no-deps aeon==1.6.0
+	# For the series in the files of the one and the detectors of the other; their own pins are others.
+	$(BIN)/pip install --quiet --no-deps aeon==1.6.0 pytorch-ood==0.4.0
 	touch $@
 
 demo: $(VENV)/.light

@@ -27,7 +27,8 @@ from covary.storage import folders
 
 X, Y, TRUTH = tiny.inputs()
 COMMANDS = ["demo", "check", "fit", "score", "cost", "scan", "report", "inspect", "verify", "sign", "keygen",
-            "compare", "gate", "mechanisms", "serve", "audit", "doctor", "init", "trust"]  # fmt: skip
+            "compare", "gate", "mechanisms", "serve", "audit", "doctor", "init", "trust", "clean", "export",
+            "guard"]  # fmt: skip
 SUMMARY = ["n", "n_flagged", "fpr_target", "p_min", "n_reference", "n_fit", "n_calibration", "seconds"]
 FIGURES = ["auroc", "auroc_masked", "tpr_at_1", "tpr_at_5", "fpr", "der", "der_masked", "der_ceiling"]
 
@@ -409,7 +410,7 @@ def test_bad_input_to_the_other_commands(run_cli, saved_folder, tiny_files, netw
     monkeypatch.chdir(tmp_path)
     score = ["score", "--trust-code", saved_folder, "--out", "run"]
     for arguments, words in (
-        (["inspect", "nothing"], "nothing is no detector, RUN or pile"),
+        (["inspect", "nothing"], "nothing is no detector, RUN, pile or export"),
         (["report", "nothing"], "no results.csv in nothing"),
         (["score", "nothing", "few.npz", "--out", "run"], "no folder nothing"),
         ([*score, "colour.npz"], "holds inputs of shape (3, 8, 8); expected (1, 8, 8)"),
