@@ -31,13 +31,13 @@ def deals_of_trusted(results: dict[str, Any]) -> str:
         "| --- " * 8 + "|",
     ]
     for network, deals in results.items():
-        for group in [name for name in deals[0]["split"] if isinstance(deals[0]["split"][name], dict)]:
-            row = [f"{network.split('+')[-1]}, {group}", f"{np.mean([d['cross'][group]['auroc'] for d in deals]):.3f}"]
+        for group in [name for name, found in deals["split"].items() if isinstance(found, dict)]:
+            row = [f"{network.split('+')[-1]}, {group}", f"{np.mean(deals['cross'][group]['auroc']):.3f}"]
             for kind in ("split", "cross"):
-                caught = 100 * np.array([d[kind][group]["tpr"] for d in deals])
+                caught = 100 * np.array(deals[kind][group]["tpr"])
                 row += [f"{caught.mean():.1f} ± {caught.std():.1f} %", f"{caught.min():.0f} %"]
             for kind in ("split", "cross"):
-                alarms = 100 * np.array([d[kind]["fpr"] for d in deals])
+                alarms = 100 * np.array(deals[kind]["fpr"])
                 row.append(f"{alarms.mean():.2f} ± {alarms.std():.2f} %")
             lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)

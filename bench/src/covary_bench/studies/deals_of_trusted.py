@@ -131,6 +131,15 @@ def deal(groups: Groups, trusted: int, seed: int) -> tuple[dict[str, dict[str, A
     return rounded(found), rounded(seconds)
 
 
+def add(columns: dict[str, Any], found: Mapping[str, Any]) -> None:
+    """One more deal in the record, which names each figure once and lists its values deal by deal."""
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            add(columns.setdefault(name, {}), value)
+        else:
+            columns.setdefault(name, []).append(value)
+
+
 def main() -> None:
     """Does what is missing, then prints the table."""
     parser = argparse.ArgumentParser()
@@ -142,13 +151,13 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     own = results.setdefault(str(options.trusted), {})
     for network, names in CELLS.items():
-        if options.table or len(own.get(network, [])) >= options.deals:
+        done = len(own[network]["split"]["fpr"]) if network in own else 0
+        if options.table or done >= options.deals:
             continue
         groups = digits() if network == "digits" else kept(options.rows / f"{network}.npz", names)
-        own.setdefault(network, [])
-        for seed in range(len(own[network]), options.deals):
+        for seed in range(done, options.deals):
             found, seconds = deal(groups, options.trusted, seed)
-            own[network].append(found)
+            add(own.setdefault(network, {}), found)
             results.setdefault("seconds", {}).setdefault(str(options.trusted), {})[network] = seconds
             RESULTS.write_text(json.dumps(results, separators=(",", ":")) + "\n")
             print(options.trusted, network, seed, flush=True)
