@@ -54,7 +54,7 @@ def test_the_set_is_the_one_that_the_benchmark_poisons(monkeypatch, tmp_path):
 @pytest.fixture
 def record() -> dict:
     gone = {"recall": 0.969, "clean": 0.011, "precision": 0.9}
-    ways = ("covary", "with labels", "cards", *cleaning.RIVALS)
+    ways = ("covary", "each alone", "with labels", "cards", *cleaning.RIVALS)
     figures = {"success": 0.9, "accuracy": 0.7}
     cell = {"judged": 30000, "learned": 1.0, "victim": figures, "removed": dict.fromkeys(ways, gone)}
     where = {"clean": 0.01, "clean at 5 %": 0.05, "recall": 1.0, "right": 0.8}

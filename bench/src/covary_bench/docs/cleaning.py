@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 # Ways of choosing whom to remove, as in the record, and their columns.
-OURS = {"covary": "scores alone", "with labels": "with labels", "cards": "by cards"}
+OURS = {
+    "covary": "by scores", "each alone": "each image alone", "with labels": "with labels", "cards": "by cards",
+}  # fmt: skip
 RIVALS = ("spectral signatures", "activation clustering")
 
 

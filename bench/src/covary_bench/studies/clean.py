@@ -188,6 +188,7 @@ def removals(cell: Cell, n: int) -> dict[str, Any]:
         seconds = time.perf_counter() - begun
         masks: dict[str, Any] = {
             OURS: cleaned.odd,
+            "each alone": detector.judge.judge(rows).p_value <= REMOVED,
             "with labels": cleaned.odd | cleaned.mislabelled,
             "cards": np.isin(cleaned.card, cleaned.attack_cards),
         }
