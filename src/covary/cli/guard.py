@@ -124,14 +124,16 @@ def prepared(
 
 
 def _prompts(data: str | None, prompt: str | None, asks: bool) -> Iterable[Text]:
-    from covary.text.records import Text, read_texts
+    from covary.text.records import read_texts
 
     if prompt is not None:
         return read_texts([{"id": "prompt", "prompt": prompt}])
-    return read_texts(data) if data not in (None, LINES) else _lines(Text, asks and sys.stdin.isatty())
+    return read_texts(data) if data not in (None, LINES) else _lines(asks and sys.stdin.isatty())
 
 
-def _lines(made: Any, asks: bool) -> Iterator[Text]:
+def _lines(asks: bool) -> Iterator[Text]:
+    from covary.text.records import Text
+
     number = 0
     while True:
         if asks:
@@ -140,7 +142,7 @@ def _lines(made: Any, asks: bool) -> Iterator[Text]:
         if not line:
             return
         if line.strip():
-            yield made(str(number), prompt=line.rstrip("\r\n"))
+            yield Text(str(number), prompt=line.rstrip("\r\n"))
             number += 1
 
 

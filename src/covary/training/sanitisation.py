@@ -31,14 +31,13 @@ from covary.scoring.calibration.conformal import resolve
 from covary.scoring.pile.cards import find_cards
 from covary.scoring.pile.together import can_look
 from covary.scoring.rows import Rows
+from covary.settings import OF_PARTS
 from covary.storage import detector as saved
 from covary.storage import folders
 from covary.text.source import write_completions
 from covary.training.cleaned import RECORD, Cleaned, attack_like, contradiction, label_p_values
 
 REMOVE_AT = 0.01
-# Scores that can look at a pile, by their names in settings.
-LOOK = ("combined", "equal-confidence")
 
 
 def clean(
@@ -120,7 +119,7 @@ def clean_by_detector(
     """The same by a saved detector, whose own false-alarm rate marks inputs as flagged; `more` as of `scan.score`."""
     _check_rate(remove_at)
     score = saved.open_record(folder)["settings"].get("score")
-    together = score in LOOK
+    together = score in OF_PARTS
     if cards and not together:
         raise no_cards(str(score))
     decide = _Decision(remove_at, cards, drop_mislabelled)
