@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from covary.errors import CovaryError
 from covary_bench.case import modality
+from covary_bench.columns import read_packed
 from covary_bench.docs import (
     assistants,
     cleaning,
@@ -145,7 +145,7 @@ def _read(path: Path, written: int) -> dict[str, Any]:
     what, _, scale = path.stem.partition("-")
     if what in TABLES and scale in SCALES:
         return complete(read_record(path))
-    return json.loads(path.read_text("utf-8"))
+    return read_packed(path)
 
 
 def complete(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from covary.scoring.judge import Judge
 from covary_bench.baselines.images import BASELINES, Material
 from covary_bench.baselines.images.knn import last_features, nearest_neighbours
 from covary_bench.cached import read_cached
-from covary_bench.records import rounded, write_lines
+from covary_bench.columns import write_packed
+from covary_bench.records import rounded
 from covary_bench.studies.cases import CASES
 
 NEIGHBOURS = (1, 5, 10, 20, 50)
@@ -140,7 +141,7 @@ def main() -> None:
     tuning = [result for result in results if result["role"] == "tuning"]
     choice = {str(k): float(np.mean([result["neighbours"][str(k)] for result in tuning])) for k in NEIGHBOURS}
     record = {"knn_on_tuning_cells": choice, "columns": COLUMNS, "cells": {one["name"]: kept(one) for one in results}}
-    write_lines(options.results, rounded(record, digits=6), depth=4)
+    write_packed(options.results, rounded(record, digits=6))
 
 
 if __name__ == "__main__":

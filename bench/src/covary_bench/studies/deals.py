@@ -19,10 +19,11 @@ from covary.errors import CovaryError
 from covary.storage import folders
 from covary_bench.baselines.images import cheap
 from covary_bench.cell import Cell
+from covary_bench.columns import write_packed
 from covary_bench.figures import view
 from covary_bench.images.datasets import cache_folder
 from covary_bench.prepared import Prepared
-from covary_bench.records import rounded, write_lines
+from covary_bench.records import rounded
 from covary_bench.runner import results, work_folder
 from covary_bench.scoring import OURS, Scored, ours, with_p
 from covary_bench.settings import chosen
@@ -124,7 +125,7 @@ def run(name: str, scale: str, deals: int, cache: Path, out: Path) -> dict[str, 
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}-{scale}-deals.json"
     result = rounded(result)
-    write_lines(path, result)
+    write_packed(path, result)
     path.with_suffix(".md").write_text(as_markdown(result), encoding="utf-8", newline="\n")
     return result
 

@@ -22,7 +22,8 @@ from covary.runs.figures.quality import auroc
 from covary.storage import folders
 from covary.text import demo
 from covary.text.source import TextSource
-from covary_bench.records import rounded, write_lines
+from covary_bench.columns import write_packed
+from covary_bench.records import rounded
 
 KINDS = ("simple", "contextual", "variable")
 TRUSTED, QUERIES = 400, 300
@@ -125,7 +126,7 @@ def main() -> None:
     for path in sorted(Path(folder).iterdir()):
         kind, seed = path.name.split("-")
         found += score(Path(folder), kind, int(seed))
-        write_lines(Path(rest[0]), {"cells": found})
+        write_packed(Path(rest[0]), {"cells": found})
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from sklearn.metrics import roc_auc_score
 from covary.features.sampled.diagnostics import effective_draws
 from covary.scoring.couplings import ccc, cosine
 from covary.scoring.scores.coupling import class_max
+from covary_bench.columns import read_packed, write_packed
 from covary_bench.images.public import load_public
-from covary_bench.records import write_lines
 from covary_bench.studies.sampled.case import NETWORKS, load_case
 from covary_bench.trace_store import read_traces
 
@@ -190,7 +190,7 @@ def worth_of_a_second(rows: list[dict[str, Any]], seconds: dict[str, Any]) -> di
 def main(cache: Path, out: Path) -> None:
     found: dict[str, Any] = {}
     if out.is_file():
-        found = json.loads(out.read_text())
+        found = read_packed(out)
     for name in NETWORKS:
         case = Case(name, cache)
         rows = chains(name, cache) + gaussian(name, cache) + first_order(name, cache)
@@ -209,7 +209,7 @@ def main(cache: Path, out: Path) -> None:
     for what, file in (("same random numbers as the peer", "same-noise.json"), ("seconds a draw", "speed.json")):
         if (cache / file).is_file():
             found[what] = json.loads((cache / file).read_text())
-    write_lines(out, found, depth=3)
+    write_packed(out, found)
 
 
 if __name__ == "__main__":
