@@ -12,7 +12,7 @@ from covary.errors import CovaryError, unknown_name
 from covary_bench.cell import Cell
 
 SCALES = ("ci", "small", "paper")
-TABLES = ("vision", "adaptive", "adversarial", "ood", "mechanisms", "hard", "sensitivity", "language")
+TABLES = ("vision", "networks", "adaptive", "adversarial", "ood", "mechanisms", "hard", "sensitivity", "language")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,14 @@ WITH_INTERVAL, RESAMPLES = ("auroc", "tpr_at_1", "der_right", "der_best"), 2000
 
 
 def ways(record: Record) -> str:
-    """One line a way of covary, a control of it and a rival: means over held-out cells where all ways were measured,
-    with 95 % bootstrap intervals over the cells.
-    """
-    counted = _scored_together(record)
+    """One line a way of covary, a control of it and a rival: means over held-out cells where all ways were measured."""
+    return ways_of(scored_together(record), (*DEFAULT_WAYS, *CONTROLS, *RIVALS))
+
+
+def ways_of(counted: Record, names: Sequence[str]) -> str:
+    """One line a detector that has figures in all of these cells: means with 95 % bootstrap intervals over cells."""
     shown = []
-    for name in (*DEFAULT_WAYS, *CONTROLS, *RIVALS):
+    for name in names:
         found = [[value(cell, name, ("masked", key)) for key in FIGURES_OF_WAYS] for cell in counted.values()]
         # A detector is compared on all of these cells or not at all.
         if not found or any(figure is None for row in found for figure in row):
@@ -83,6 +85,7 @@ def _pair(cell: Mapping[str, Any], name: str) -> str:
     return "" if auroc is None else f"{number(auroc, 4)}, {number(caught)}"
 
 
-def _scored_together(record: Record) -> Record:
+def scored_together(record: Record) -> Record:
+    """Held-out cells whose attack works and where every way was measured."""
     return {name: cell for name, cell in record["cells"].items()
             if has(DEFAULT_WAYS[-1])(cell) and name not in record["tuning"]["cells"] and not mark_of(cell)}  # fmt: skip
