@@ -84,3 +84,12 @@ def test_pytorch_oods_own_figures_are_ours_where_the_formula_is(tmp_path):
     text = published.peers({"pytorch-ood": "0.4.0", "cells": {"vision:badnets/digits/0": measured}})
     assert text.splitlines()[0] == "| pytorch-ood 0.4.0, ours | badnets/digits/0 | largest difference |"
     assert BOTH not in text
+
+
+def test_foreign_sets_are_held_against_the_best_of_all_others():
+    near = {"cells": 2, **dict.fromkeys(networks.WAYS, 0.9), "energy": 0.904, "survival": 0.1}
+    far = {**near, "survival": 0.91}
+    rows = networks.distances({"by_distance": {"far": far, "near": near, "unknown": {"cells": 1}}}).splitlines()
+    assert rows[2].endswith("| survival 0.9100 | -0.0100 | **missed** |")
+    assert rows[3].endswith("| energy 0.9040 | -0.0040 | met |")
+    assert len(rows) == 4

@@ -67,6 +67,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "ood ways": ("ood-small", ways.ways_beside("pile on features", "energy")),
         "ood": ("ood-small", images.compared("energy", "KNN on features", "Mahalanobis by layer")),
         "ood distances": ("ood-small", images.distances),
+        "ood aims": ("ood-small", networks.distances),
         "mechanisms": ("mechanisms-small", images.mechanisms),
         "adaptive attempts": ("adaptive-small", images.attempts),
         "adaptive ways": (
