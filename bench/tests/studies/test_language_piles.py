@@ -14,10 +14,11 @@ from covary.scoring.judge import Judge
 from covary.scoring.rows import Rows
 from covary.text.models.pretrained import LanguageModel
 from covary_bench.baselines.texts import Answered, Baseline
-from covary_bench.studies.language import assistants, jailbreak_prompts
+from covary_bench.studies.language import assistants, jailbreak_prompts, jailbreaks
 from covary_bench.studies.language.backdoors import counted
 from covary_bench.studies.language.like_length import Sources, as_long_as, body, cut, padded_e_mail
 from covary_bench.studies.language.piles import Pile, ours, theirs, two
+from covary_bench.studies.language.prompts import prompts_of
 from covary_bench.texts.tiny_llama import data_folder
 
 needs_prompts = pytest.mark.skipif(not (data_folder() / "prompts").is_dir(), reason="no prompts in COVARY_DATA")
@@ -74,6 +75,10 @@ def test_sources_are_held_apart_and_length_tells_nothing():
     assert all("INSTRUCTION EMBEDDED" in one for one in injected)
     assert [jailbreak_prompts.without_injection(body(one)) in other for one, other in
             zip(injected, asked.clean["injected e-mails"], strict=True)] == [True] * len(injected)  # fmt: skip
+    given = {" ".join(one.split()) for one in prompts_of("email_clean")}
+    assert {" ".join(one.split()) for one in asked.plain} <= given
+    assert len(set(asked.plain)) == len(asked.plain) <= len(injected)
+    assert not set(asked.plain) & trusted
 
 
 def pile(odd: int = 20) -> Pile:
@@ -122,6 +127,19 @@ def test_figures_of_a_pile_are_of_one_kind_and_its_clean_ones():
     assert figures == {name: {"x": [1.0, 1.0]} for name in once}
     assert two(np.array([3.0, 1.0, 2.0, 0.0]), np.array([True, False, True, False])) == [1.0, 1.0]
     assert two(np.array([1.5, 1.0, 2.0, 0.0]), np.array([False, False, True, True])) == [0.5, 0.5]
+
+
+def test_injected_e_mails_are_set_against_themselves():
+    some = pile()
+    kind = np.where(some.kind == "y", jailbreaks.E_MAILS, some.kind)
+    group = np.where((some.group == "clean") & (some.kind == "x"), "plain", some.group)
+    kind = np.where((group == "plain") | (group == "odd"), jailbreaks.E_MAILS, kind)
+    found = jailbreaks.against_plain(Pile(some.rows, some.texts, group, kind))
+    assert found.odd_kinds == [jailbreaks.AGAINST_PLAIN]
+    # Those as long as they left the pile.
+    assert found.rows.ids == [some.rows.ids[i] for i in np.flatnonzero(some.kind != "y")]
+    assert int(found.at("clean", jailbreaks.AGAINST_PLAIN).sum()) == 30
+    assert len(found.rows) == 170
 
 
 def test_triggered_prompts_count_where_the_answer_follows():

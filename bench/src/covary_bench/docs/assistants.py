@@ -18,8 +18,8 @@ def _two(pair: list[float], best: float = 2.0) -> str:
     return f"{f'**{area}**' if pair[0] >= best - 5e-5 else area} ({pair[1]:.2f})"
 
 
-def detectors(cell: dict[str, Any]) -> str:
-    """AUROC (recall at 1 % of clean ones of like length) of covary and every baseline, kind by kind."""
+def detectors(cell: dict[str, Any], counts: dict[str, list[int]]) -> str:
+    """AUROC (recall at 1 % of the clean ones) of covary and every baseline, kind by kind; how many stand first."""
     kinds = cell["ours"]["kinds"]
     rows = {f"covary {way}": {kind: own[way]["score"] for kind, own in kinds.items()} for way in WAYS}
     rows |= cell["baselines"]
@@ -29,16 +29,17 @@ def detectors(cell: dict[str, Any]) -> str:
     for part in parts:
         areas = [f"{own['alone']['parts'][part]:.3f}" for own in kinds.values()]
         made.insert(2 + list(parts).index(part), [PARTS.get(part, f"part: {part}"), *areas])
+    made.insert(0, ["*how many, odd and clean*", *(" and ".join(map(str, counts[kind])) for kind in kinds)])
     return markdown(["detector", *kinds], made)
 
 
 def jailbreaks(trusted: str) -> Callable[[dict[str, Any]], str]:
     """The table of `detectors` with one of the trusted sets."""
-    return lambda record: detectors(record["cells"][trusted])
+    return lambda record: detectors(record["cells"][trusted], record["counts"])
 
 
 def rates(record: dict[str, Any]) -> str:
-    """What is flagged at 1 %: of each kind, of clean prompts as long as it, and of all clean prompts of its pile."""
+    """What is flagged at 1 %: of each kind, of the clean prompts set against it, and of all clean ones of its pile."""
     rows = []
     for trusted, cell in record["cells"].items():
         low, high = cell["ours"]["law"]
@@ -50,7 +51,7 @@ def rates(record: dict[str, Any]) -> str:
                 law = f"{round(low * one['all_clean'][1])} to {round(high * one['all_clean'][1])}"
                 caught = f"{round(one['caught'] * odd)} of {odd}"
                 rows.append([trusted, kind, way, caught, like, every, law])
-    heads = ["trusted", "kind", "judged", "caught", "clean of like length flagged", "all clean flagged", "99 % law"]
+    heads = ["trusted", "kind", "judged", "caught", "clean ones beside it flagged", "all clean flagged", "99 % law"]
     return markdown(heads, rows)
 
 
