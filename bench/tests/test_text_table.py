@@ -61,6 +61,7 @@ def test_one_command_scores_a_case(cache, tmp_path, run_cli, monkeypatch):
     made = docs.complete(read_record(tmp_path / "language-ci.json"))
     assert message["tiny"]["mean_auroc"] == made["tiny"]["mean"]
     cell = made["cells"]["tiny/words/0"]
+    assert cell["judged"] == ["both", "equal length"]
     assert set(cell["detectors"]) == {"covary alone", *FEW}
     assert cell["detectors"]["covary alone"]["auroc"] > 0.9
     assert cell["detectors"]["covary alone"]["calibrated"]["5%"]["false_alarms"] < 0.3
@@ -181,6 +182,24 @@ def test_means_and_intervals():
     text = page.as_markdown(made)
     assert "quirky/words/0: not run" in text
     assert "**0.9500** (0.75)" in text
+
+
+def test_cells_of_earlier_defaults_are_no_part_of_means_of_later_ones():
+    found = {"n": 20, "kinds": 2, "clusters": 2, "ari": 1.0}
+    clusters = {"triggers": 2, "triggered": found, "all_flagged": found}
+    later = {**cell(0.9), "judged": ["both", "equal length"], "mechanisms": clusters, "mechanisms_together": clusters}
+    later["detectors"]["covary together"] = later["detectors"]["covary alone"]
+    made = record.record("", "small", {"variable/words/0": later, "variable/words/1": cell(0.5)}, {})
+    assert made["variable"]["cells"] == ["variable/words/0"]
+    assert made["variable"]["mean"] == pytest.approx(0.9)
+    assert made["variable"]["baselines"]["covary together"]["mean"] == pytest.approx(0.9)
+    assert made["benign"]["long"]["n"] == 100
+    text = page.as_markdown(made)
+    assert "| *defaults of covary* | today's |" in text
+    assert "| covary together |" in text
+    (line,) = [line for line in page.cells(made).splitlines() if "variable/words/1" in line]
+    assert line.endswith("| earlier defaults |")
+    assert "| variable/words/0 | together | all flagged | 20 | 2 | 2 | 1.000 |" in text
 
 
 def test_accepted_attempts_count_or_all_where_none_is():

@@ -86,7 +86,7 @@ TEXTS = Layout(
             **{f"n {kind}": ("by_kind", kind, "n") for kind in KINDS}},
     blank={"auroc": None, "interval": None, "recall_at_1pct_fpr": None, "recall_at_5pct_fpr": None,
            "calibrated": {"1%": {}, "5%": {}}, "by_kind": {}, "seconds_a_query": None},
-    facts=("missing", "errors", "victim", "mechanisms", "groups"),
+    facts=("missing", "errors", "victim", "mechanisms", "mechanisms_together", "groups", "judged"),
 )  # fmt: skip
 
 

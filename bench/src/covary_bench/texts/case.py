@@ -13,7 +13,7 @@ from covary_bench.baselines.texts.confguard import rule
 from covary_bench.case import Modality, Say
 from covary_bench.cell import Cell
 from covary_bench.runner import work_folder
-from covary_bench.scoring import OURS, Scored
+from covary_bench.scoring import OURS, TOGETHER, Scored
 from covary_bench.table import Table
 from covary_bench.texts import cases, page, tiny
 from covary_bench.texts.case_folder import home
@@ -69,8 +69,10 @@ class TextCase:
     def facts(self, prepared: Any, found: Mapping[str, Scored]) -> dict[str, Any]:
         about = {
             "victim": dict(prepared.facts), "mechanisms": mechanisms(prepared, found[OURS]),
-            "n_trusted": len(prepared.trusted), "groups": prepared.groups,
+            "n_trusted": len(prepared.trusted), "groups": prepared.groups, "judged": prepared.judged,
         }  # fmt: skip
+        if TOGETHER in found:
+            about["mechanisms_together"] = mechanisms(prepared, found[TOGETHER])
         if (locked := found.get("ConfGuard")) is not None:
             flags, truth, kept = rule(locked.score), prepared.inputs.truth, prepared.inputs.masked
             shares = (("recall", 1), ("fpr", 0))

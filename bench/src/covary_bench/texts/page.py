@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from covary_bench.baselines.texts import TEXT_BASELINES
 from covary_bench.records import write_record
 from covary_bench.scoring import EVERY_WAY, OURS
-from covary_bench.texts.record import keys
+from covary_bench.texts.record import OTHERS, keys
 
 Record = Mapping[str, Any]
 
@@ -60,14 +59,16 @@ def detectors(record: Record) -> str:
         rows.append([*row, _milliseconds(record, found, name)])
     inside = [f"{record[key]['interval'][0]:.4f} to {record[key]['interval'][1]:.4f}" for key in found]
     alarms = [f"{100 * record[key]['false_alarms']:.2f} %" for key in found]
+    defaults = ["today's" if record[key]["today"] else "earlier" for key in found]
     rows[1:1] = [["*95 % interval of ours*", *inside, ""], ["*its false alarms, 1 % asked for*", *alarms, ""]]
+    rows.insert(0, ["*defaults of covary*", *defaults, ""])
     heads = [f"{key} ({len(record[key]['cells'])})" for key in found]
     return table(["AUROC (recall at 1 % FPR)", *heads, "ms a query"], rows)
 
 
 def _names(every: Iterable[Mapping[str, Any]]) -> list[str]:
     there = {name for baselines in every for name in baselines}
-    return [OURS, *(name for name in TEXT_BASELINES if name in there)]
+    return [OURS, *(name for name in OTHERS if name in there)]
 
 
 def _means(record: Record, key: str, name: str) -> Mapping[str, Any]:
@@ -94,13 +95,14 @@ def cells(record: Record) -> str:
         best = max(others, key=lambda other: others[other], default="")
         low, high = mine["interval"]
         accepted = {True: "accepted", False: "not accepted"}.get(victim.get("accepted"), "")
+        earlier = "" if cell.get("judged") else "earlier defaults"
         rows.append([
             name, f"{mine['n_clean']:,} / {mine['n_anomalous']:,}", _percent(victim.get("poison")),
             _percent(victim.get("clean_accuracy")), _percent(victim.get("attack_success")),
             f"{mine['auroc']:.4f} ({low:.4f} to {high:.4f})", f"{mine['recall_at_1pct_fpr']:.3f}",
             _percent(mine["calibrated"]["1%"]["recall"]), _percent(mine["calibrated"]["1%"]["false_alarms"]),
             f"{best} {others[best]:.4f}" if best else "",
-            ", ".join(filter(None, [accepted, *victim.get("marks", [])])),
+            ", ".join(filter(None, [accepted, *victim.get("marks", []), earlier])),
         ])  # fmt: skip
     heads = ["cell", "clean / triggered", "poison", "accuracy", "attack success", "AUROC (95 %)", "recall at 1 % FPR",
              "caught at 1 % asked for", "false alarms", "best baseline", "mark"]  # fmt: skip
@@ -121,18 +123,23 @@ def benign(record: Record) -> str:
     ]  # fmt: skip
     inside = [f"{100 * own[at]['interval'][0]:.1f} to {100 * own[at]['interval'][1]:.1f} %" for own, at in every]
     rows.insert(1, ["*95 % interval of ours*", *inside])
+    rows.insert(0, ["*defaults of covary*", *("today's" if own["today"] else "earlier" for own, _ in every)])
     heads = [f"{kind} ({own['n']:,}), {at} asked for" for kind, own in found.items() for at in ("1 %", "5 %")]
     return table(["flagged", *heads], rows)
 
 
 def triggers(record: Record) -> str:
     """Do clusters of what was flagged find the triggers, among triggered inputs alone and in the whole flagged pile?"""
+    ways = {"mechanisms": "alone", "mechanisms_together": "together"}
+    every = [(name, way, own, pile) for way in ways for name, own in record[way].items()
+             for pile in ("triggered", "all_flagged")]  # fmt: skip
     rows = [
-        [name, pile.replace("_", " "), f"{own[pile]['n']:,}", str(own[pile]["kinds"]), str(own[pile]["clusters"]),
+        [name, f"{ways[way]}{'' if record['cells'][name].get('judged') else ', earlier defaults'}",
+         pile.replace("_", " "), f"{own[pile]['n']:,}", str(own[pile]["kinds"]), str(own[pile]["clusters"]),
          _number(own[pile]["ari"])]
-        for name, own in record["mechanisms"].items() for pile in ("triggered", "all_flagged")
+        for name, way, own, pile in every
     ]  # fmt: skip
-    return table(["cell", "pile", "n", "kinds in it", "clusters found", "ARI"], rows) if rows else ""
+    return table(["cell", "flagged", "pile", "n", "kinds in it", "clusters found", "ARI"], rows) if rows else ""
 
 
 def paid(record: Record) -> str:

@@ -113,6 +113,12 @@ class PreparedTexts(Prepared):
         """How the detector grouped the texts; None = not at all."""
         return self._stored[1]["groups"]
 
+    @property
+    def judged(self) -> list[str]:
+        """What the detector judges, and whether at equal length: cells of other defaults are no cells of these."""
+        own = self.detector.extractor.own
+        return [own.judge, "equal length" if own.at_equal_length else "any length"]
+
     def _taken(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Rows as the detector takes them, grouped as it groups, and one forward pass's states and probabilities."""
         texts, detector = self._texts, self.detector.fit(self._texts["trusted"])

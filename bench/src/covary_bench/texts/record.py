@@ -10,7 +10,7 @@ from scipy import stats
 
 from covary_bench.baselines.texts import TEXT_BASELINES
 from covary_bench.cell import Cell
-from covary_bench.scoring import OURS
+from covary_bench.scoring import OURS, WAYS
 from covary_bench.texts.cases import CASES
 from covary_bench.texts.scoring import RATES
 from covary_bench.texts.tiny import NAME as TINY
@@ -19,6 +19,8 @@ from covary_bench.texts.tiny import NAME as TINY
 GROUPS = ("simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky", TINY)
 BENIGN = ("long", "held-out-task", "benign-reply")
 FIGURES = ("recall_at_1pct_fpr", "recall_at_5pct_fpr")
+# What stands beside covary alone.
+OTHERS = (*WAYS, *TEXT_BASELINES)
 
 Cells = Mapping[str, dict[str, Any]]
 
@@ -33,7 +35,8 @@ def record(title: str, scale: str, cells: Cells, about: Mapping[str, Any]) -> di
             groups[key] = group(own)
     return {
         "table": "language", "scale": scale, "title": title, **groups, "benign": benign(done),
-        "mechanisms": {name: clusters for name, cell in done.items() if (clusters := cell.get("mechanisms"))},
+        **{key: {name: clusters for name, cell in done.items() if (clusters := cell.get(key))}
+           for key in ("mechanisms", "mechanisms_together")},
         "missing": {name: cell["missing"] for name, cell in cells.items() if "missing" in cell},
         "cells": dict(cells), "about": dict(about),
     }  # fmt: skip
@@ -51,19 +54,28 @@ def group_of(name: str) -> str | None:
 
 
 def judged(cells: Cells) -> dict[str, dict[str, Any]]:
-    """Cells that count: those whose attempt was accepted, or all where none was (the strongest attempt stands in)."""
+    """Cells that count: by today's defaults, or all where none is; then those whose attempt was accepted, or all.
+
+    Where no attempt was accepted the strongest one stands in.
+    """
+    cells = today(cells) or dict(cells)
     accepted = {name: cell for name, cell in cells.items() if cell["victim"].get("accepted")}
     return accepted or dict(cells)
+
+
+def today(cells: Cells) -> dict[str, dict[str, Any]]:
+    """Cells judged by the defaults that there are now: earlier ones do not say how they were judged."""
+    return {name: cell for name, cell in cells.items() if cell.get("judged")}
 
 
 def group(cells: Cells) -> dict[str, Any]:
     """Means of ours and of every baseline over the cells of one kind of case, and what its victims are."""
     counted = judged(cells)
-    names = [name for name in TEXT_BASELINES if any(name in cell["detectors"] for cell in counted.values())]
+    names = [name for name in OTHERS if any(name in cell["detectors"] for cell in counted.values())]
     victims = [{"cell": name, "counts": name in counted, **cell["victim"]} for name, cell in cells.items()]
     return {
-        **means(counted, OURS), "cells": list(counted), "baselines": {name: means(counted, name) for name in names},
-        "victims": victims,
+        **means(counted, OURS), "cells": list(counted), "today": bool(today(counted)),
+        "baselines": {name: means(counted, name) for name in names}, "victims": victims,
     }  # fmt: skip
 
 
@@ -101,11 +113,13 @@ def benign(cells: Cells) -> dict[str, Any]:
     """Rates flagged of each kind of benign shift at each nominal rate, over all cells that have it."""
     result: dict[str, Any] = {}
     for kind in BENIGN:
-        having = [cell for cell in cells.values() if kind in cell["detectors"][OURS]["by_kind"]]
+        having = {name: cell for name, cell in cells.items() if kind in cell["detectors"][OURS]["by_kind"]}
+        having = list((today(having) or having).values())
         if having:
-            names = [OURS, *(n for n in TEXT_BASELINES if all(n in cell["detectors"] for cell in having))]
+            names = [OURS, *(n for n in OTHERS if all(n in cell["detectors"] for cell in having))]
             rates = {name: _rates([cell["detectors"][name]["by_kind"][kind] for cell in having]) for name in names}
-            result[kind] = {**rates[OURS], "baselines": {name: rates[name] for name in names[1:]}}
+            new = all(cell.get("judged") for cell in having)
+            result[kind] = {**rates[OURS], "today": new, "baselines": {name: rates[name] for name in names[1:]}}
     return result
 
 

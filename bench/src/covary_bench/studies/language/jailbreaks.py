@@ -104,7 +104,7 @@ def main(base: Path, cache: Path, out: Path, rounds: int = ROUNDS) -> None:
     torch.set_num_threads(1)
     detector = Detector(base, dtype="auto", judge="prompt", fpr=FPR)
     for n in range(1, rounds + 1):
-        write_lines(out, figures(detector, cache, n * ROUND), 4)
+        write_lines(out, figures(detector, cache, n * ROUND), 3)
 
 
 if __name__ == "__main__":
