@@ -84,6 +84,15 @@ class Holder:
     predicted: int
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Trusted rows of one split by their roles, wrongly answered ones only among those that calibrate."""
+
+    reference: Rows
+    fit: Rows
+    calibration: Rows
+
+
 class Judge:
     """Fits a score on trusted rows and gives calibrated verdicts on others.
 
@@ -196,8 +205,8 @@ class Judge:
     def _fit_splits(self, trusted: Rows, right: Bool[np.ndarray, " n"], calibration: Rows | None) -> None:
         """One score for each split, and the scores of the calibration samples it has not seen."""
         self.scores_: list[Score] = []
-        # Fit and calibration samples of every split, for a look at piles (see `covary.scoring.pile.together`).
-        self.held_: list[tuple[Rows, Rows]] = []
+        # For a look at piles (see `covary.scoring.pile.together`).
+        self.dealt_: list[Dealt] = []
         self.views_: list[Any] | None = None
         # Which calibration samples rank, and the folds of all, where not all do (see `calibration.guarantee`).
         self.ranked_: Bool[np.ndarray, " _"] | None = None
@@ -216,7 +225,7 @@ class Judge:
             self.parts = list(measured.parts)
             held.append((own, measured.score))
             every_measured.append(measured)
-            self.held_.append((fit, own))
+            self.dealt_.append(Dealt(reference, fit, own))
             for role, rows in (("reference", reference), ("fit", fit), ("calibration", own)):
                 self.roles[role + suffix] = list(rows.ids)
         self.kinds_ = Kinds().fit(self.scores_, every_measured)

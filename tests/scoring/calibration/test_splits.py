@@ -81,6 +81,17 @@ def test_thin_classes_are_dealt_out_together():
     assert [len(half) for half in halves(names(120), classes, 1)] == [60, 60]
 
 
+@pytest.mark.parametrize("classes", [10, 43])
+def test_folds_agree_on_who_is_reference_and_who_fits(classes):
+    labels = np.random.default_rng(0).integers(0, classes, 500)
+    every = across(names(500), labels, 0)
+    for one in every:
+        assert abs(len(one.reference) - len(one.fit)) <= classes
+        for other in every:
+            stay = np.intersect1d(one.reference, np.concatenate([other.reference, other.fit]))
+            assert np.isin(stay, other.reference).mean() > 0.85
+
+
 def test_recorded_roles_are_obeyed():
     ids, classes = names(200), classes_of(200)
     split_roles = across(ids, classes, 3)

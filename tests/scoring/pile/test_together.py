@@ -10,7 +10,7 @@ import pytest
 from core_cases import synthetic, with_more
 from covary.errors import CovaryError
 from covary.scoring.judge import Judge
-from covary.scoring.pile.together import added, judge_together, look, sums
+from covary.scoring.pile.together import added, judge_together, look, sums, views
 from covary.scoring.rows import Rows
 from covary.scoring.scores.joined import joined
 
@@ -71,6 +71,18 @@ def test_a_pile_shows_what_no_input_shows_alone():
     assert auroc(together.parts["pile features"]) > 0.85
     assert auroc(together.score) > auroc(alone.score) + 0.2
     assert set(together.parts) >= {"functional", "latent", "confidence", "survival", "pile", "pile features"}
+
+
+def test_fit_and_reference_samples_whiten_and_both_are_as_long_as_fresh_ones():
+    judge = Judge(conformal="split").fit(trusted(800))
+    (evidence,), fresh = views(judge), with_more(synthetic(800, 9, prefix="q")[0])
+    n_fit, n_reference = (len(judge.roles[role]) for role in ("fit", "reference"))
+    numbers = evidence.numbers(fresh, judge.scores_[0].measure(fresh))
+    for view, whitening in evidence.whitenings_.items():
+        lengths = np.linalg.norm(whitening.held_, axis=1)
+        own = np.linalg.norm(evidence.whitened(view, numbers), axis=1).mean()
+        assert len(lengths) == n_fit + n_reference
+        np.testing.assert_allclose([lengths[:n_fit].mean(), lengths[n_fit:].mean()], own, rtol=0.1)
 
 
 def test_clean_piles_keep_their_false_alarm_rate():

@@ -161,7 +161,7 @@ def one_split(judge: Judge) -> Judge:
     """
     if len(judge.scores_) == 1:
         return judge
-    trusted = Rows.concatenate([own for _, own in judge.held_])
+    trusted = Rows.concatenate([own.calibration for own in judge.dealt_])
     right = np.isin(trusted.ids, judge.reference.ids)
     try:
         return Judge(judge.score, judge.coupling, judge.fpr, seed=judge.seed, conformal="split").fit(
@@ -179,7 +179,7 @@ class _Look:
 
     def __init__(self, judge: Judge, rows: Rows) -> None:
         self.view, self.score = views(judge)[0], judge.scores_[0]
-        self.rows, self.calibration = rows, judge.held_[0][1]
+        self.rows, self.calibration = rows, judge.dealt_[0].calibration
         self.n_calibration = len(self.calibration)
         self.in_pile = np.arange(self.n_calibration + len(rows)) >= self.n_calibration
 

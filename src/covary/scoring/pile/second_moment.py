@@ -31,13 +31,13 @@ LEAST_EXCESS, LEAST_LENGTH = 1e-6, 1e-12
 class Whitening:
     """Numbers in which trusted samples have unit covariance, no longer than nearly all of them are.
 
-    x -> L^-1 (x - m) / s with means m and spreads s of the fit samples and C = L L^T their shrunk correlations,
+    x -> L^-1 (x - m) / s with means m and spreads s of trusted samples and C = L L^T their shrunk correlations,
     C = (1 - r) S + r I. The intensity r is the square root of Ledoit and Wolf's: theirs is best for the covariance as a
     whole, but the directions that matter here are those it gets most wrong, where fresh trusted samples are long.
     """
 
     def fit(self, numbers: Numbers) -> Whitening:
-        """Learns from fit samples; `held_` are their own whitened numbers, each by the other four folds, cut."""
+        """Learns from samples that do not calibrate; `held_` are their own, each whitened by the other folds, cut."""
         folds = spread_folds(len(numbers))
         self.held_ = np.empty_like(numbers, dtype=np.float64)
         for fold in np.unique(folds):

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy.special import ndtri_exp
 
 from covary.errors import CovaryError
-from covary.scoring.judge import Judge
+from covary.scoring.judge import Dealt, Judge
 from covary.scoring.kinds import Kinds
 from covary.scoring.pile.second_moment import Directions, SecondMoment, Whitening
 from covary.scoring.rows import Rows
@@ -55,19 +55,35 @@ STATEMENT = (
 class PileEvidence:
     """Views of a pile on one split's numbers; fitted on trusted rows, then told the sums of a pile."""
 
-    def fit(self, score: Combined, fit: Rows) -> PileEvidence:
-        """Learns standardisation and whitening of every view from the fit samples, by held-out numbers."""
-        self.score_ = score
-        held = {kind: part.fit_residuals_ for kind, part in score.parts_.items() if kind not in OWN}
+    def fit(self, score: Combined, dealt: Dealt) -> PileEvidence:
+        """Learns standardisation and whitening of every view from fit and reference samples, by held-out numbers.
+
+        Reference samples have held-out numbers by a score that swaps both roles. Whitening some 300 numbers is what
+        needs samples most: by fit samples alone chance directions hide a pile's own. Calibration samples are measured
+        once, for every pile to come, and teach nothing.
+        """
+        self.score_, self.n_fit_ = score, len(dealt.fit)
+        both = [score, Combined(score.at_equal_confidence).fit(dealt.fit, dealt.reference)]
+        rows = Rows.concatenate([dealt.fit, dealt.reference])
+        held = {
+            kind: np.concatenate([own.parts_[kind].fit_residuals_ for own in both])
+            for kind in score.parts_
+            if kind not in OWN
+        }
         self.own_: dict[str, ClassStandardiser] = {}
         for kind in OWN:
-            if getattr(fit, kind) is not None:
-                numbers = np.asarray(getattr(fit, kind), np.float64)
-                self.own_[kind] = ClassStandardiser().fit(numbers, fit.predicted)
-                held[kind], _ = held_out(numbers, fit.predicted, spread_folds(len(fit)))
+            if getattr(rows, kind) is not None:
+                numbers = np.asarray(getattr(rows, kind), np.float64)
+                self.own_[kind] = ClassStandardiser().fit(numbers, rows.predicted)
+                held[kind], _ = held_out(numbers, rows.predicted, spread_folds(len(rows)))
+        if score.at_equal_confidence:
+            self.margins_ = np.concatenate([own.fit_margins_ for own in both])
         chosen = {view: [kind for kind in kinds if kind in held] for view, kinds in VIEWS.items()}
         self.views_ = {view: kinds for view, kinds in chosen.items() if kinds}
         self.whitenings_ = {view: Whitening().fit(_concatenated(held, kinds)) for view, kinds in self.views_.items()}
+        self.calibration_ = score.measure(dealt.calibration)
+        self.calibration_numbers_ = self.numbers(dealt.calibration, self.calibration_)
+        self.calibration_moments_ = self.moments(self.calibration_numbers_)
         return self
 
     def numbers(self, rows: Rows, measured: Measured) -> Blocks:
@@ -101,13 +117,11 @@ class Together:
             view: Tail().fit(directions.evidence(evidence.whitenings_[view].held_))
             for view, directions in self.directions_.items()
         }
-
         if evidence.score_.at_equal_confidence:
-            margins = evidence.score_.fit_margins_
-            self.likes_ = {view: OddAmongLike().fit(own, margins) for view, own in self._fit_views().items()}
+            self.likes_ = {view: OddAmongLike().fit(own, evidence.margins_) for view, own in self._held_views().items()}
 
-    def _fit_views(self) -> dict[str, Float[np.ndarray, " n"]]:
-        """Held-out values of the fit samples by every view, in standard deviations."""
+    def _held_views(self) -> dict[str, Float[np.ndarray, " n"]]:
+        """Held-out values of fit and reference samples by every view, in standard deviations."""
         held = {view: whitening.held_ for view, whitening in self.evidence.whitenings_.items()}
         return {
             view: -ndtri_exp(self.tails_[view].log_p(directions.evidence(held[view])))
@@ -116,7 +130,8 @@ class Together:
 
     def fit_parts(self) -> dict[str, Float[np.ndarray, " n"]]:
         """Those of the score alone, and of every view."""
-        return {**self.evidence.score_.fit_parts(), **self._fit_views()}
+        views = {view: values[: self.evidence.n_fit_] for view, values in self._held_views().items()}
+        return {**self.evidence.score_.fit_parts(), **views}
 
     def __getattr__(self, name: str) -> Any:
         if name == "evidence":
@@ -160,8 +175,8 @@ def views(judge: Judge) -> list[PileEvidence]:
         found = f"a pile judged together by the score {judge.score!r}"
         raise CovaryError(found, "the score combined", "pass together=False")
     if judge.views_ is None:
-        pairs = zip(judge.scores_, judge.held_, strict=True)
-        judge.views_ = [PileEvidence().fit(score, fit) for score, (fit, _) in pairs if isinstance(score, Combined)]
+        pairs = zip(judge.scores_, judge.dealt_, strict=True)
+        judge.views_ = [PileEvidence().fit(score, dealt) for score, dealt in pairs if isinstance(score, Combined)]
     made: list[PileEvidence] = judge.views_
     return made
 
@@ -191,14 +206,13 @@ def look(judge: Judge, pile: Sums) -> Judge:
     seen.scores_, scores = [], np.empty(len(folds))
     every: list[Measured] = []
     for k, (evidence, moments) in enumerate(zip(views(judge), pile, strict=True)):
-        own = judge.held_[k][1]
-        both = _added([evidence.moments(evidence.numbers(own, judge.scores_[k].measure(own))), moments])
-        score = Together(evidence, both)
-        measured = score.measure(own)
+        score = Together(evidence, _added([evidence.calibration_moments_, moments]))
+        measured = score.join(evidence.calibration_, evidence.calibration_numbers_)
         seen.scores_.append(score)
         every.append(measured)
         # The scores of several splits stand in the order of the trusted set, those of one in the order of its role.
-        order = np.argsort(judge.splits_[k].calibration) if len(pile) > 1 else np.arange(len(own))
+        calibrating = judge.splits_[k].calibration
+        order = np.argsort(calibrating) if len(pile) > 1 else np.arange(len(measured.score))
         scores[folds == k] = measured.score[order]
         seen.parts = list(measured.parts)
     seen.calibration_scores = scores if judge.ranked_ is None else scores[judge.ranked_]

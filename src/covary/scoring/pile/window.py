@@ -67,13 +67,10 @@ class Window:
         score = judge.scores_[0]
         if not can_look(judge) or not isinstance(score, Combined):
             raise CovaryError(f"a window by the score {judge.score!r}", "the score combined", "leave window= away")
-        fit, self._calibration = judge.held_[0]
+        dealt = judge.dealt_[0]
         self.size, self.score, self._copies = size, score, judge.copies_
-        self._evidence = PileEvidence().fit(score, fit)
-        self._known = score.measure(self._calibration)
-        self._known_numbers = self._evidence.numbers(self._calibration, self._known)
-        self._base = self._evidence.moments(self._known_numbers)
-        self.fpr_in_force = resolve(judge.fpr, len(self._calibration)).fpr
+        self._evidence = PileEvidence().fit(score, dealt)
+        self.fpr_in_force = resolve(judge.fpr, len(dealt.calibration)).fpr
         self._latest: dict[str, Float[np.ndarray, "m d"]] = {}
         self._moments: dict[str, SecondMoment] = {}
         self._since = self._turned = 0
@@ -101,7 +98,7 @@ class Window:
         return Seen(score, p, p <= self.fpr_in_force * (1 + 1e-9), joined.parts)
 
     def _enter(self, numbers: Blocks, n: int) -> None:
-        for view in self._base:
+        for view in self._evidence.views_:
             new = self._evidence.whitened(view, numbers)[-self.size :]
             whole = np.concatenate([self._latest[view], new]) if view in self._latest else new
             leaving, staying = whole[: max(len(whole) - self.size, 0)], whole[-self.size :]
@@ -117,13 +114,13 @@ class Window:
         self._since += n
 
     def _renew(self) -> None:
-        both = {view: moment + self._moments[view] for view, moment in self._base.items()}
-        self._together = Together(self._evidence, both)
-        self._scores = self._together.join(self._known, self._known_numbers).score
+        known = self._evidence
+        both = {view: moment + self._moments[view] for view, moment in known.calibration_moments_.items()}
+        self._together = Together(known, both)
+        self._scores = self._together.join(known.calibration_, known.calibration_numbers_).score
         self._since = 0
 
 
 def window_of(judge: Judge, size: int) -> Window | None:
     """A window of that many inputs; None for 0, or for a score that looks at no piles."""
     return Window(judge, size) if size and can_look(judge) else None
-

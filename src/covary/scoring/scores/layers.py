@@ -30,7 +30,8 @@ def log_share(
     units: Float[np.ndarray, "*layers n k"], form: Float[np.ndarray, "*layers m k"], dual: bool
 ) -> Float[np.ndarray, "*layers n"]:
     """log u of unit rows under quadratic forms, one layer or several of the same width at once."""
-    squares = np.square(units @ np.swapaxes(form, -1, -2)).sum(-1)
+    along = units @ np.swapaxes(form, -1, -2)
+    squares = np.einsum("...nm,...nm->...n", along, along)
     if dual:
         # For unit rows 1 - squares >= lam / (lam + r), far above rounding.
         squares = 1.0 - squares

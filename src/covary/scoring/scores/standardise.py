@@ -52,7 +52,8 @@ class ClassStandardiser:
         return np.linalg.norm(self.residuals(numbers, classes) @ self.whiten_.T, axis=1)
 
     def _means(self, classes: Classes) -> Numbers:
-        return np.stack([self.class_means_.get(int(label), self.mean_) for label in classes])
+        labels, place = np.unique(classes, return_inverse=True)
+        return np.stack([self.class_means_.get(int(label), self.mean_) for label in labels])[place]
 
 
 def held_out(

@@ -135,7 +135,7 @@ class Deal:
         scores = np.empty(len(judge.calibration_folds))
         for k, score in enumerate(seen.scores_):
             order = np.argsort(judge.splits_[k].calibration) if len(seen.scores_) > 1 else slice(None)
-            scores[judge.calibration_folds == k] = score.measure(judge.held_[k][1]).score[order]
+            scores[judge.calibration_folds == k] = score.measure(judge.dealt_[k].calibration).score[order]
         seen.calibration_scores, seen.kinds_ = scores, None
         return self._verdicts(seen, at)
 
