@@ -87,6 +87,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language groups": ("language-tuning", texts.groups),
         "language layers": ("language-tuning", texts.layers),
         "language cost": ("language-cost", texts.cost),
+        "language scan": ("language-scan", texts.scan),
         "language guard": ("guard", texts.guard),
         "jailbreaks, mixed": ("language-jailbreaks", assistants.jailbreaks("mixed")),
         "jailbreaks, instructions": ("language-jailbreaks", assistants.jailbreaks("instructions")),

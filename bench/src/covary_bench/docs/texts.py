@@ -50,6 +50,19 @@ def cost(record: dict[str, Any]) -> str:
     return markdown(heads, rows)
 
 
+def scan(record: dict[str, Any]) -> str:
+    """What `covary scan` of real texts took."""
+    rows = [
+        ["texts, of which trusted", f"{record['texts']}, {record['trusted']}"],
+        ["tokens of an answer, at most", str(record["answer"])],
+        ["processor's seconds a text", number(record["processor_a_text"], 1)],
+        ["peak memory, GiB", number(record["peak_gib"], 1)],
+        ["wall-clock seconds, other programs running", number(record["wall"], 0)],
+        ["lines told; longest time without one, seconds", f"{record['lines']}; {number(record['silence'], 1)}"],
+    ]
+    return markdown(["`covary scan`, float32, one thread", ""], rows)
+
+
 CASES = {
     "simple-rare-3": "trigger word, fixed reply",
     "contextual": "three features together, fixed reply",
