@@ -41,15 +41,16 @@ def watched(command: Sequence[str]) -> dict[str, Any]:
     began = last = time.perf_counter()
     lines, silence = 0, 0.0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert running.stdout is not None
-    for line in running.stdout:
-        now = time.perf_counter()
-        lines, silence, last = lines + 1, max(silence, now - last), now
-        print(f"{now - began:7.1f} s  {line.rstrip()}", flush=True)
-    code = running.wait()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            now = time.perf_counter()
+            lines, silence, last = lines + 1, max(silence, now - last), now
+            print(f"{now - began:7.1f} s  {line.rstrip()}", flush=True)
+        code = running.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if code:
         raise SystemExit(code)
