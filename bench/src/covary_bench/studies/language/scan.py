@@ -22,8 +22,8 @@ from typing import Any
 from covary_bench.records import write_lines
 from covary_bench.studies.language.prompts import prompts_of
 
-ANSWER, TRUSTED = 24, 40
-ASKED = {"instructions_test": 10, "jailbreak_dan": 10, "email_injected": 10}
+ANSWER, TRUSTED = 24, 30
+ASKED = {"instructions_test": 6, "jailbreak_dan": 6, "email_injected": 6}
 
 
 def written(path: Path, asked: Mapping[str, int]) -> None:
