@@ -26,6 +26,7 @@ from covary.scoring.evidence import Evidence, Explainer
 from covary.scoring.judge import Verdicts
 from covary.scoring.outlier_methods import NotFitted, OutlierMethods
 from covary.scoring.pile.cards import Cards, find_cards
+from covary.scoring.pile.stored import verdicts_together
 from covary.scoring.pile.together import judge_together, views
 from covary.scoring.rows import Batch, Rows
 from covary.scoring.rows.quantise import quantise
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 # Settings that a loaded detector may be given anew, since they decide no score.
 CHANGEABLE = {"device", "batch_size"}
+# Of a larger pile what the first pass measures, some 10 kB an input, is not kept for the second.
+MOST_MEASURED_ONCE = 20_000
 
 
 class Detector(OutlierMethods):
@@ -304,10 +307,15 @@ class Detector(OutlierMethods):
             fdr: flag by Benjamini-Hochberg over the whole pile at this rate.
             progress: called with (inputs done, inputs in all).
         """
-        if together:
-            source = self.open(inputs, ids=ids)
+        self._fitted()
+        source = self.open(inputs, ids=ids)
+        if together and len(source) > MOST_MEASURED_ONCE:
             return self.look(source, progress).score(source, fdr=fdr)
-        parts = [verdicts for _, _, verdicts in self.stream(inputs, progress, ids=ids)]
+        if together:
+            views(self.judge)  # what cannot be looked at is told before the work
+            parts = verdicts_together(self.judge, self.rows(source, progress))
+        else:
+            parts = [verdicts for _, _, verdicts in self.stream(source, progress)]
         verdicts = Verdicts(
             ids=[name for part in parts for name in part.ids],
             score=np.concatenate([part.score for part in parts]),

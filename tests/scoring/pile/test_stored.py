@@ -7,7 +7,7 @@ import pytest
 
 from core_cases import synthetic, with_more
 from covary.scoring.judge import Judge
-from covary.scoring.pile.stored import judged, store
+from covary.scoring.pile.stored import judged, store, verdicts_together
 from covary.scoring.pile.together import added, judge_together, look
 
 
@@ -29,6 +29,18 @@ def test_verdicts_from_stored_numbers_are_those_from_rows(conformal):
     for kind in ("functional", "latent", "confidence"):
         full = np.concatenate([v.residuals[kind] for v in found])
         np.testing.assert_allclose(full, judge.judge(pile).residuals[kind], rtol=1e-9, atol=1e-12)
+
+
+def test_measured_once_or_twice_the_verdicts_are_the_same(monkeypatch):
+    judge = Judge().fit(with_more(synthetic(200, 1)[0]))
+    pile = with_more(synthetic(90, 4, prefix="q")[0])
+    expected = judge_together(judge, pile).judge(pile)
+    monkeypatch.setattr("covary.scoring.pile.stored.AT_ONCE", 40)
+    found = verdicts_together(judge, pile)
+    assert [len(piece) for piece in found] == [40, 40, 10]
+    for name in ("score", "p_value", "flagged"):
+        full = np.concatenate([getattr(verdicts, name) for verdicts in found])
+        np.testing.assert_allclose(full, getattr(expected, name), rtol=1e-8, err_msg=name)
 
 
 def test_what_is_stored_says_of_each_input_alone_what_the_judge_says():

@@ -41,6 +41,8 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "vision cells": ("vision-small", images.cells),
         "vision ways": ("vision-small", ways.ways),
         "vision ways by cell": ("vision-small", ways.ways_by_cell),
+        "vision anew": ("vision-anew", ways.ways),
+        "vision anew by cell": ("vision-anew", ways.ways_by_cell),
         "vision deals": ("vision-small-deals", images.deals),
         "vision deals of cells": ("vision-small-deals", images.deals_of_cells),
         "vision published": (

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from covary.scoring.copies import Found
 from covary.scoring.judge import Judge, Verdicts
-from covary.scoring.pile.together import OWN, Blocks, Sums, Together, views
+from covary.scoring.pile.together import AT_ONCE, OWN, Blocks, Sums, Together, added, look, views
 from covary.scoring.rows import Rows
 from covary.scoring.scores.combined import Measured
 
@@ -58,6 +58,11 @@ class Stored:
 
 def store(judge: Judge, rows: Rows) -> tuple[Stored, Sums, Verdicts]:
     """The first pass over some rows: what is stored of them, their second moments, and verdicts on each input alone."""
+    stored, sums, alone = _measure(judge, rows)
+    return stored, sums, judge.verdicts(rows.ids, rows.predicted, alone, stored.found)
+
+
+def _measure(judge: Judge, rows: Rows) -> tuple[Stored, Sums, list[Measured]]:
     layout: Layout = []
     columns: list[np.ndarray] = []
     sums: Sums = []
@@ -74,7 +79,18 @@ def store(judge: Judge, rows: Rows) -> tuple[Stored, Sums, Verdicts]:
                 layout.append((k, group, kind, own.shape[1]))
     found = judge.copies_.find(rows)
     stored = Stored(list(rows.ids), rows.predicted, found, np.concatenate(columns, axis=1), layout)
-    return stored, sums, judge.verdicts(rows.ids, rows.predicted, alone, found)
+    return stored, sums, alone
+
+
+def verdicts_together(judge: Judge, rows: Rows) -> list[Verdicts]:
+    """Both passes over a pile that is in memory: verdicts on it, in pieces, with every input measured once.
+
+    The same as those of `judge_together`, which measures twice and keeps nothing.
+    """
+    pieces = [rows.take(np.arange(a, min(a + AT_ONCE, len(rows)))) for a in range(0, len(rows), AT_ONCE)]
+    measured = [_measure(judge, piece)[:2] for piece in pieces]
+    seen = look(judge, added(sums for _, sums in measured))
+    return [judged(seen, stored) for stored, _ in measured]
 
 
 def judged(seen: Judge, stored: Stored) -> Verdicts:

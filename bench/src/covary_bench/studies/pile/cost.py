@@ -28,7 +28,7 @@ from torch import nn
 from covary.data.source import open_data
 from covary.detector import Detector
 from covary.features.survival import Survival
-from covary.scoring.pile.together import judge_together
+from covary.scoring.pile.stored import verdicts_together
 from covary_bench.images.public import load_public
 from covary_bench.speed.as_used import SIZE, least
 from covary_bench.speed.cost import IMAGES, forward
@@ -68,11 +68,11 @@ def _pile_pass(an_input: float) -> dict[str, Any]:
     detector = Detector(load_public(NETWORK), batch_size=SIZE, evidence="thorough")
     detector.fit(x[:TRUSTED].numpy())
     rows = detector.rows(open_data(x[TRUSTED:].numpy()))
-    judge_together(detector.judge, rows.take(np.arange(10)))  # views are made on first use
+    verdicts_together(detector.judge, rows.take(np.arange(10)))  # views are made on first use
     taken = least(
         {
             "alone": lambda: detector.judge.judge(rows),
-            "together": lambda: judge_together(detector.judge, rows).judge(rows),
+            "together": lambda: verdicts_together(detector.judge, rows),
         },
         3,
     )
