@@ -48,7 +48,7 @@ def test_every_loss_is_told_and_absent_cells_are_named():
     assert networks.losses(only).startswith("Nobody is ahead")
     text = networks.cells(RECORD)
     assert "| wanet/tiny20/0 (attack failed) | 0.700 | 0.500 |" in text
-    assert text.endswith("Not trained yet: tiny20: sig.\n")
+    assert text.endswith("Not measured yet: tiny20: sig.\n")
     for made in (networks.aims, networks.losses, networks.means, networks.cells):
         assert not made({"cells": {"a/x/0": {"missing": "not run"}}})
 

@@ -65,7 +65,7 @@ def cells(record: Record) -> str:
             what, dataset, _ = name.split("/")
             absent.setdefault(dataset, []).append(what)
     lists = "; ".join(f"{dataset}: {', '.join(whats)}" for dataset, whats in absent.items())
-    aside = f"\nNot trained yet: {lists}.\n" if absent else ""
+    aside = f"\nNot measured yet: {lists}.\n" if absent else ""
     return markdown(heads, rows) + aside if rows else ""
 
 
