@@ -32,6 +32,8 @@ from covary_bench.table import SCALES, TABLES, table
 from covary_bench.texts import page as language
 
 NOT_MEASURED = "Not measured yet.\n"
+# Cells of a table at `small` that were measured again beside it, on victims trained anew.
+ANEW = "anew"
 Make = Callable[[Any], str]
 
 # page -> mark in it -> record, and how the record is told; several records joined by + are given by name
@@ -56,6 +58,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "published method": ("+".join(published.RECORDS), published.method),
         "hard": ("hard-small", hard.hard),
         "hard ways": ("hard-small", hard.hard_ways),
+        "hard anew": ("hard-anew", hard.hard_ways),
         "hard cards": ("hard-small", hard.hard_cards),
         "sensitivity": ("sensitivity-small", images.sensitivity),
         "adversarial": (
@@ -158,7 +161,7 @@ def read(results: Path, name: str) -> dict[str, Any] | None:
 @cache
 def _read(path: Path, written: int) -> dict[str, Any]:
     what, _, scale = path.stem.partition("-")
-    if what in TABLES and scale in SCALES:
+    if what in TABLES and scale in (*SCALES, ANEW):
         return complete(read_record(path))
     return read_packed(path)
 
