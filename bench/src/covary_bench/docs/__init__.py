@@ -79,6 +79,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
             "adaptive-small",
             ways.ways_beside(*images.CONTROLS[:-1]),
         ),
+        "adaptive anew": ("adaptive-anew", ways.ways_beside(*images.CONTROLS[:-1])),
         "adaptive detectors": ("adaptive-small", images.hidden),
     },
     "comparison.md": {
