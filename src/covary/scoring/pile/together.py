@@ -129,8 +129,12 @@ class Together:
         }
 
     def fit_parts(self) -> dict[str, Float[np.ndarray, " n"]]:
-        """Those of the score alone, and of every view."""
-        views = {view: values[: self.evidence.n_fit_] for view, values in self._held_views().items()}
+        """Those of the score alone, and of every view without confidence."""
+        views = {
+            view: values[: self.evidence.n_fit_]
+            for view, values in self._held_views().items()
+            if not any("confidence" in kind for kind in self.evidence.views_[view])
+        }
         return {**self.evidence.score_.fit_parts(), **views}
 
     def __getattr__(self, name: str) -> Any:
