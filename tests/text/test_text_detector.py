@@ -185,8 +185,8 @@ def test_scan_of_a_folder(run_cli, folder, tmp_path):
     clean = [{**one, "truth": 0} for one in texts.records(20, 3, "clean")]
     inputs = write("inputs.jsonl", [*clean, *strange(10), hostile])
     out = tmp_path / "run"
-    usual = ["scan", "--hf", folder, "--trusted", trusted, "--inputs", inputs, "--max-new-tokens", 6, "--fpr", 0.2,
-             "--judge", "answer"]  # fmt: skip
+    usual = ["scan", "--hf", folder, "--trusted", trusted, "--inputs", inputs, "--max-new-tokens", 6, "--fpr", 0.1,
+             "--judge", "answer", "--seed", 3]  # fmt: skip
     code, printed, errors = run_cli(*usual, "--out", out)
     assert (code, errors) == (0, "")
     assert "of 31 inputs flagged" in printed
