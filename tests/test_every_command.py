@@ -87,7 +87,7 @@ def case(request, tmp_path_factory) -> Case:
         x = tiny.trusted()[0]
         data, options = _arrays(folder, x, tiny.odd(x[70:75])), ["--model", "tiny:trained"]
     more: list[Any] = {"sampled": [*FEW_DRAWS], "latent": ["--evidence", "latent"]}.get(request.param, [])
-    usual = [*options, *more, "--trusted", data["trusted"], "--fpr", 0.1]
+    usual = [*options, *more, "--trusted", data["trusted"], "--fpr", 0.1, "--seed", 3]
     return Case(request.param, folder, options, usual, **data)
 
 
@@ -121,7 +121,7 @@ class Cli:
 
     @property
     def scan(self) -> Path:
-        return self._made("scan", "scan", *self.case.usual, "--inputs", self.case.inputs, "--alone", "--seed", 3)
+        return self._made("scan", "scan", *self.case.usual, "--inputs", self.case.inputs, "--alone")
 
     @property
     def score(self) -> Path:
