@@ -44,12 +44,31 @@ def test_what_goes_with_length_alone_is_gone():
         assert after < 0.25
 
 
-@pytest.mark.parametrize("longest", [41.0, 4000.0])
-def test_longer_than_any_is_compared_with_the_longest(longest):
+@pytest.mark.parametrize("asked", [(41.0, 5.0), (4000.0, 5.0), (4000.0, 70.0), (1.0, 5.0)])
+def test_beyond_the_longest_the_trend_goes_on_and_is_trusted_no_further_than_it_moves(asked):
     numbers, lengths = material(50)
     found = AtEqualLengths().fit(numbers, lengths)
-    at = [found(numbers[:1], np.array([[value, 5.0]])) for value in (lengths[:, 0].max(), longest)]
-    np.testing.assert_allclose(at[0], at[1])
+    logs = np.log1p(lengths)
+    design = np.column_stack([np.ones(len(logs)), logs])
+    trend = np.linalg.solve(design.T @ design, design.T @ numbers)[1:]  # the normal equations
+
+    nearest = np.clip(asked, lengths.min(0), lengths.max(0))
+    zero, one = found(np.stack([np.zeros(3), np.ones(3)]), np.tile(nearest, (2, 1)))
+    spread = 1 / (one - zero)
+    mean = -zero * spread
+    e = np.log1p(asked) - np.log1p(nearest)
+    moved = np.array([sum((e[c] * trend[c, j]) ** 2 for c in (0, 1)) for j in range(3)])
+    expected = (numbers[0] - mean - e @ trend) / np.sqrt(spread**2 + moved)
+    np.testing.assert_allclose(found(numbers[:1], np.array([asked]))[0], expected, rtol=1e-9)
+
+
+def test_a_clean_text_far_longer_than_any_is_not_odd_and_an_odd_one_is_by_what_does_not_go_with_length():
+    numbers, lengths = material(200)
+    found = AtEqualLengths().fit(numbers, lengths)
+    far = np.array([[400.0, 20.0]])
+    clean = np.array([[np.log(400.0), 20 / 9, 0.0]])
+    assert np.abs(found(clean, far)).max() < 1.5
+    assert found(clean + [0, 0, 9.0], far)[0, 2] > 6
 
 
 def test_where_all_are_as_long_nothing_is_conditioned_on():
