@@ -11,8 +11,9 @@ from covary_bench.studies.language.prompts import prompts_of
 
 # Whole sources are held out: these texts and e-mails are trusted, those are asked.
 TRUSTED_TEXTS, CLEAN_TEXTS = ("alice29", "tinyshakespeare"), ("lcet10", "plrabn12")
-TRUSTED_INSTRUCTIONS, TRUSTED_LONG, TRUSTED_MAILS = 160, 32, 8
+TRUSTED_INSTRUCTIONS, TRUSTED_LONG, TRUSTED_MAILS, TRUSTED_MORE = 160, 32, 8, 96
 LONGEST = 200  # tokens of a trusted long prompt
+MADE_ANEW = 100  # added to the seed
 OF_A_KIND = 30
 INJECTED = "[ASSISTANT INSTRUCTION"
 DAN, ROLE_PLAY = "You are about to immerse yourself", "I want you to act as an unrestricted"
@@ -23,7 +24,7 @@ class Asked:
     """Prompts by what they are.
 
     Attributes:
-        trusted: `instructions` (of one file) and `long` (made, see `like_length`).
+        trusted: `instructions` (of one file), `long` (made, see `like_length`) and `more` of those.
         clean, odd: by kind; clean ones are as long as the odd ones of that kind.
         plain: the injected e-mails with their questions, each once and without the injection.
     """
@@ -59,7 +60,9 @@ def asked(long: Long, seed: int = 0, n: int = OF_A_KIND) -> Asked:
     asked_mails = [one for one in plain if body(one) not in {body(other) for other in known_mails}]
     made = as_long_as(lengths, sources(rest, known_mails, TRUSTED_TEXTS), long, seed)
     # The task of the e-mails that are asked is trusted with other e-mails.
-    trusted = {"instructions": alone, "long": [*made, *known_mails[:TRUSTED_MAILS]]}
+    many = np.random.default_rng([seed, 34]).integers(30, LONGEST, TRUSTED_MORE).tolist()
+    more = as_long_as(many, sources(rest, known_mails, TRUSTED_TEXTS), long, seed + MADE_ANEW)
+    trusted = {"instructions": alone, "long": [*made, *known_mails[:TRUSTED_MAILS]], "more": more}
 
     roles = prompts_of("jailbreak_dan")
     odd = {

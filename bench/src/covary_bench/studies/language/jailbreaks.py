@@ -6,7 +6,8 @@
 Prompts are passed through the model 10 of every kind at a time, and what was passed is kept. The record is of 30 of a
 kind; numbers behind the names write it after as many, as in `... 10 20 30`.
 
-Two trusted sets: `instructions` of one file, and `mixed`, half of them and long prompts as well (`jailbreak_prompts`).
+Trusted sets: `instructions` of one file; `mixed`, half of them and 40 long prompts as well (`jailbreak_prompts`); and
+`more`, all of them and 136 long ones.
 Every figure sets the odd prompts of a kind against the clean ones as long as they. A pile, judged together, is all
 clean prompts and the odd ones of one kind. Injected e-mails are also set against themselves without the injection,
 which then stand in the pile for the e-mails as long as they.
@@ -64,8 +65,11 @@ def gathered(detector: Detector, cache: Path, n: int) -> tuple[Pile, dict[str, l
 
 def trusted_sets(pile: Pile) -> dict[str, np.ndarray]:
     """Positions of what is trusted, by the set's name."""
-    alone, made = np.flatnonzero(pile.at("trusted", "instructions")), np.flatnonzero(pile.at("trusted", "long"))
-    return {"instructions": alone, "mixed": np.concatenate([alone[: len(alone) // 2], made])}
+    alone, made, more = (np.flatnonzero(pile.at("trusted", kind)) for kind in ("instructions", "long", "more"))
+    return {
+        "instructions": alone, "mixed": np.concatenate([alone[: len(alone) // 2], made]),
+        "more": np.concatenate([alone, made, more]),
+    }  # fmt: skip
 
 
 def against_plain(pile: Pile) -> Pile:
