@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 
 from covary.scoring.copies import Found
 from covary.scoring.judge import Judge, Verdicts
-from covary.scoring.pile.together import AT_ONCE, OWN, Blocks, Sums, Together, added, look, views
+from covary.scoring.pile.raw_numbers import RAW
+from covary.scoring.pile.together import AT_ONCE, Blocks, Sums, Together, added, look, views
 from covary.scoring.rows import Rows
 from covary.scoring.scores.combined import Measured
 
@@ -52,7 +53,7 @@ class Stored:
             if split == k:
                 groups[group][kind] = own if group == "numbers" else own[:, 0]
         numbers, parts = groups["numbers"], groups["parts"]
-        residuals = {kind: own for kind, own in numbers.items() if kind in parts and kind not in OWN}
+        residuals = {kind: own for kind, own in numbers.items() if kind in parts and kind not in RAW}
         return Measured(np.full(len(self.ids), np.nan), parts, residuals, groups["evidence"]), numbers
 
 

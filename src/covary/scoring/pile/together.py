@@ -19,12 +19,12 @@ from scipy.special import ndtri_exp
 from covary.errors import CovaryError
 from covary.scoring.judge import Dealt, Judge
 from covary.scoring.kinds import Kinds
+from covary.scoring.pile.raw_numbers import RAW, RawNumbers
 from covary.scoring.pile.second_moment import Directions, SecondMoment, Whitening
 from covary.scoring.rows import Rows
 from covary.scoring.scores.among_like import OddAmongLike
 from covary.scoring.scores.combined import Combined, Measured
 from covary.scoring.scores.joined import joined
-from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
 from covary.scoring.scores.tails import Tail
 
 Numbers = Float[np.ndarray, "n d"]
@@ -35,14 +35,14 @@ Sums = list[dict[str, SecondMoment]]
 OF_PROMPTS = ("prompt functional", "prompt latent", "prompt confidence")
 # view of the pile -> the kinds of numbers that it looks at; kinds that rows lack are left out.
 VIEWS: dict[str, tuple[str, ...]] = {
-    "pile": ("functional", "latent", "confidence", *OF_PROMPTS, "survival", "features"),
+    "pile": ("functional", "latent", "confidence", *OF_PROMPTS, *RAW),
     "pile functional": ("functional",),
     "pile latent": ("latent",),
     "pile prompt": OF_PROMPTS,
     "pile features": ("features",),
+    "pile states": ("states",),
+    "pile prompt states": ("prompt states",),
 }
-# Kinds that are standardised here; of the others the combined score gives residuals.
-OWN = ("survival", "features")
 # Rows taken through a view together.
 AT_ONCE = 4096
 
@@ -68,14 +68,10 @@ class PileEvidence:
         held = {
             kind: np.concatenate([own.parts_[kind].fit_residuals_ for own in both])
             for kind in score.parts_
-            if kind not in OWN
+            if kind not in RAW
         }
-        self.own_: dict[str, ClassStandardiser] = {}
-        for kind in OWN:
-            if getattr(rows, kind) is not None:
-                numbers = np.asarray(getattr(rows, kind), np.float64)
-                self.own_[kind] = ClassStandardiser().fit(numbers, rows.predicted)
-                held[kind], _ = held_out(numbers, rows.predicted, spread_folds(len(rows)))
+        self.raw_ = {kind: RawNumbers(kind).fit(rows) for kind, of in RAW.items() if of(rows) is not None}
+        held |= {kind: raw.held_ for kind, raw in self.raw_.items()}
         if score.at_equal_confidence:
             self.margins_ = np.concatenate([own.fit_margins_ for own in both])
         chosen = {view: [kind for kind in kinds if kind in held] for view, kinds in VIEWS.items()}
@@ -88,10 +84,8 @@ class PileEvidence:
 
     def numbers(self, rows: Rows, measured: Measured) -> Blocks:
         """Numbers of each kind, standardised per class, (n, d)."""
-        numbers = {kind: found for kind, found in measured.residuals.items() if kind not in OWN}
-        for kind, standardiser in self.own_.items():
-            numbers[kind] = standardiser.residuals(np.asarray(getattr(rows, kind), np.float64), rows.predicted)
-        return numbers
+        own = {kind: found for kind, found in measured.residuals.items() if kind not in RAW}
+        return own | {kind: raw(rows) for kind, raw in self.raw_.items()}
 
     def whitened(self, view: str, numbers: Blocks) -> Numbers:
         """What a view looks at."""

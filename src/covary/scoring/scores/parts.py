@@ -149,6 +149,18 @@ PARTS: dict[str, EvidencePart] = {
     "pile features": EvidencePart(
         "Pile, features", "the pile's last features", "The same by what the last linear layer takes.", sides="one"
     ),
+    "pile states": EvidencePart(
+        "Pile, states",
+        "the pile's states",
+        "The same by the hidden states of a language model at two thirds of its depth, over the answer.",
+        sides="one",
+    ),
+    "pile prompt states": EvidencePart(
+        "Pile, prompt states",
+        "the states of the pile's prompts",
+        "The same by the hidden states of prompts alone.",
+        sides="one",
+    ),
 }
 
 
