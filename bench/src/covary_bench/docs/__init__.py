@@ -95,6 +95,7 @@ PAGES: Mapping[str, Mapping[str, tuple[str, Make]]] = {
         "language cost": ("language-cost", texts.cost),
         "language scan": ("language-scan", texts.scan),
         "language guard": ("guard", texts.guard),
+        "jailbreaks, more": ("language-jailbreaks", assistants.jailbreaks("more")),
         "jailbreaks, mixed": ("language-jailbreaks", assistants.jailbreaks("mixed")),
         "jailbreaks, instructions": ("language-jailbreaks", assistants.jailbreaks("instructions")),
         "jailbreaks flagged": ("language-jailbreaks", assistants.rates),
