@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.covariance import ledoit_wolf
 
 import slow
-from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
+from covary.scoring.scores.standardise import ClassStandardiser, held_out, held_out_residuals, shrunk, spread_folds
 
 
 def numbers(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +71,7 @@ def test_held_out_distances_come_from_the_other_folds():
     table, classes = numbers(24, 6, 8)
     residuals, distances = held_out(table, classes, spread_folds(24))
     slow_residuals, slow_distances = slow.held_out(table, classes)
+    np.testing.assert_allclose(held_out_residuals(table, classes, spread_folds(24)), slow_residuals)
     np.testing.assert_allclose(residuals, slow_residuals, rtol=1e-7)
     np.testing.assert_allclose(distances, slow_distances, rtol=1e-6)
     inside = ClassStandardiser().fit(table, classes).distance(table, classes)
@@ -79,3 +81,10 @@ def test_held_out_distances_come_from_the_other_folds():
 def test_folds_are_five_and_even():
     assert np.bincount(spread_folds(23)).tolist() == [5, 5, 5, 4, 4]
     assert np.bincount(spread_folds(3)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("n", "d"), [(30, 4), (12, 40), (20, 1)])
+def test_the_shrunk_covariance_is_that_of_scikit_learn(n, d):
+    numbers = np.random.default_rng(n).normal(size=(n, d)) * np.arange(1, d + 1)
+    expected = np.atleast_2d(ledoit_wolf(numbers, assume_centered=True)[0])
+    np.testing.assert_allclose(shrunk(numbers), expected, rtol=1e-12)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from covary.scoring.conditional.lengths import AtEqualLengths
 from covary.scoring.rows import Rows
-from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
+from covary.scoring.scores.standardise import ClassStandardiser, held_out_residuals, spread_folds
 
 Numbers = Float[np.ndarray, "n d"]
 
@@ -49,8 +49,8 @@ class RawNumbers:
         self.equal_ = None if rows.lengths is None else AtEqualLengths().fit(numbers, rows.lengths)
         if self.equal_ is not None:
             numbers = self.equal_.fit_
-        self.standardiser_ = ClassStandardiser().fit(numbers, rows.predicted)
-        self.held_ = held_out(numbers, rows.predicted, spread_folds(len(rows)))[0]
+        self.standardiser_ = ClassStandardiser().fit_moments(numbers, rows.predicted)
+        self.held_ = held_out_residuals(numbers, rows.predicted, spread_folds(len(rows)))
         return self
 
     def __call__(self, rows: Rows) -> Numbers:

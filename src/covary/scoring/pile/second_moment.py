@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import eigh, solve_triangular
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import ledoit_wolf_shrinkage
 
 from covary.scoring.scores.standardise import LEAST_SPREAD, spread_folds
 
@@ -56,7 +56,7 @@ class Whitening:
         self.mean_ = numbers.mean(0)
         self.spread_ = np.maximum(numbers.std(0), LEAST_SPREAD)
         scaled = (numbers - self.mean_) / self.spread_
-        intensity = np.sqrt(ledoit_wolf(scaled, assume_centered=True)[1])
+        intensity = np.sqrt(ledoit_wolf_shrinkage(scaled, assume_centered=True))
         correlations = (1 - intensity) * scaled.T @ scaled / len(scaled) + intensity * np.eye(scaled.shape[1])
         # Never singular where the intensity is 0: as many samples as numbers and more.
         self.factor_ = np.linalg.cholesky(correlations + 1e-9 * np.eye(len(correlations)))
