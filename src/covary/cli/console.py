@@ -85,6 +85,10 @@ class _Lines:
         if not self.total:
             stderr.print(f"{self.what}: {duration(now - self.started)} so far")
             return
+        if self.done >= self.total:
+            gone = duration(now - self.started)
+            stderr.print(f"{self.what}: all {self.total:,} read, working out the rest; {gone} so far", highlight=False)
+            return
         rate = self.done / max(now - self.started, 1e-9)
         left = f", about {duration((self.total - self.done) / rate)} left" if self.done else ""
         share = f" ({100 * self.done / self.total:.0f} %)"
