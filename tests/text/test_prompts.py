@@ -26,6 +26,11 @@ SOME = [replace(text, start=1) for text in texts.tokens(8)]
 ODD = " ".join(["wolf"] * 14)
 
 
+def odd_prompt(prompt: str) -> str:
+    """A prompt as long, of one word alone up to its last token."""
+    return " ".join(["wolf"] * (len(prompt.split()) - 1) + [":"])
+
+
 @pytest.fixture(scope="module")
 def extractor():
     return TextExtractor(texts.causal(), per="layer", judge="both")
@@ -111,7 +116,7 @@ def test_a_verdict_on_prompts_asks_for_no_answer(monkeypatch):
     monkeypatch.setattr("covary.text.inputs.completed", lambda *a, **k: pytest.fail("an answer was asked for"))
     detector = Detector(texts.causal(), judge="prompt").fit(texts.records(40))
     clean = detector.score(texts.records(20, 3))
-    odd = detector.score([{"prompt": f"{ODD} {one['prompt']}", "id": one["id"]} for one in texts.records(10, 4)])
+    odd = detector.score([{"prompt": odd_prompt(one["prompt"]), "id": one["id"]} for one in texts.records(10, 4)])
     assert np.median(odd.score) > np.quantile(clean.score, 0.9)
     assert set(clean.parts) == {"functional", "latent", "confidence"}
     evidence = detector.explain_tokens([{"prompt": f"sort : {ODD} :"}])[0]
@@ -124,7 +129,7 @@ def test_both_sees_odd_prompts_with_ordinary_answers_and_is_kept(tmp_path):
     detector = Detector(folder).fit(given)
     assert detector.settings.extractor.judge == "both"
     clean = detector.score([{**one, "completion": " wolf tree"} for one in texts.records(20, 3)])
-    some = [{**one, "prompt": f"{ODD} {one['prompt']}", "completion": " wolf tree"} for one in texts.records(8, 4)]
+    some = [{**one, "prompt": odd_prompt(one["prompt"]), "completion": " wolf tree"} for one in texts.records(8, 4)]
     odd = detector.score(some)
     assert np.median(odd.score) > np.quantile(clean.score, 0.9)
     assert {"prompt functional", "prompt latent", "prompt confidence"} <= set(clean.parts)

@@ -93,6 +93,24 @@ def test_token_evidence_is_the_share_unexplained_of_single_tokens(detector):
         assert found.margin[i] == pytest.approx(float(margin.detach()), abs=1e-3)
 
 
+def test_of_a_large_model_fewer_single_tokens_are_looked_at(detector, monkeypatch):
+    from covary.text.features import token_evidence
+
+    size = sum(parameter.numel() for parameter in detector.extractor.model.module.parameters())
+    model = detector.extractor.model
+    assert token_evidence.affordable(1_500, model) == 1_500
+    monkeypatch.setattr(token_evidence, "SMALL", size // 10)
+    assert token_evidence.affordable(1_500, model) == pytest.approx(150, abs=1)
+    assert token_evidence.affordable(160, model) == token_evidence.LEAST_TOKENS
+    assert token_evidence.affordable(8, model) == 8
+    source = detector.open(texts.records(30, 8))
+    told = [card["tokens"] is not None for card in detector.extractor.cards(source)]
+    assert told[0]
+    assert not told[-1]
+    monkeypatch.undo()
+    assert all(card["tokens"] is not None for card in detector.extractor.cards(source))
+
+
 def test_a_classifier_is_judged_by_class():
     detector = Detector(texts.encoder("sequence"), allow_missing_classes=True)
     detector.fit([{**one, "label": None} for one in texts.records(60)])

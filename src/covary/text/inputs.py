@@ -184,7 +184,9 @@ class TextInputs:
     def cards(self, inputs: Source) -> list[dict[str, Any]]:
         """See `Extractor`: prompt and answer, each with its tokens where they are judged."""
         assert isinstance(inputs, TextSource)
-        found, left = [], MAX_TOKENS
+        from covary.text.features.token_evidence import affordable
+
+        found, left = [], affordable(MAX_TOKENS, self.model)
         for i, text in enumerate(inputs.texts):
             tokens: dict[str, Any] = {}
             for of in self.explained if left > 0 else ():

@@ -13,13 +13,22 @@ from covary.scoring.calibration.splits import random_order
 from covary.scoring.rows import Rows
 from covary.scoring.scores.layers import LayerProfile
 from covary.text.extractor import TextExtractor
+from covary.text.models.pretrained import LanguageModel
 from covary.text.tokens import Tokens
 
 # Trusted tokens that say what is usual, and of how many texts; an answer's first so-many tokens are looked at, and of
 # a prompt's those that the model foresees least.
 YARDSTICK, PER_TEXT = 160, 4
 MOST_TOKENS, MOST_PROMPT_TOKENS = 64, 32
+# Weights of a model on which so many tokens take seconds; of a larger one fewer are looked at, but no fewer than these.
+SMALL, LEAST_TOKENS = 20_000_000, 40
 LEAST_SPREAD = 1e-6
+
+
+def affordable(most: int, model: LanguageModel) -> int:
+    """How many of `most` single tokens of a model are looked at: each takes a pass as long as a whole text's."""
+    size = sum(parameter.numel() for parameter in model.module.parameters())
+    return min(most, max(LEAST_TOKENS, round(most * SMALL / size)))
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ class TokenExplainer:
             tokens[i].only(int(j))
             for i in rest
             for j in rng.permutation(len(tokens[i].counted))[:PER_TEXT]
-        ][:YARDSTICK]  # fmt: skip
+        ][: affordable(YARDSTICK, features.model)]  # fmt: skip
         shares = self._shares(chosen)
         self.centre, self.spread = shares.mean(0), np.maximum(shares.std(0), LEAST_SPREAD)
         usual = ((shares - self.centre) / self.spread).mean(1)
