@@ -255,7 +255,8 @@ def test_files_of_a_record(tmp_path):
     assert kept["mean_auroc_masked"] == pytest.approx(made["mean_auroc_masked"], abs=1e-4)
     lines = written[0].read_text().splitlines()
     place = kept["detectors"].index("energy")
-    assert sum(line.startswith(f"[{place},") for line in lines) == 2, "one line a cell and detector"
+    assert sum(f"[{place}," in line for line in lines) == 2, "one line a cell"
+    assert sum(line.count(f"[{place},") for line in lines) == 2, "one row a cell and detector"
     assert sum("energy" in line for line in lines) == 1, "a name stands once"
     rows = list(csv.DictReader(io.StringIO(as_csv(made))))
     assert len(rows) == 2 * 2 * 2 + 1

@@ -51,7 +51,7 @@ def _view() -> dict[str, None]:
 IMAGES = Layout(
     every={
         "auroc": ("masked", "auroc"), "auroc_all": ("end_to_end", "auroc"), "tpr_at_1": ("masked", "tpr_at_1"),
-        "tpr_at_5": ("masked", "tpr_at_5"), "fpr": ("masked", "fpr"), "fpr_all": ("end_to_end", "fpr"),
+        "tpr_at_5": ("masked", "tpr_at_5"), "fpr": ("masked", "fpr"),
         "der_calibrated": ("masked", "der_calibrated"),
         "der_best": ("masked", "der_best"), "seconds": ("seconds_a_query",),
         "der_right": ("masked", "der_right"),
@@ -60,6 +60,7 @@ IMAGES = Layout(
     ours={
         "auroc_low": ("masked", "auroc_interval", 0), "auroc_high": ("masked", "auroc_interval", 1),
         "rating": ("der", "calibrated"), "rating_best": ("der", "best"),
+        "fpr_all": ("end_to_end", "fpr"),
     },
     shared={
         "clean": ("masked", "n_clean"), "anomalous": ("masked", "n_anomalous"), "ceiling": ("der", "ceiling"),
@@ -168,15 +169,16 @@ def _lines(head: Mapping[str, Any], cells: Cells) -> Iterator[str]:
             facts["false_positive_rates"] = _by_column(facts["false_positive_rates"], named)
         facts = {key: value for key, value in facts.items() if value not in (None, {}, [])}
         yield f'{_json(name)}:{{"facts":{_json(rounded(facts))},"detectors":['
-        for end, (detector, one) in _ended(detectors.items()):
+        rows = []
+        for detector, one in detectors.items():
             values = [_at(one, kept.every[column]) for column in every]
             values += [_at(one, kept.ours[column]) for column in ours] if detector == OURS else []
             while values and values[-1] is None:
                 values.pop()
             names = [*every, *ours]
             values = [_whole(rounded(value, names[i]), _digits(names[i])) for i, value in enumerate(values)]
-            yield f"{_json([named.index(detector), *values])}{'' if end else ','}"
-        yield "]}" + ("" if last else ",")
+            rows.append(_json([named.index(detector), *values]))
+        yield ",".join(rows) + "]}" + ("" if last else ",")
     yield "}"
     yield "}"
 

@@ -21,7 +21,7 @@ from covary.text.tokens import Tokens
 YARDSTICK, PER_TEXT = 160, 4
 MOST_TOKENS, MOST_PROMPT_TOKENS = 64, 32
 # Weights of a model on which so many tokens take seconds; of a larger one fewer are looked at, but no fewer than these.
-SMALL, LEAST_TOKENS = 20_000_000, 40
+SMALL, LEAST_TOKENS = 5_000_000, 40
 LEAST_SPREAD = 1e-6
 
 
