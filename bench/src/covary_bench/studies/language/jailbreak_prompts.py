@@ -58,10 +58,11 @@ def asked(long: Long, seed: int = 0, n: int = OF_A_KIND) -> Asked:
     known_mails = plain[:20]
     # Some e-mails occur again with another question.
     asked_mails = [one for one in plain if body(one) not in {body(other) for other in known_mails}]
-    made = as_long_as(lengths, sources(rest, known_mails, TRUSTED_TEXTS), long, seed)
+    trusted_sources = sources(rest, known_mails, TRUSTED_TEXTS)
+    made = as_long_as(lengths, trusted_sources, long, seed)
     # The task of the e-mails that are asked is trusted with other e-mails.
     many = np.random.default_rng([seed, 34]).integers(30, LONGEST, TRUSTED_MORE).tolist()
-    more = as_long_as(many, sources(rest, known_mails, TRUSTED_TEXTS), long, seed + MADE_ANEW)
+    more = as_long_as(many, trusted_sources, long, seed + MADE_ANEW)
     trusted = {"instructions": alone, "long": [*made, *known_mails[:TRUSTED_MAILS]], "more": more}
 
     roles = prompts_of("jailbreak_dan")
