@@ -118,7 +118,7 @@ def test_a_verdict_on_prompts_asks_for_no_answer(monkeypatch):
     clean = detector.score(texts.records(20, 3))
     odd = detector.score([{"prompt": odd_prompt(one["prompt"]), "id": one["id"]} for one in texts.records(10, 4)])
     assert np.median(odd.score) > np.quantile(clean.score, 0.9)
-    assert set(clean.parts) == {"functional", "latent", "confidence"}
+    assert set(clean.parts) == {"functional", "latent", "confidence", "last token"}
     evidence = detector.explain_tokens([{"prompt": f"sort : {ODD} :"}])[0]
     assert [word.strip() for word in evidence.tokens[:3]] == ["sort", ":", "wolf"]
 

@@ -48,7 +48,7 @@ def test_answers_the_model_would_not_give_score_higher(detector):
     odd = detector.score(strange(20))
     assert np.median(odd.score) > np.quantile(clean.score, 0.95)
     assert clean.flagged.mean() <= 0.15
-    assert set(clean.parts) == {"functional", "latent", "confidence"}
+    assert set(clean.parts) == {"functional", "latent", "confidence", "last token"}
 
 
 def test_evidence_names_trusted_texts(detector):

@@ -10,8 +10,10 @@ import pytest
 
 import slow
 from core_cases import synthetic
+from covary.scoring.conditional.lengths import AtEqualLengths
 from covary.scoring.rows import Rows
 from covary.scoring.scores.combined import Combined
+from covary.scoring.scores.distances import FullDistance
 from covary.scoring.scores.layers import LayerProfile, functional_numbers
 from covary.scoring.scores.parts import PARTS, EvidencePart, Part, confidence_numbers
 from covary.scoring.scores.standardise import ClassStandardiser
@@ -238,3 +240,35 @@ def test_a_part_added_to_the_table_joins_the_score(sides, odd_at, monkeypatch):
         assert (np.median(found.parts["length"]) > 2) == odd
         if sides == "one":
             np.testing.assert_array_equal(found.parts["latent"], plain.parts["latent"])
+
+
+@pytest.mark.parametrize("with_lengths", [False, True])
+def test_last_token_by_layer_and_at_equal_length_from_reference_and_fit_samples(with_lengths):
+    def at_anchor(n: int, seed: int, shift: float = 0.0) -> Rows:
+        rng = np.random.default_rng(seed)
+        states = {"one @ anchor": rng.normal(size=(n, 4)) + shift, "two @ anchor": 5 * rng.normal(size=(n, 70)) + shift}
+        lengths = rng.integers(3, 30, (n, 2)).astype(np.float64) if with_lengths else None
+        latent = {"one @ answer": states["one @ anchor"], **states}
+        return replace(synthetic(n, seed)[0], latent=latent, lengths=lengths)
+
+    reference, fit, queries = at_anchor(30, 1), at_anchor(20, 2), at_anchor(10, 3)
+    part = Part("last token").fit(reference, fit)
+    found, residuals = part.measure(queries)
+    both = Rows.concatenate([fit, reference])
+    layers = []
+    for name in ("one @ anchor", "two @ anchor"):
+        known, asked = (np.asarray(rows.latent[name], np.float64) for rows in (both, queries))
+        if with_lengths:
+            equal = AtEqualLengths().fit(known, both.lengths)
+            known, asked = equal.fit_, equal(asked, queries.lengths)
+        distance = FullDistance().fit(known, both.predicted)
+        layers.append((distance.fit_, distance(asked, queries.predicted)))
+    np.testing.assert_allclose(residuals, np.stack([asked for _, asked in layers], axis=1))
+    known, asked = (sum(layer[i] for layer in layers) for i in (0, 1))
+    if with_lengths:
+        equal = AtEqualLengths().fit(known[:, None], both.lengths)
+        known, asked = equal.fit_[:, 0], equal(asked[:, None], queries.lengths)[:, 0]
+    np.testing.assert_allclose(found, (asked - known.mean()) / known.std())
+    np.testing.assert_allclose(part.fit_, ((known - known.mean()) / known.std())[:20])
+    assert (part.measure(at_anchor(10, 3, shift=4.0))[0] > found).all()
+    assert "last token" not in Combined().fit(synthetic(30, 1)[0], synthetic(20, 2)[0]).parts_

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import slow
-from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
+from covary.scoring.scores.distances import FullDistance, LayersDistance, Standardised, TopLayersDistance
 
 LAYERS = 8
 
@@ -63,3 +63,15 @@ def test_fresh_samples_look_like_held_out_ones_and_odd_ones_higher(kind):
     odd[:, [1, LAYERS + 1]] += 2 * np.linspace(0.1, 3, 3 * LAYERS)[[1, LAYERS + 1]]
     assert (found(odd, query_rows) - plain).mean() > 0.3
 
+
+
+def test_vectors_by_layer_have_each_layers_own_distance_and_a_constant_layer_has_none():
+    (fit, classes), (queries, query_rows) = numbers(30, 1), numbers(10, 2)
+    widths, columns = (4, 12, 8), (range(4), range(16, 24))
+    fit[:, 4:16], queries[:, 4:16] = 7.0, 9.0
+    found = LayersDistance(widths).fit(fit, classes)
+    by_layer = [slow_full(fit[:, own], classes, queries[:, own], query_rows) for own in columns]
+    for i, values in enumerate((found.fit_, found(queries, query_rows))):
+        np.testing.assert_allclose(values, np.stack([layer[i] for layer in by_layer], axis=1), atol=1e-6)
+    nothing = LayersDistance([2]).fit(np.ones((8, 2)), classes[:8])
+    np.testing.assert_array_equal(nothing(queries[:, :2], query_rows), 0.0)

@@ -9,7 +9,14 @@ import pytest
 from sklearn.covariance import ledoit_wolf
 
 import slow
-from covary.scoring.scores.standardise import ClassStandardiser, held_out, held_out_residuals, shrunk, spread_folds
+from covary.scoring.scores.standardise import (
+    ClassStandardiser,
+    Precision,
+    held_out,
+    held_out_residuals,
+    shrunk,
+    spread_folds,
+)
 
 
 def numbers(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +26,7 @@ def numbers(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return mixed * np.linspace(0.1, 5, d) + 3 * classes[:, None], classes.astype(np.int64)
 
 
-@pytest.mark.parametrize(("n", "d"), [(60, 7), (25, 12), (9, 1)])
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (25, 12), (9, 1), (20, 31)])
 def test_against_the_transcription(n, d):
     table, classes = numbers(n, d, n)
     queries, query_classes = numbers(15, d, 99)
@@ -65,6 +72,18 @@ def test_constant_numbers_neither_divide_by_zero_nor_dominate():
     # The shrinkage's target changes a little with a dead dimension; the picture must not.
     np.testing.assert_allclose(distances, other, rtol=0.1)
     ClassStandardiser().fit(np.full((12, 3), 2.0), classes[:12]).distance(table[:, :3], classes)
+
+
+def test_fewer_samples_than_dimensions_have_the_length_of_the_full_covariance():
+    rng = np.random.default_rng(4)
+    samples = rng.normal(size=(12, 40)) @ rng.normal(size=(40, 40))
+    vectors = 3 * rng.normal(size=(6, 40)) @ rng.normal(size=(40, 40))
+    found = Precision(samples)
+    assert found.form.shape == (12, 40)
+    full = np.linalg.inv(ledoit_wolf(samples, assume_centered=True)[0])
+    np.testing.assert_allclose(found.length(vectors), np.sqrt(np.einsum("ni,ij,nj->n", vectors, full, vectors)))
+    # Of samples that are all alike nothing but the ridge is left.
+    assert np.isfinite(Precision(np.zeros((3, 8))).length(vectors[:, :8])).all()
 
 
 def test_held_out_distances_come_from_the_other_folds():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from covary.scoring.scores.standardise import ClassStandardiser, held_out, spread_folds
+from covary.scoring.scores.standardise import LEAST_SPREAD, ClassStandardiser, held_out, spread_folds
 
 Numbers = Float[np.ndarray, "n d"]
 Classes = Int[np.ndarray, " n"]
@@ -69,6 +71,35 @@ class TopLayersDistance:
         pairs = zip(self.layers_, self.columns_, strict=True)
         every = [layer(numbers[:, columns], classes) for layer, columns in pairs]
         return self.standardised_(_top(np.stack(every, axis=1)))
+
+
+class LayersDistance:
+    """The standardised log Mahalanobis distance of each layer's own vector; their sum is the distance of all.
+
+    Lee et al. 2018 (arXiv 1807.03888, section 2.2) on any vectors by layer; they weigh layers by known anomalies, here
+    all weigh the same. A layer that never varies among trusted samples is left out: no distance is to be had there.
+
+    Args:
+        widths: how many numbers each layer has, in the order of the numbers.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        self.columns_ = np.split(np.arange(sum(widths)), np.cumsum(widths)[:-1])
+
+    def fit(self, numbers: Numbers, classes: Classes) -> LayersDistance:
+        """One `FullDistance` a layer; `fit_` are the trusted samples' own, (n, L)."""
+        self.columns_ = [own for own in self.columns_ if numbers[:, own].std(0).max() > LEAST_SPREAD]
+        self.layers_ = [FullDistance().fit(numbers[:, own], classes) for own in self.columns_]
+        self.fit_ = self._stacked([layer.fit_ for layer in self.layers_], len(numbers))
+        return self
+
+    def __call__(self, numbers: Numbers, classes: Classes) -> Float[np.ndarray, "n L"]:
+        """Every layer's standardised log distance; higher = further from the trusted samples."""
+        pairs = zip(self.layers_, self.columns_, strict=True)
+        return self._stacked([layer(numbers[:, own], classes) for layer, own in pairs], len(numbers))
+
+    def _stacked(self, every: list[Distances], n: int) -> Float[np.ndarray, "n L"]:
+        return np.stack(every, axis=1) if every else np.zeros((n, 1))
 
 
 def _log(distances: Distances) -> Distances:

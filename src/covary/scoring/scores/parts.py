@@ -12,7 +12,7 @@ from jaxtyping import Float
 from covary.errors import unknown_name
 from covary.scoring.conditional.lengths import AtEqualLengths
 from covary.scoring.rows import Rows
-from covary.scoring.scores.distances import FullDistance, Standardised, TopLayersDistance
+from covary.scoring.scores.distances import FullDistance, LayersDistance, Standardised, TopLayersDistance
 from covary.scoring.scores.layers import LayerProfile
 
 Layers = Mapping[str, Float[np.ndarray, "n _"]]
@@ -20,7 +20,7 @@ Layers = Mapping[str, Float[np.ndarray, "n _"]]
 
 @dataclass(frozen=True)
 class EvidencePart:
-    """One kind of evidence as data; give either `numbers` or `layers`.
+    """One kind of evidence as data; give `numbers`, `layers` or `vectors`.
 
     Attributes:
         title: heading of its column in a report.
@@ -28,6 +28,7 @@ class EvidencePart:
         meaning: what the report's glossary says of it.
         numbers: from rows to its numbers, (n, d); None where the rows carry none.
         layers: from rows to vectors by layer, of which its numbers are the profile (see `LayerProfile`).
+        vectors: from rows to vectors by layer, each held against trusted ones as it is (see `LayersDistance`).
         norms: exact norms of those vectors, (n, L), where the rows know them.
         centred: whether the profile takes the reference mean off first.
         top_layers: whether the distance of its most striking layers is added to that of all.
@@ -41,6 +42,7 @@ class EvidencePart:
     meaning: str = ""
     numbers: Callable[[Rows], Float[np.ndarray, "n d"] | None] | None = None
     layers: Callable[[Rows], Layers] | None = None
+    vectors: Callable[[Rows], Layers] | None = None
     norms: Callable[[Rows], Float[np.ndarray, "n L"]] | None = None
     centred: bool = False
     top_layers: bool = False
@@ -54,8 +56,9 @@ class EvidencePart:
 
     def is_in(self, rows: Rows) -> bool:
         """Whether rows carry what it is made of."""
-        if self.layers is not None:
-            return bool(self.layers(rows))
+        by_layer = self.vectors if self.layers is None else self.layers
+        if by_layer is not None:
+            return bool(by_layer(rows))
         return self.numbers is not None and self.numbers(rows) is not None
 
 
@@ -130,6 +133,14 @@ PARTS: dict[str, EvidencePart] = {
         numbers=lambda rows: None if rows.prompt is None else confidence_numbers(rows.prompt),
         apart=True,
     ),
+    # Three numbers a layer say how long a state is and how much of it is known; where a prompt ends, more of it tells.
+    "last token": EvidencePart(
+        "Last token",
+        "the states at the prompt's end",
+        "How far the hidden states at the prompt's last token lie from trusted ones, block by block.",
+        vectors=lambda rows: {name: states for name, states in rows.latent.items() if name.endswith(" @ anchor")},
+        apart=True,
+    ),
     # What a pile shows on its inputs (see `covary.scoring.pile.together`): no numbers of one input's own.
     "pile": EvidencePart(
         "Pile",
@@ -178,6 +189,8 @@ class Part:
     def numbers(self, rows: Rows) -> Float[np.ndarray, "n d"]:
         """The numbers this kind of evidence is made of."""
         part = self.part
+        if part.vectors is not None:
+            return np.concatenate([np.asarray(own, np.float64) for own in part.vectors(rows).values()], axis=1)
         if part.layers is not None:
             norms = None if part.norms is None else part.norms(rows)
             found = self.profile_.numbers(part.layers(rows), rows.predicted, norms)
@@ -187,7 +200,12 @@ class Part:
         return found
 
     def fit(self, reference: Rows, fit: Rows) -> Part:
-        """Profile from the reference; standardisation from the fit samples, by held-out distances."""
+        """Profile from the reference; standardisation from the fit samples, by held-out distances.
+
+        Vectors have no profile, so reference samples standardise them, too; `fit_` is of the fit samples alone.
+        """
+        if self.part.vectors is not None:
+            return self._fit_vectors(Rows.concatenate([fit, reference]), len(fit))
         if self.part.layers is not None:
             self.profile_ = LayerProfile(centred=self.part.centred).fit(
                 self.part.layers(reference), reference.predicted
@@ -207,11 +225,32 @@ class Part:
         self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.full_.residuals_
         return self
 
+    def _fit_vectors(self, rows: Rows, n_fit: int) -> Part:
+        assert self.part.vectors is not None
+        numbers = self.numbers(rows)
+        self.equal_ = None if rows.lengths is None else AtEqualLengths().fit(numbers, rows.lengths)
+        numbers = numbers if self.equal_ is None else self.equal_.fit_
+        widths = [own.shape[1] for own in self.part.vectors(rows).values()]
+        self.by_layer_ = LayersDistance(widths).fit(numbers, rows.predicted)
+        total = self.by_layer_.fit_.sum(1, keepdims=True)
+        # Few trusted texts are long, and whoever has few like it is further from all of them, too.
+        self.distance_at_equal_ = None if rows.lengths is None else AtEqualLengths().fit(total, rows.lengths)
+        total = total if self.distance_at_equal_ is None else self.distance_at_equal_.fit_
+        self.standardised_ = Standardised().fit(total[:, 0])
+        self.fit_, self.fit_residuals_ = self.standardised_.fit_[:n_fit], self.by_layer_.fit_[:n_fit]
+        return self
+
     def measure(self, rows: Rows) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n d"]]:
         """Standardised log distance (about 0 and spread 1 on trusted samples; higher = odder) and the residuals."""
         numbers = self.numbers(rows)
         if self.equal_ is not None and rows.lengths is not None:
             numbers = self.equal_(numbers, rows.lengths)
+        if self.part.vectors is not None:
+            residuals = self.by_layer_(numbers, rows.predicted)
+            total = residuals.sum(1, keepdims=True)
+            if self.distance_at_equal_ is not None and rows.lengths is not None:
+                total = self.distance_at_equal_(total, rows.lengths)
+            return self.standardised_(total[:, 0]), residuals
         if self.part.sides == "one":
             found = self.standardised_(numbers[:, 0])
             return found, found[:, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.linalg import solve_triangular
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 Numbers = Float[np.ndarray, "n d"]
@@ -12,6 +13,7 @@ Classes = Int[np.ndarray, " n"]
 SHRINK = 20.0
 # In the numbers' own unit (mostly nats): a spread below this is rounding, not variation.
 LEAST_SPREAD = 1e-4
+RIDGE = 1e-9
 
 
 class ClassStandardiser:
@@ -25,14 +27,11 @@ class ClassStandardiser:
     mean_: Float[np.ndarray, " d"]
     class_means_: dict[int, Float[np.ndarray, " d"]]
     spread_: Float[np.ndarray, " d"]
-    whiten_: Float[np.ndarray, "d d"]
 
     def fit(self, numbers: Numbers, classes: Classes) -> ClassStandardiser:
         """Learns means, spreads and covariance of trusted samples."""
         offsets = self._fit_moments(numbers, classes)
-        covariance = shrunk(offsets / self.spread_) + 1e-9 * np.eye(numbers.shape[1])
-        # Rows of the inverse Cholesky factor: |L^-1 r|^2 = r^T S^-1 r, positive by construction.
-        self.whiten_ = np.linalg.inv(np.linalg.cholesky(covariance))
+        self.precision_ = Precision(offsets / self.spread_)
         return self
 
     def fit_moments(self, numbers: Numbers, classes: Classes) -> ClassStandardiser:
@@ -57,11 +56,41 @@ class ClassStandardiser:
 
     def distance(self, numbers: Numbers, classes: Classes) -> Float[np.ndarray, " n"]:
         """Mahalanobis distance, >= 0; higher = more anomalous."""
-        return np.linalg.norm(self.residuals(numbers, classes) @ self.whiten_.T, axis=1)
+        return self.precision_.length(self.residuals(numbers, classes))
 
     def _means(self, classes: Classes) -> Numbers:
         labels, place = np.unique(classes, return_inverse=True)
         return np.stack([self.class_means_.get(int(label), self.mean_) for label in labels])[place]
+
+
+class Precision:
+    """The length sqrt(r^T S^-1 r) of vectors under Ledoit and Wolf's covariance S of samples around 0 (see `shrunk`).
+
+    Of fewer samples X than dimensions S = b X^T X + a I is never made: S^-1 = (I - X^T (X X^T + a / b I)^-1 X) / a
+    (Woodbury), as large as the samples are many. A hidden state has thousands of dimensions.
+    """
+
+    def __init__(self, samples: Numbers) -> None:
+        n, d = samples.shape
+        if n >= d:
+            # Rows of the inverse Cholesky factor: |L^-1 r|^2 = r^T S^-1 r, positive by construction.
+            self.scale = 1.0
+            self.form = np.linalg.inv(np.linalg.cholesky(shrunk(samples) + RIDGE * np.eye(d)))
+            self.dual = False
+            return
+        intensity = float(ledoit_wolf_shrinkage(samples, assume_centered=True))
+        self.scale = intensity * float(np.square(samples).mean()) + RIDGE
+        ridge = self.scale * n / max(1.0 - intensity, RIDGE)
+        factor = np.linalg.cholesky(samples @ samples.T + ridge * np.eye(n))
+        self.form = solve_triangular(factor, samples, lower=True)
+        self.dual = True
+
+    def length(self, vectors: Numbers) -> Float[np.ndarray, " n"]:
+        """>= 0; higher = further out."""
+        squares = np.square(vectors @ self.form.T).sum(1)
+        if self.dual:
+            squares = np.maximum(np.square(vectors).sum(1) - squares, 0.0) / self.scale
+        return np.sqrt(squares)
 
 
 def shrunk(numbers: Numbers) -> Float[np.ndarray, "d d"]:
