@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from covary.features.activations import first_tensor
-from covary.features.engine.hooks import HookedPass, Places, operation_of
+from covary.features.engine.hooks import HookedPass
 from covary.features.engine.rules.leaf import output_tensors
 from covary.features.engine.rules.operations import Used, watched_forward, watching
+from covary.features.engine.taps import Places, operation_of
 from covary.features.layouts import Layout
 
 # A tensor's place in the network: layer, call, "in" or "out", position.

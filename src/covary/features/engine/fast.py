@@ -17,8 +17,9 @@ from covary.features.engine.accumulator import GradientAccumulator, PassTotals
 from covary.features.engine.axes import find_places, take, two_that_differ
 from covary.features.engine.check import offloaded, wrong_layers
 from covary.features.engine.compressed import Compressed
-from covary.features.engine.hooks import HookedPass, RuleFailed
+from covary.features.engine.hooks import HookedPass
 from covary.features.engine.rules.operations import watched_forward
+from covary.features.engine.taps import RuleFailed
 from covary.features.engine.values import ValueDependence
 from covary.features.exact import ChooseLogits, exact_gradients, where_vmap_fails
 from covary.features.layouts import Unsettled

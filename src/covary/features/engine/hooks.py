@@ -4,41 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from covary.features.activations import call_of, pooled_activations
+from covary.features.activations import pooled_activations
 from covary.features.engine import LAYER_RULES, LEAF_RULE, LayerRule
 from covary.features.engine.accumulator import GradientAccumulator
-from covary.features.engine.calls import Call, Tap
 from covary.features.engine.rules.operations import Used, watched_forward, watching
-from covary.features.layouts import Layout, Unsettled
-
-
-class RuleFailed(Exception):
-    """A layer's rule could not use what the layer was called with."""
-
-    def __init__(self, parameters: list[str], problem: Exception) -> None:
-        super().__init__(f"{', '.join(parameters)}: {problem}")
-        self.parameters = parameters
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the samples are in what one call was given and gave; None for what all samples share."""
-
-    inputs: tuple[Layout | None, ...]
-    outputs: tuple[Layout | None, ...]
-
-
-def operation_of(name: str) -> str:
-    """The key under which calls of known operations inside a layer are counted."""
-    return f"{name}()"
+from covary.features.engine.taps import LayerTap, OperationTap, Places, Taps, looked_up_per_sample
 
 
 class HookedPass:
@@ -168,8 +145,8 @@ class HookedPass:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(without_weight_gradients(self.module))
-            token = torch.zeros((), requires_grad=True)
-            self._hook(stack, token, n)
+            taps = Taps(self.ledger, torch.zeros((), requires_grad=True), n, self.places)
+            self._hook(stack, taps)
             with autocast(), self.pooling(n) as activations:
                 values, more = forward()
             for i, value in enumerate(values):
@@ -179,6 +156,8 @@ class HookedPass:
                     # Not autograd.grad: reentrant checkpointing refuses it. Only the token is there to accumulate.
                     value.sum().backward(retain_graph=i + 1 < len(values))
                 collect()
+            # Where activations are checkpointed, layers are tapped on the way back.
+            self.bytes = taps.bytes
             return [value.detach() for value in values], more, activations
 
     @contextmanager
@@ -195,115 +174,21 @@ class HookedPass:
     def expand(self, n: int) -> ExitStack:
         """While open, what all samples share is looked up once a sample in the embeddings known to do so."""
         stack = ExitStack()
-
-        def look(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2 and inputs[0].shape[0] == 1 < n:
-                return inputs[0].expand(n, -1), *inputs[1:]
-            return None
-
+        look = partial(looked_up_per_sample, n)
         for name in self.shared:
             stack.callback(self.module.get_submodule(name).register_forward_pre_hook(look).remove)
         return stack
 
-    def _hook(self, stack: ExitStack, token: Tensor, n: int) -> None:
-        calls: dict[str, int] = {}
-
-        def places_of(name: str) -> Places | None:
-            count = calls.get(name, 0)
-            calls[name] = count + 1
-            return None if n == 1 else call_of((self.places or {}).get(name, []), count)
-
-        def served(rule: Callable[..., Any], names: dict[str, str], make: Callable[..., Call]) -> Callable[..., Any]:
-            def consume(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Tensor | None:
-                try:
-                    return rule(make(ds, saved), self.ledger)
-                except Exception as problem:
-                    if isinstance(problem, (RuleFailed, Unsettled)) or "out of memory" in str(problem).lower():
-                        raise
-                    raise RuleFailed(list(names.values()), problem) from problem
-
-            return consume
-
-        def attach(name: str, layer: nn.Module, rule: LayerRule, names: dict[str, str]) -> None:
-            detached: list[Tensor] = []
-
-            def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-                if not torch.is_grad_enabled() or not inputs:
-                    return None
-                detached.append(inputs[0])
-                return inputs[0].detach(), *inputs[1:]
-
-            def after(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-                # Checkpointing runs layers without gradients first; calls count where the graph is built.
-                if not torch.is_grad_enabled():
-                    return None
-                places = places_of(name)
-                own = detached.pop() if detached else None
-                leaves, structure = tree_flatten((inputs, kwargs))
-                tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-                tensors = tensors if rule.all_arguments else tensors[:1]
-                kept = [leaves[i].detach() for i in tensors] if own is None else [own]
-                # What is kept is held by autograd alone.
-                shells = [(i, id(leaves[i])) for i in tensors]
-                rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-                def make(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Call:
-                    through = own is not None and own.requires_grad
-                    arguments = ((), {})
-                    if rule.all_arguments:
-                        # The same tensor twice stays the same object: attention asks whether query is key.
-                        same = {key: tensor for (_, key), tensor in zip(shells, saved, strict=True)}
-                        filled = list(rest)
-                        for i, key in shells:
-                            filled[i] = same[key]
-                        arguments = tree_unflatten(filled, structure)
-                    inside, outside = ((), ()) if places is None else (places.inputs, places.outputs)
-                    return Call(layer, names, saved, ds, n, outside, through, arguments, inside)
-
-                outs, shape = tree_flatten(output)
-                floats = [i for i, o in enumerate(outs) if isinstance(o, Tensor) and o.is_floating_point()]
-                floats = floats if rule.all_arguments else floats[:1]
-                if not floats:
-                    raise RuleFailed(list(names.values()), TypeError("no tensor comes out of the layer"))
-                self.bytes += sum(outs[i].numel() * outs[i].element_size() for i in floats)
-                # Marking a view as changed in place would drag its base along, and what an unknown layer returns may
-                # be something it keeps.
-                ready = [
-                    o.clone() if rule.all_arguments or (o._is_view() and not o.requires_grad) else o
-                    for o in (outs[i] for i in floats)
-                ]
-                consume = served(rule.rule, names, make)
-                tapped = Tap.apply(consume, len(ready), token, *ready, *kept)
-                for i, o in zip(floats, (tapped,) if isinstance(tapped, Tensor) else tapped, strict=True):
-                    outs[i] = o
-                return tree_unflatten(outs, shape)
-
-            if rule.own_backward:
-                stack.callback(layer.register_forward_pre_hook(before).remove)
-            stack.callback(layer.register_forward_hook(after, with_kwargs=True).remove)
-
-        def operate(name: str, layer: nn.Module, own: dict[str, str]) -> None:
-            def visit(used: Used, output: Tensor) -> Tensor:
-                names = {key: full for key, full in used.names.items() if full not in self.unknown}
-                if not torch.is_grad_enabled() or not names:
-                    return output
-                places = places_of(operation_of(name))
-                layouts = () if places is None else places.outputs
-                self.bytes += output.numel() * output.element_size()
-
-                def make(ds: tuple[Tensor | None, ...], saved: tuple[Tensor, ...]) -> Call:
-                    return Call(used.layer, names, saved, ds, n, layouts)
-
-                ready = output.clone() if output._is_view() else output
-                return Tap.apply(served(used.rule, names, make), 1, token, ready, used.input.detach())
-
-            stack.enter_context(watched_forward(layer, watching(layer, own, visit)))
-
-        stack.enter_context(self.expand(n))
+    def _hook(self, stack: ExitStack, taps: Taps) -> None:
+        stack.enter_context(self.expand(taps.n))
         for name, (layer, rule, names) in self.rules.items():
-            attach(name, layer, rule, names)
+            tap = LayerTap(taps, name, layer, rule, names)
+            if rule.own_backward:
+                stack.callback(layer.register_forward_pre_hook(tap.before).remove)
+            stack.callback(layer.register_forward_hook(tap.after, with_kwargs=True).remove)
         for name, (layer, own) in self.operated.items():
-            operate(name, layer, own)
+            visit = OperationTap(taps, name, self.unknown)
+            stack.enter_context(watched_forward(layer, watching(layer, own, visit)))
 
 
 def _owners(layer: nn.Module, keys: Iterable[str]) -> Iterator[tuple[nn.Module, str]]:

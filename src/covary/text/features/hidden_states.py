@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from covary.features.activations import first_tensor
+from covary.features.engine.taps import looked_up_per_sample
 from covary.text.tokens import Padded
 
 # Over the positions that count; and at the one where the network has read its question.
@@ -42,17 +44,9 @@ def hidden_states(layers: Mapping[str, nn.Module], x: Padded) -> Iterator[dict[s
     result: dict[str, Tensor] = {}
     pooled = x["pooled"].float()
     share = pooled / pooled.sum(1, keepdim=True)
-    anchor = x["anchor"]
-
-    def hook(name: str) -> Any:
-        def save(_: nn.Module, inputs: Any, output: Any) -> None:
-            states = first_tensor(output).detach().float()
-            result[f"{name} @ answer"] = torch.einsum("ntc,nt->nc", states, share)
-            result[f"{name} @ anchor"] = states[torch.arange(len(states), device=states.device), anchor]
-
-        return save
-
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    handles = [
+        layer.register_forward_hook(partial(_save, result, name, share, x["anchor"])) for name, layer in layers.items()
+    ]
     try:
         yield result
     finally:
@@ -60,18 +54,21 @@ def hidden_states(layers: Mapping[str, nn.Module], x: Padded) -> Iterator[dict[s
             handle.remove()
 
 
+def _save(
+    result: dict[str, Tensor], name: str, share: Tensor, anchor: Tensor, _: nn.Module, inputs: Any, output: Any
+) -> None:
+    states = first_tensor(output).detach().float()
+    result[f"{name} @ answer"] = torch.einsum("ntc,nt->nc", states, share)
+    result[f"{name} @ anchor"] = states[torch.arange(len(states), device=states.device), anchor]
+
+
 @contextmanager
 def looked_up_per_text(module: nn.Module, n: int) -> Iterator[None]:
     """Embeddings that all texts share, such as those of positions, are looked up once a text instead, so that each
     text's gradient can be told apart; the values are the same."""
-
-    def expand(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 2 and inputs[0].shape[0] == 1 < n:
-            return inputs[0].expand(n, -1), *inputs[1:]
-        return None
-
+    look = partial(looked_up_per_sample, n)
     embeddings = [child for child in module.modules() if isinstance(child, nn.Embedding)]
-    handles = [child.register_forward_pre_hook(expand) for child in embeddings]
+    handles = [child.register_forward_pre_hook(look) for child in embeddings]
     try:
         yield
     finally:
