@@ -204,13 +204,13 @@ def _json(value: Any) -> str:
 
 
 def _digits(column: str) -> int:
-    """Digits after the point that a column is kept to; 0 for seconds, whose leading digits are kept."""
-    return 0 if "seconds" in column else 4 + column.startswith("auroc")
+    """Digits after the point that a column is kept to: of seconds a millionth, which none is near."""
+    return 6 if "seconds" in column else 4 + column.startswith("auroc")
 
 
 def _whole(value: float | None, digits: int) -> float | int | None:
-    """A figure without its point, which most of a record would be; what has no digits stays."""
-    return value if value is None or not digits else round(value * 10**digits)
+    """A figure without its point, which most of a record would be."""
+    return None if value is None else round(value * 10**digits)
 
 
 def _ended(items: Any) -> Iterator[tuple[bool, Any]]:

@@ -9,7 +9,7 @@ from covary_bench.docs.images import markdown
 
 WAYS = ("alone", "together")
 PARTS = {"prompt confidence": "part: prompt's perplexity", "prompt functional": "part: prompt's gradient",
-         "prompt latent": "part: prompt's states",
+         "prompt latent": "part: prompt's states", "last token": "part: last token",
          "functional": "part: gradient", "latent": "part: states", "confidence": "part: confidence"}  # fmt: skip
 
 
