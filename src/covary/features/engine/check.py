@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -32,18 +33,6 @@ def wrong_layers(
     """
     sums: dict[tuple[str, int], Tensor] = {}
 
-    def collect(name: str) -> Callable[[Tensor], None]:
-        def project(parameter: Tensor) -> None:
-            place = ledger.places[name]
-            assert parameter.grad is not None
-            gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
-            share = place.block.project(place.block.matrix({name: gradient.unsqueeze(0).float()}))
-            key = place.layer, place.position
-            sums[key] = sums[key] + share if key in sums else share
-            parameter.grad = None
-
-        return project
-
     parameters = dict(module.named_parameters())
     before = {name: (parameter.requires_grad, parameter.grad) for name, parameter in parameters.items()}
     handles = []
@@ -53,7 +42,7 @@ def wrong_layers(
             parameter.requires_grad_(name in ledger.places and not parameter.is_meta)
             parameter.grad = None
             if parameter.requires_grad:
-                handles.append(parameter.register_post_accumulate_grad_hook(collect(name)))
+                handles.append(parameter.register_post_accumulate_grad_hook(partial(_project, ledger, sums, name)))
         with torch.inference_mode(False), torch.enable_grad():
             value = observe()
             if value.requires_grad:
@@ -87,6 +76,16 @@ def wrong_layers(
         if not off <= (TOLERANCE_HALF if half else TOLERANCE) * scale + ROUNDING * longest:
             wrong.append(layer)
     return wrong
+
+
+def _project(ledger: GradientAccumulator, sums: dict[tuple[str, int], Tensor], name: str, parameter: Tensor) -> None:
+    place = ledger.places[name]
+    assert parameter.grad is not None
+    gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+    share = place.block.project(place.block.matrix({name: gradient.unsqueeze(0).float()}))
+    key = place.layer, place.position
+    sums[key] = sums[key] + share if key in sums else share
+    parameter.grad = None
 
 
 def offloaded(module: nn.Module) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from covary.features.engine.accumulator import GradientAccumulator
 from covary.features.engine.calls import Call
@@ -87,17 +88,26 @@ def _vectorised(call: Call) -> Iterator[tuple[Tensor, ...]]:
     leaves, structure = tree_flatten(call.arguments)
     arguments, ds = _split(call)
 
-    def one(moving: dict[str, Tensor], ds: dict[int, Tensor], own: dict[int, Tensor]) -> Tensor:
-        inputs, kwargs = tree_unflatten([own.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
-        outputs = output_tensors(functional_call(bare, moving, inputs, kwargs))
-        return torch.stack([(outputs[i] * d).sum() for i, d in ds.items()]).sum()
-
     step = max(1, FULL_GRADIENT_BYTES // (4 * sum(p.numel() for p in moving.values())))
-    each = vmap(grad(one), in_dims=(None, 0, 0))
+    each = vmap(grad(partial(_along, bare, leaves, structure)), in_dims=(None, 0, 0))
     for start in range(0, call.n, step):
         some = slice(start, start + step)
         got = each(moving, {i: d[some] for i, d in ds.items()}, {i: leaf[some] for i, leaf in arguments.items()})
         yield tuple(got.values())
+
+
+def _along(
+    bare: Bare,
+    leaves: Sequence[Any],
+    structure: TreeSpec,
+    moving: dict[str, Tensor],
+    ds: dict[int, Tensor],
+    own: dict[int, Tensor],
+) -> Tensor:
+    """<d, layer(x; w)> of one sample."""
+    inputs, kwargs = tree_unflatten([own.get(i, leaf) for i, leaf in enumerate(leaves)], structure)
+    outputs = output_tensors(functional_call(bare, moving, inputs, kwargs))
+    return torch.stack([(outputs[i] * d).sum() for i, d in ds.items()]).sum()
 
 
 def _one_by_one(call: Call) -> Iterator[tuple[Tensor, ...]]:
