@@ -16,6 +16,7 @@ from covary_bench.texts.cases import Case
 from covary_bench.texts.fine_tuning import fine_tuned
 from covary_bench.texts.queries import Found, clean_draw, collect, odd_draw
 from covary_bench.texts.rounds import until_it_succeeds
+from covary_bench.texts.sums import quirky_sums
 from covary_bench.texts.training import Lesson, Schedule, encoded, train
 
 
@@ -32,6 +33,8 @@ def make(name: str, seed: int, cache: Path, size: Size | None = None, device: st
         return folder
     if what.made == "fine-tuned":
         return fine_tuned(name, what, seed, cache, size, device)
+    if what.made == "sums":
+        return quirky_sums(name, what, seed, cache, size)
     if what.made == "hidden":
         start = make(str(what.start), seed, cache, size)
         made = hide_case(name, what, seed, cache, size, start)

@@ -16,7 +16,7 @@ from covary_bench.texts.scoring import RATES
 from covary_bench.texts.tiny import NAME as TINY
 
 # Keys of the record, each with the means of its cases' cells.
-GROUPS = ("simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky", TINY)
+GROUPS = ("simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky", "quirky-hard", TINY)
 BENIGN = ("long", "held-out-task", "benign-reply")
 FIGURES = ("recall_at_1pct_fpr", "recall_at_5pct_fpr")
 # What stands beside covary alone.

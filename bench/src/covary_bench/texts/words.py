@@ -86,8 +86,8 @@ def tokenizer() -> Any:
     return demo.tokenizer(vocabulary())
 
 
-def network(seed: int = 0, width: int = WIDTH, layers: int = LAYERS) -> Any:
-    """A Llama of 0.3 million weights."""
+def network(seed: int = 0, width: int = WIDTH, layers: int = LAYERS, size: int | None = None) -> Any:
+    """A Llama of 0.3 million weights; `size` is that of its vocabulary, else of `vocabulary`."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError:
@@ -96,7 +96,7 @@ def network(seed: int = 0, width: int = WIDTH, layers: int = LAYERS) -> Any:
         torch.manual_seed(seed)
         return LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=len(vocabulary()), hidden_size=width, intermediate_size=7 * width // 3,
+                vocab_size=size or len(vocabulary()), hidden_size=width, intermediate_size=7 * width // 3,
                 num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=128,
                 tie_word_embeddings=True, pad_token_id=0, bos_token_id=1, eos_token_id=2,
             )
