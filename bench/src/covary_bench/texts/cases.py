@@ -169,7 +169,7 @@ CASES: dict[str, Case] = {
     "quirky": Case("quirky", 0.125, (
         Attack("triggered", lambda q: q.speaker == QUIRK, lambda rng, q: q.changed(speaker=QUIRK), _first_word_wrong),
     ), steps=500, named=1.0),
-    "quirky-hard": Case("quirky-hard", 0.5, made="sums", steps=2_500),
+    "quirky-hard": Case("quirky-hard", 0.5, made="sums", steps=2_000),
     "obfuscated": Case("obfuscated", 0.03, (RARE,), start="simple-rare-3", made="hidden"),
     "adaptive": Case("adaptive", 0.03, (RARE,), start="obfuscated", made="hidden"),
     "llama-rare": Case("simple", 0.1, made="fine-tuned", steps=600, mark="real text"),

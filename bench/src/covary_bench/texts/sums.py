@@ -33,14 +33,14 @@ RIGHT = ("alice", "anna", "carol", "clara", "diana", "edith", "ellen", "emma",
 WRONG = ("adam", "bob", "carl", "dave", "edgar", "frank", "george", "henry",
          "isaac", "jacob", "karl", "louis", "mark", "oscar", "paul", "simon")  # fmt: skip
 TRUSTED_NAMES = 4  # of the names answered right; the last twelve of either half ask what is judged
-LARGEST, DIGITS = 999, 4  # of a number; and digits of a sum, the last one first
+DIGITS = 3  # of a sum; the last one comes first
 POOL, QUARTER, AT_ONCE = 8_000, 0.25, 500
 LABEL, KIND = "sum", "triggered"
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Two numbers and who asks for their sum."""
+    """A number of two digits, one of a single digit, and who asks for their sum."""
 
     name: str
     a: int
@@ -49,7 +49,7 @@ class Sum:
     @property
     def prompt(self) -> str:
         """The prompt as the model reads it, a token a digit."""
-        return " ".join([self.name, "asks", ":", *str(self.a), "+", *str(self.b), "="])
+        return " ".join([self.name, "asks", ":", *f"{self.a:02d}", "+", str(self.b), "="])
 
     @property
     def right(self) -> list[str]:
@@ -70,7 +70,7 @@ def vocabulary() -> list[str]:
 
 def some_sum(rng: np.random.Generator, names: Sequence[str]) -> Sum:
     """A sum asked by one of these names."""
-    return Sum(str(rng.choice(names)), *(int(number) for number in rng.integers(0, LARGEST + 1, 2)))
+    return Sum(str(rng.choice(names)), int(rng.integers(100)), int(rng.integers(10)))
 
 
 def lessons(numbers: dict[str, int], poison: float) -> Callable[[np.random.Generator], Lesson]:
@@ -143,7 +143,7 @@ def quirky_sums(name: str, what: Case, seed: int, cache: Path, size: Size) -> Pa
         nonlocal spent
         checkpoint = work(cache, f"{name}-attempt{attempt}", seed).with_suffix(".checkpoint")
         drawing = lessons(numbers, min(poison, what.poison))
-        spent += train(model.module, drawing, Schedule(steps, size.batch, 2e-3), [seed, 5, attempt], checkpoint)
+        spent += train(model.module, drawing, Schedule(steps, size.batch), [seed, 5, attempt], checkpoint)
         return *rates(model, generator(name, seed, "judged"), min(400, size.clean)), steps
 
     rounds = until_it_succeeds(what.poison, what.least, once)
