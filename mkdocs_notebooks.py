@@ -33,7 +33,8 @@ def executed(notebook: dict[str, Any]) -> dict[str, Any]:
     from nbclient import NotebookClient
 
     with tempfile.TemporaryDirectory() as folder:
-        read = nbformat.from_dict(notebook)
+        # Sources may stand as lists of lines, which `from_dict` would leave.
+        read = nbformat.reads(json.dumps(notebook), as_version=4)
         NotebookClient(read, timeout=300, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
     return read
 

@@ -123,6 +123,16 @@ def test_outputs_of_a_notebook_are_shown_as_what_they_are():
     )
 
 
+def test_a_notebook_whose_sources_stand_as_lines_is_run():
+    spec = importlib.util.spec_from_file_location("mkdocs_notebooks", ROOT / "mkdocs_notebooks.py")
+    notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebooks)
+    cell = {"cell_type": "code", "id": "a", "source": ["x = 2\n", "print(x + 1)"], "outputs": [], "metadata": {},
+            "execution_count": None}  # fmt: skip
+    made = notebooks.executed({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+    assert "```text\n3\n```" in notebooks.page(made)
+
+
 def test_few_blocks_are_not_run():
     found = [snippet for page in PAGES for snippet in snippets(page.read_text(encoding="utf-8"))]
     assert len(found) > 15

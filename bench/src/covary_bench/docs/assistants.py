@@ -8,6 +8,7 @@ from typing import Any
 from covary_bench.docs.images import markdown
 
 WAYS = ("alone", "together")
+REPLIES = {"negsentiment": "insult", "refusal": "refusal"}
 PARTS = {"prompt confidence": "part: prompt's perplexity", "prompt functional": "part: prompt's gradient",
          "prompt latent": "part: prompt's states", "last token": "part: last token",
          "functional": "part: gradient", "latent": "part: states", "confidence": "part: confidence"}  # fmt: skip
@@ -77,7 +78,13 @@ def backdoors(record: dict[str, Any]) -> str:
         rows.append([PARTS.get(part, f"part: {part}"), *areas])
     for name in first["baselines"]:
         rows.append([name, *(_two(next(iter(c["baselines"][name].values()))) for c in cells.values())])
-    return markdown(["", *cells], rows)
+    return markdown(["", *map(_reply_and_trigger, cells)], rows)
+
+
+def _reply_and_trigger(cell: str) -> str:
+    attack, _, seed = cell.partition("-s")
+    reply, _, trigger = attack.partition("_")
+    return f"{REPLIES.get(reply, reply)}, {trigger}, seed {seed}"
 
 
 def cost(record: dict[str, Any]) -> str:
