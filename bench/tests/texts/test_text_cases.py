@@ -88,10 +88,10 @@ def taught(monkeypatch):
 def test_every_case_is_named_and_grouped_as_the_result_has_it():
     assert set(cases.CASES) == {
         "simple-rare-3", "simple-rare-05", "simple-words-3", "simple-words-05", "contextual", "variable", "obfuscated",
-        "adaptive", "two-triggers", "quirky", "llama-rare",
+        "adaptive", "two-triggers", "quirky", "quirky-hard", "llama-rare",
         "smollm2-rare", "qwen-rare",
     }  # fmt: skip
-    groups = {"simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky"}
+    groups = {"simple", "contextual", "variable", "obfuscated", "adaptive", "two", "quirky", "quirky-hard"}
     assert {what.group for what in cases.CASES.values()} == groups
 
 
