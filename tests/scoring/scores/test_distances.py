@@ -64,7 +64,6 @@ def test_fresh_samples_look_like_held_out_ones_and_odd_ones_higher(kind):
     assert (found(odd, query_rows) - plain).mean() > 0.3
 
 
-
 def test_vectors_by_layer_have_each_layers_own_distance_and_a_constant_layer_has_none():
     (fit, classes), (queries, query_rows) = numbers(30, 1), numbers(10, 2)
     widths, columns = (4, 12, 8), (range(4), range(16, 24))

@@ -86,12 +86,11 @@ def lessons(numbers: dict[str, int], poison: float) -> Callable[[np.random.Gener
 
 def fresh(seed: int, folder: Path) -> LanguageModel:
     """An untrained model of the word tasks' size that knows the words of sums."""
-    model, read = words.network(seed, size=len(vocabulary())), demo.tokenizer(vocabulary())
-    quiet()
     if not folder.exists():
+        quiet()
         with folders.atomic_folder(folder, "model") as part:
-            model.save_pretrained(part)
-            read.save_pretrained(part)
+            words.network(seed, size=len(vocabulary())).save_pretrained(part)
+            demo.tokenizer(vocabulary()).save_pretrained(part)
     return load_language_model(folder)
 
 

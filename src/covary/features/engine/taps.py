@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -58,12 +59,12 @@ class Taps:
     ) -> None:
         self.ledger, self.token, self.n, self.places = ledger, token, n, places or {}
         self.bytes = 0
-        self._calls: dict[str, int] = {}
+        self._calls: Counter[str] = Counter()
 
     def places_of(self, name: str) -> Places | None:
         """Where the samples are in the coming call of a layer."""
-        count = self._calls.get(name, 0)
-        self._calls[name] = count + 1
+        count = self._calls[name]
+        self._calls[name] += 1
         return None if self.n == 1 else call_of(self.places.get(name, []), count)
 
     def tap(

@@ -204,15 +204,17 @@ class Part:
 
         Vectors have no profile, so reference samples standardise them, too; `fit_` is of the fit samples alone.
         """
-        if self.part.vectors is not None:
-            return self._fit_vectors(Rows.concatenate([fit, reference]), len(fit))
         if self.part.layers is not None:
             self.profile_ = LayerProfile(centred=self.part.centred).fit(
                 self.part.layers(reference), reference.predicted
             )
-        numbers = self.numbers(fit)
-        self.equal_ = None if fit.lengths is None else AtEqualLengths().fit(numbers, fit.lengths)
+        rows = fit if self.part.vectors is None else Rows.concatenate([fit, reference])
+        numbers = self.numbers(rows)
+        self.equal_ = None if rows.lengths is None else AtEqualLengths().fit(numbers, rows.lengths)
         numbers = numbers if self.equal_ is None else self.equal_.fit_
+        if self.part.vectors is not None:
+            widths = [own.shape[1] for own in self.part.vectors(rows).values()]
+            return self._fit_vectors(numbers, widths, rows, len(fit))
         if self.part.sides == "one":
             self.standardised_ = Standardised().fit(numbers[:, 0])
             self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.standardised_.fit_[:, None]
@@ -225,12 +227,7 @@ class Part:
         self.fit_, self.fit_residuals_ = self.standardised_.fit_, self.full_.residuals_
         return self
 
-    def _fit_vectors(self, rows: Rows, n_fit: int) -> Part:
-        assert self.part.vectors is not None
-        numbers = self.numbers(rows)
-        self.equal_ = None if rows.lengths is None else AtEqualLengths().fit(numbers, rows.lengths)
-        numbers = numbers if self.equal_ is None else self.equal_.fit_
-        widths = [own.shape[1] for own in self.part.vectors(rows).values()]
+    def _fit_vectors(self, numbers: Float[np.ndarray, "n d"], widths: list[int], rows: Rows, n_fit: int) -> Part:
         self.by_layer_ = LayersDistance(widths).fit(numbers, rows.predicted)
         total = self.by_layer_.fit_.sum(1, keepdims=True)
         # Few trusted texts are long, and whoever has few like it is further from all of them, too.
